@@ -1,0 +1,1 @@
+"""The host side of the guest protocol (spec/guest-protocol.md)."""
