@@ -1,0 +1,207 @@
+"""The one gate to other programs: argv lists only, minimal environment, a process group of their own.
+
+`run` waits for a short command; `spawn` starts a long-lived one that may outlive us; `ProcessId` names a process so
+that a reused pid is never mistaken for it (pid and start time, proc(5) field 22).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from hutch.errors import error
+
+log = logging.getLogger(__name__)
+
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "http_proxy", "https_proxy", "no_proxy")
+OUTPUT_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process for good: its pid and the clock tick at which it began."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId | None":
+        """Return the identity of a living (not zombie) process, or None."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in (b"Z", b"X") else cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        """Tell whether that very process still runs."""
+        return ProcessId.of(self.pid) == self
+
+    def kill(self, number: int = signal.SIGKILL) -> bool:
+        """Send a signal through a pidfd, checked to be that very process; returns False when it is gone."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            # Checked after the descriptor is held: from here on the pid cannot come to mean another process.
+            if not self.alive():
+                return False
+            signal.pidfd_send_signal(fd, number)
+            return True
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(fd)
+
+    async def wait(self) -> None:
+        """Return when the process is gone, a child of ours or not."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        try:
+            if not self.alive():
+                return
+            loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+            await ended
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a command left: its exit code (negative for a signal) and its output, capped at OUTPUT_LIMIT."""
+
+    argv: Sequence[str]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def which(program: str) -> str | None:
+    """Return the absolute path of a program on PATH (with the sbin directories), or None."""
+    path = os.environ.get("PATH", "") + os.pathsep + "/usr/local/sbin:/usr/sbin:/sbin"
+    return shutil.which(program, path=path)
+
+
+def require(program: str, package: str) -> str:
+    """Return the absolute path of `program`. Raises Missing (tool_missing), naming the package that has it."""
+    found = which(program)
+    if found is None:
+        raise error(
+            "tool_missing",
+            f"the program {program} is not installed",
+            hint=f"install the package {package} (`apt-get install {package}`)",
+        )
+    return found
+
+
+def minimal_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the few variables that other programs get, plus `extra`."""
+    env = {key: os.environ[key] for key in _KEPT if key in os.environ}
+    env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    return env | {"LC_ALL": "C.UTF-8"} | dict(extra or {})
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    stdin: bytes | IO[bytes] | int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    check: bool = True,
+    code: str = "engine_failed",
+) -> Finished:
+    """Run a command to its end and return what it left.
+
+    `stdin` is bytes to feed, a file, or None for /dev/null. The command has its own process group, which is killed on
+    timeout or cancellation. Raises HutchError with `code` when it fails (and `check`) or runs out of time,
+    Missing (tool_missing) when it is not installed.
+    """
+    log.debug("run: %s", shlex.join(argv))
+    feed = isinstance(stdin, bytes)
+    try:
+        child = await asyncio.create_subprocess_exec(  # noqa: TID251 - the gate itself
+            *argv,
+            stdin=subprocess.PIPE if feed else (subprocess.DEVNULL if stdin is None else stdin),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=minimal_env(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as cause:
+        raise error("tool_missing", f"the program {argv[0]} is not installed") from cause
+    try:
+        async with asyncio.timeout(timeout):
+            out, err = await child.communicate(stdin if feed else None)
+    except TimeoutError:
+        raise error(
+            code, f"{argv[0]} did not finish within {timeout:g} s", details={"argv": list(argv)}
+        ) from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
+    assert child.returncode is not None
+    done = Finished(tuple(argv), child.returncode, out[:OUTPUT_LIMIT], err[:OUTPUT_LIMIT])
+    if check and done.code != 0:
+        text = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise error(
+            code,
+            f"{argv[0]} failed with exit code {done.code}: {text}",
+            details={"argv": list(argv), "exit_code": done.code},
+        )
+    return done
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    user: int | None = None,
+    group: int | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start a program in a session of its own; it outlives us. Missing descriptors are /dev/null.
+
+    `user` and `group` (numeric) drop privileges, with no supplementary groups. Raises Missing (tool_missing).
+    """
+    log.debug("spawn: %s", shlex.join(argv))
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(  # noqa: TID251 - the gate itself
+            argv,
+            stdin=null if stdin is None else stdin,
+            stdout=null if stdout is None else stdout,
+            stderr=null if stderr is None else stderr,
+            env=minimal_env(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            user=user,
+            group=group,
+            extra_groups=[] if user is not None else None,
+        )
+    except FileNotFoundError as cause:
+        raise error("tool_missing", f"the program {argv[0]} is not installed") from cause

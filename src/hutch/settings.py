@@ -1,0 +1,231 @@
+"""The one table of settings: flag, environment variable, TOML key, docs page and `hutch config` derive from it.
+
+A value comes from, in this order: the command line, `HUTCH_<NAME>` in the environment, `config.toml`
+(`$HUTCH_CONFIG`, else `$XDG_CONFIG_HOME/hutch/config.toml`, else `/etc/hutch/config.toml` as root), the default.
+"""
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hutch.errors import error
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_UNITS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `512m`, `2g`, `1.5GiB` or `1048576` stand for. Raises InvalidInput (bad_size)."""
+    lowered = text.strip().lower().removesuffix("ib").removesuffix("b")
+    unit = lowered[-1:] if lowered[-1:].isalpha() else ""
+    try:
+        value = float(lowered.removesuffix(unit)) * _UNITS[unit]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 < value < 1 << 62:
+        raise error("bad_size", f"{text!r} is not a size", hint="write it like 512m, 2g or 1048576")
+    return int(value)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that `1500ms`, `30s`, `5m`, `2h30m` or a bare number of seconds stand for.
+
+    Raises InvalidInput (bad_request).
+    """
+    rest, total, seen = text.strip().lower(), 0.0, False
+    while rest:
+        digits = len(rest) - len(rest.lstrip("0123456789."))
+        letters = len(rest[digits:]) - len(rest[digits:].lstrip("dhms"))
+        unit = rest[digits : digits + letters] or "s"
+        try:
+            total += float(rest[:digits]) * _SECONDS[unit]
+        except (ValueError, KeyError):
+            seen = False
+            break
+        seen, rest = True, rest[digits + letters :]
+    if not seen:
+        raise error(
+            "bad_request", f"{text!r} is not a duration", hint="write it like 30s, 5m or 2h30m"
+        )
+    return total
+
+
+def parse_bool(text: str) -> bool:
+    """Return the truth of yes/no, true/false, on/off, 1/0. Raises InvalidInput (bad_setting)."""
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise error("bad_setting", f"{text!r} is neither true nor false")
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    """Return the comma-separated, stripped, non-empty parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def default_home() -> Path:
+    """Return where data lives: /var/lib/hutch as root, else `$XDG_DATA_HOME/hutch`."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/hutch")
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local/share") / "hutch"
+
+
+def default_runtime_base() -> Path:
+    """Return the directory for sockets: /run as root, `$XDG_RUNTIME_DIR`, else <tmp>/hutch-UID."""
+    if os.geteuid() == 0:
+        return Path("/run/hutch")
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "hutch" if base else Path(tempfile.gettempdir()) / f"hutch-{os.getuid()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`), how text is read, and its help."""
+
+    key: str
+    parse: Callable[[str], Any]
+    default: Callable[[], Any]
+    help: str
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return f"HUTCH_{self.key.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag."""
+        return f"--{self.key.replace('_', '-')}"
+
+
+def _row(key: str, parse: Callable[[str], Any], default: Any, text: str) -> Setting:
+    return Setting(key, parse, default if callable(default) else lambda: default, text)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    _row("home", Path, default_home, "directory of all data"),
+    _row("runtime_dir", Path, default_runtime_base, "directory of sockets; private to the user"),
+    _row("cpus", int, 1, "CPUs of a sandbox"),
+    _row("memory", parse_size, 512 * MIB, "memory of a sandbox"),
+    _row("disk", parse_size, 10 * GIB, "size of a sandbox's writable disk (space is used as it is written)"),
+    _row("kernel", str, "", "name of the kernel to boot; empty: the one chosen by `hutch kernel use`"),
+    _row("qemu", str, "qemu-system-x86_64", "the QEMU program"),
+    _row("accelerator", str, "auto", "auto, kvm or tcg; auto trusts only what a canary VM has shown to work"),
+    _row("machine", str, "auto", "auto, microvm or q35"),
+    _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
+    _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
+    _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
+    _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
+    _row("log_files", int, 3, "rotated log files kept for each log"),
+    _row("uid_base", int, 2_000_000, "first uid for VMs when the daemon is root; one uid each"),
+    _row("uid_count", int, 10_000, "number of such uids"),
+    _row("jail", parse_bool, True, "run QEMU with its seccomp sandbox and, as root, under a uid of its own"),
+    _row("registry_mirrors", parse_list, (), "registry=mirror pairs, asked first"),
+    _row("plain_http_registries", parse_list, (), "registries spoken to without TLS"),
+    _row("registry_ca", str, "", "PEM file of further certificate authorities for registries"),
+    _row("default_registry", str, "docker.io", "registry of image names that name none"),
+    _row("pull_parallel", int, 4, "blobs or ranges fetched at once"),
+    _row("idle_exit", parse_duration, 0.0, "the daemon ends after that long without VMs or clients; 0: never"),
+    _row("log_level", str, "info", "debug, info, warning or error, for the daemon's own log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, parsed. Field names are the keys of `SETTINGS`."""
+
+    home: Path
+    runtime_dir: Path
+    cpus: int
+    memory: int
+    disk: int
+    kernel: str
+    qemu: str
+    accelerator: str
+    machine: str
+    boot_timeout: float
+    stop_timeout: float
+    exec_orphan_grace: float
+    log_size: int
+    log_files: int
+    uid_base: int
+    uid_count: int
+    jail: bool
+    registry_mirrors: tuple[str, ...]
+    plain_http_registries: tuple[str, ...]
+    registry_ca: str
+    default_registry: str
+    pull_parallel: int
+    idle_exit: float
+    log_level: str
+
+
+assert [f.name for f in fields(Settings)] == [row.key for row in SETTINGS]
+
+
+def config_path(env: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of the TOML file, whether or not it exists."""
+    if env.get("HUTCH_CONFIG"):
+        return Path(env["HUTCH_CONFIG"])
+    if os.geteuid() == 0:
+        return Path("/etc/hutch/config.toml")
+    base = env.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "hutch/config.toml"
+
+
+def _parse(row: Setting, value: Any, origin: str) -> Any:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return row.parse(text)
+    except (ValueError, TypeError) as cause:
+        raise error(
+            "bad_setting", f"{origin}: {text!r} is no value for {row.key} ({row.help})"
+        ) from cause
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
+) -> Settings:
+    """Return the settings in force. `flags` maps keys to already parsed values; None means not given.
+
+    Raises InvalidInput (bad_setting) for unknown keys and values that cannot be read.
+    """
+    values = {key: value for key, (value, _) in resolve_settings(flags, env).items()}
+    return Settings(**values)
+
+
+def resolve_settings(
+    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
+) -> dict[str, tuple[Any, str]]:
+    """Return for each key its value and where it came from: `flag`, `environment`, `file` or `default`."""
+    path = config_path(env)
+    table: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:
+            raise error("bad_setting", f"{path} cannot be read: {cause}") from cause
+    unknown = sorted(set(table) - {row.key for row in SETTINGS})
+    if unknown:
+        raise error(
+            "bad_setting", f"{path}: no setting {unknown[0]!r}", hint="see `hutch config` for all of them"
+        )
+    out: dict[str, tuple[Any, str]] = {}
+    for row in SETTINGS:
+        if flags and flags.get(row.key) is not None:
+            out[row.key] = (flags[row.key], "flag")
+        elif env.get(row.env):
+            out[row.key] = (_parse(row, env[row.env], row.env), "environment")
+        elif row.key in table:
+            out[row.key] = (_parse(row, table[row.key], str(path)), "file")
+        else:
+            out[row.key] = (row.default(), "default")
+    return out

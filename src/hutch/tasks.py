@@ -1,0 +1,60 @@
+"""Owned tasks: the only place that starts asyncio tasks outside a TaskGroup.
+
+A `Scope` belongs to something long-lived (the daemon, a sandbox's supervisor). Each task has a name and dies
+with its scope; a task that fails is logged at once, never silently. Request-scoped work uses asyncio.TaskGroup.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, Self, TypeVar
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Scope:
+    """A group of named background tasks. Invariants: `close` never raises a task's error and ends in bounded time."""
+
+    def __init__(self, name: str, *, grace: float = 0.0) -> None:
+        """`grace` is how many seconds `close` lets tasks finish before it cancels them."""
+        self._name = name
+        self._grace = grace
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in the background, as a task of this scope."""
+        task = asyncio.create_task(work, name=f"{self._name}/{name}")  # noqa: TID251 - the owner
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.error("task %s failed", task.get_name(), exc_info=failure)
+
+    async def close(self) -> None:
+        """Wait for the grace period, cancel what is left, and wait for that (5 s at most)."""
+        tasks = set(self._tasks)
+        if tasks and self._grace:
+            _, tasks = await asyncio.wait(tasks, timeout=self._grace)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=5.0)
+            for task in stuck:
+                log.error("task %s ignores its cancellation", task.get_name())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call in a worker thread: the one gate for file system, SQLite and lock calls."""
+    return await asyncio.to_thread(work, *args, **kwargs)
