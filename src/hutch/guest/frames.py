@@ -1,8 +1,9 @@
 """The bytes of the guest protocol: preamble and frames, encoded and decoded without any I/O.
 
-Counterpart of spec/guest-protocol.md §2 and §3 and of the agent's own codec; the golden frames hold both to the same
-bytes. The peer is hostile: each length is checked before memory is taken for it, and each violation raises
-GuestProtocolError. This module must not know what operations mean (calls.py) or what a connection is (session.py).
+Counterpart of spec/guest-protocol.md §2 and §3 and of the agent's own codec; the golden frames hold
+both to the same bytes. The peer is hostile: each length is checked before memory is taken for it,
+and each violation raises GuestProtocolError. This module must not know what operations mean
+(calls.py) or what a connection is (session.py).
 """
 
 import struct
@@ -12,9 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
-import msgpack
-
-from hutch.errors import GuestError
+from hutch.guest.messages import GuestProtocolError, decode_map, encode_map
 
 MAGIC: Final = bytes.fromhex("f44855544348f5f691e2b89dc7a3d68b")
 VERSION: Final = 1
@@ -28,23 +27,6 @@ _PREAMBLE: Final = struct.Struct("<16sBBH16sI")
 _HEADER: Final = struct.Struct("<BBHII")
 PREAMBLE_SIZE: Final = _PREAMBLE.size
 HEADER_SIZE: Final = _HEADER.size
-
-# A map is a tree of at most this depth and these lengths. The array bound matters most: the unpacker makes room for
-# an array's claimed length before it sees an element, at each level of nesting.
-_MAX_DEPTH: Final = 8
-_MAX_ARRAY: Final = 4096
-_MAX_MAP: Final = 1024
-
-
-class GuestProtocolError(GuestError):
-    """The guest sent something that the protocol forbids; the connection is of no more use."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            "guest_protocol",
-            f"the guest broke the protocol: {what}",
-            hint="the guest agent is damaged or hostile; stop the sandbox",
-        )
 
 
 class PreambleKind(IntEnum):
@@ -125,7 +107,9 @@ class Frame:
     payload: bytes
 
     def message(self) -> dict[str, Any]:
-        """Return the payload as a map. Raises GuestProtocolError when it is none, or exceeds the bounds."""
+        """Return the payload as a map. Raises GuestProtocolError when it is none, or exceeds the
+        bounds.
+        """
         return decode_map(self.payload)
 
     def credit(self) -> int:
@@ -152,14 +136,17 @@ class Preamble:
 
 
 class PreambleScanner:
-    """Finds preambles of one kind in a stream of anything, keeping less than one preamble of it in memory."""
+    """Finds preambles of one kind in a stream of anything, keeping less than one preamble of it in
+    memory.
+    """
 
     def __init__(self, kind: PreambleKind) -> None:
         self._kind = kind
         self._kept = b""
 
     def feed(self, data: bytes) -> tuple[Preamble, bytes] | None:
-        """Take bytes in; return the next valid preamble and all bytes after it, or None when more are needed.
+        """Take bytes in; return the next valid preamble and all bytes after it, or None when more
+        are needed.
 
         After a preamble the scanner is empty: feed it the rest to look for another.
         """
@@ -185,10 +172,11 @@ class PreambleScanner:
 
 
 class FrameDecoder:
-    """Turns bytes into frames, however they are split; holds at most one frame's worth and one read ahead.
+    """Turns bytes into frames, however they are split; holds at most one frame's worth and one read
+    ahead.
 
-    Reading straight into `space()` and calling `advance` costs one copy per payload; `feed` is for everyone else.
-    After GuestProtocolError the decoder is of no more use.
+    Reading straight into `space()` and calling `advance` costs one copy per payload; `feed` is for
+    everyone else. After GuestProtocolError the decoder is of no more use.
     """
 
     _READ_AHEAD: Final = 256 << 10
@@ -207,7 +195,9 @@ class FrameDecoder:
         return self._end - self._start
 
     def space(self) -> memoryview:
-        """Return where the next bytes go; never empty once all frames of the last `advance` were taken."""
+        """Return where the next bytes go; never empty once all frames of the last `advance` were
+        taken.
+        """
         return self._view[self._end :]
 
     def advance(self, size: int) -> Iterator[Frame]:
@@ -237,7 +227,9 @@ class FrameDecoder:
         kind, channel, reserved, stream, size = _HEADER.unpack_from(self._view, start)
         # Checked on the header alone, so that a lie about the length costs nothing.
         if kind not in self._allowed:
-            raise GuestProtocolError(f"frame type {kind} is unknown or not allowed in this direction")
+            raise GuestProtocolError(
+                f"frame type {kind} is unknown or not allowed in this direction"
+            )
         if reserved:
             raise GuestProtocolError("reserved bits of a frame header are set")
         if size > self._limit:
@@ -279,8 +271,10 @@ def encode_frame(kind: FrameType, stream: int, payload: bytes = b"", channel: in
 
 
 def encode_message(kind: FrameType, stream: int, message: Mapping[str, Any]) -> bytes:
-    """Return one frame with a map. Raises ValueError when it is too large or would contain the magic."""
-    payload: bytes = msgpack.packb(message, use_bin_type=True)
+    """Return one frame with a map. Raises ValueError when it is too large or would contain the
+    magic.
+    """
+    payload = encode_map(message)
     if MAGIC in payload:
         raise ValueError("it contains the byte sequence that is reserved for starting a connection")
     if len(payload) > Direction.TO_GUEST:
@@ -301,7 +295,8 @@ def encode_gap(stream: int, channel: int, size: int) -> bytes:
 def split_data(data: bytes) -> Iterator[memoryview]:
     """Yield `data` in parts that each fit a DATA frame and none of which contains the magic.
 
-    A magic is cut in its middle: two frames have a header between them, whose zero bytes the magic does not have.
+    A magic is cut in its middle: two frames have a header between them, whose zero bytes the magic
+    does not have.
     """
     view = memoryview(data)
     start = 0
@@ -317,101 +312,11 @@ def split_data(data: bytes) -> Iterator[memoryview]:
 
 
 def encode_data(stream: int, channel: int, data: bytes) -> list[bytes | memoryview]:
-    """Return DATA frames for `data` as buffers to be written one after the other, without copying it."""
+    """Return DATA frames for `data` as buffers to be written one after the other, without copying
+    it.
+    """
     buffers: list[bytes | memoryview] = []
     for part in split_data(data):
         buffers.append(_HEADER.pack(FrameType.DATA, channel, 0, stream, len(part)))
         buffers.append(part)
     return buffers
-
-
-def decode_map(payload: bytes) -> dict[str, Any]:
-    """Return a MessagePack map with string keys. Raises GuestProtocolError for anything else."""
-    value = _unpack(msgpack.unpackb, payload)
-    if not isinstance(value, dict):
-        raise GuestProtocolError("a message is not a map")
-    _check_tree(value)
-    return value
-
-
-class MapStream:
-    """Decodes concatenated maps that are split anywhere, each of at most `limit` bytes (a directory listing)."""
-
-    def __init__(self, limit: int = 64 << 10) -> None:
-        self._limit = limit
-        self._unpacker = msgpack.Unpacker(max_buffer_size=limit + DATA_SIZE, **_bounds(limit))
-        self._taken = 0
-        self._fed = 0
-
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Take at most 64 KiB in and yield the maps that are now whole. Raises GuestProtocolError."""
-        self._fed += len(data)
-        _unpack(self._unpacker.feed, data)
-        while True:
-            try:
-                value = self._unpacker.unpack()
-            except msgpack.OutOfData:
-                break
-            except _UNPACK_ERRORS as error:
-                raise GuestProtocolError(f"a listing cannot be decoded ({error})") from error
-            self._taken = self._unpacker.tell()
-            if not isinstance(value, dict):
-                raise GuestProtocolError("an item of a listing is not a map")
-            _check_tree(value)
-            yield value
-        if self.pending > self._limit:
-            raise GuestProtocolError(f"an item of a listing exceeds {self._limit} bytes")
-
-    @property
-    def pending(self) -> int:
-        """Bytes taken in that do not yet make a map; not 0 at the end of a listing means it was cut off."""
-        return self._fed - self._taken
-
-
-_UNPACK_ERRORS: Final = (
-    msgpack.UnpackException,
-    msgpack.ExtraData,
-    msgpack.StackError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-)
-
-
-def _bounds(size: int) -> dict[str, Any]:
-    return {
-        "raw": False,
-        "strict_map_key": True,
-        "max_str_len": size,
-        "max_bin_len": size,
-        "max_array_len": min(size, _MAX_ARRAY),
-        "max_map_len": min(size, _MAX_MAP),
-        "max_ext_len": 0,
-    }
-
-
-def _unpack(function: Any, payload: bytes) -> Any:
-    try:
-        return function(payload, **_bounds(len(payload))) if function is msgpack.unpackb else function(payload)
-    except (*_UNPACK_ERRORS, msgpack.BufferFull) as error:
-        raise GuestProtocolError(f"a message cannot be decoded ({error or type(error).__name__})") from error
-
-
-def _check_tree(root: dict[Any, Any]) -> None:
-    level: list[Any] = [root]
-    for _ in range(_MAX_DEPTH):
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, dict):
-                if not all(isinstance(key, str) for key in node):
-                    raise GuestProtocolError("a key of a message is not a string")
-                below.extend(node.values())
-            elif isinstance(node, list):
-                below.extend(node)
-            elif isinstance(node, msgpack.Timestamp | msgpack.ExtType):
-                raise GuestProtocolError("a message has an extension type")
-        if not below:
-            return
-        level = below
-    raise GuestProtocolError(f"a message is nested more than {_MAX_DEPTH} deep")
