@@ -1,0 +1,1 @@
+"""What runs the VM: QEMU, and an in-memory fake behind the same Protocol."""

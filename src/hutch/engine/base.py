@@ -1,0 +1,186 @@
+"""The seam between the service and what runs a VM.
+
+An `Engine` boots machines and finds running ones again after a restart of the daemon; a `Machine` is one VM
+process. Neither knows of images, sandboxes or the guest protocol: they get files and hand out the path of the
+socket behind which the agent will answer. Errors: engine_missing, engine_failed, disk_full, sandbox_died.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from hutch.process import ProcessId
+
+
+class Accelerator(StrEnum):
+    """What the engine runs a machine on."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class MachineType(StrEnum):
+    """The board that the guest sees. microvm boots fastest; q35 is the fallback that never hung."""
+
+    MICROVM = "microvm"
+    Q35 = "q35"
+
+
+class ExitKind(StrEnum):
+    """How a machine ended, as far as the engine can tell."""
+
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    PANIC = "panic"
+    KILLED = "killed"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the accelerator probe found: the choice, why, and the guest's TSC rate in kHz (None: not x86)."""
+
+    accelerator: Accelerator
+    reason: str
+    tsc_khz: int | None
+    engine_version: str
+    rejected: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class BootFiles:
+    """What a cold boot needs: an ELF kernel, a padded initramfs, and the names for the cache key."""
+
+    kernel: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A virtio-blk disk. `serial` is how the guest finds it; a `qcow2` drive names the raw file behind it."""
+
+    serial: str
+    path: Path
+    format: str = "raw"
+    read_only: bool = False
+    backing: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """One VM to boot. Sizes are bytes. `directory` is private to the VM: its sockets are made there.
+
+    `uid` is the user the engine process runs as when the daemon is root (None: the daemon's own).
+    """
+
+    id: str
+    boot: BootFiles
+    cpus: int
+    memory: int
+    drives: Sequence[Drive]
+    directory: Path
+    console_log: Path
+    machine: MachineType
+    accelerator: Accelerator
+    tsc_khz: int | None
+    uid: int | None = None
+    cmdline: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """What is written to the state store so that a running machine is found again."""
+
+    process: ProcessId
+    directory: Path
+    console_log: Path
+    machine: MachineType
+    accelerator: Accelerator
+    uid: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {
+            "pid": self.process.pid,
+            "start_time": self.process.start_time,
+            "directory": str(self.directory),
+            "console_log": str(self.console_log),
+            "machine": self.machine.value,
+            "accelerator": self.accelerator.value,
+            "uid": self.uid,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "MachineRecord":
+        """Return the record that `to_json` gave."""
+        return cls(
+            ProcessId(body["pid"], body["start_time"]),
+            Path(body["directory"]),
+            Path(body["console_log"]),
+            MachineType(body["machine"]),
+            Accelerator(body["accelerator"]),
+            body["uid"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MachineExit:
+    """How a machine ended; `message` is the engine's last words when it crashed."""
+
+    kind: ExitKind
+    message: str = ""
+
+
+class Machine(Protocol):
+    """One VM process."""
+
+    record: MachineRecord
+
+    @property
+    def agent_socket(self) -> Path:
+        """The unix socket of the agent's port; one connection at a time."""
+
+    async def wait(self) -> MachineExit:
+        """Return how it ended, once it has. Any number of callers; never raises."""
+
+    async def powerdown(self) -> None:
+        """Press the power button (ACPI): a request that the guest may ignore."""
+
+    async def kill(self) -> MachineExit:
+        """End it now; returns when the process is gone. Idempotent."""
+
+    async def console_progress(self) -> AsyncIterator[int]:
+        """Yield the console's total bytes as they grow: the boot watchdog's sign of life."""
+        yield 0
+
+    def memory_use(self) -> int:
+        """Return the process's proportional set size in bytes (0 when it is gone)."""
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the process has used."""
+
+    async def release(self) -> None:
+        """Let go of the machine without ending it (the daemon stops, the VM lives on)."""
+
+
+class Engine(Protocol):
+    """Boots machines and adopts running ones."""
+
+    name: str
+
+    async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
+        """Return the accelerator to use, from the cache of this host boot unless `fresh`.
+
+        Without boot files no canary can run: the verdict is then TCG, and not cached.
+        """
+
+    async def boot(self, spec: MachineSpec) -> Machine:
+        """Start a VM; returns once the engine process answers. What it made is gone when it raises."""
+
+    async def adopt(self, record: MachineRecord) -> Machine | None:
+        """Return the machine of a record from before a restart, or None when that very process is gone."""
+
+    def create_disk(self, path: Path, size: int, backing: Path) -> None:
+        """Create a copy-on-write disk (a file) of `size` bytes over the raw file `backing`."""

@@ -1,0 +1,1 @@
+"""OCI images, the root file systems built from them, kernels and initramfs."""

@@ -1,0 +1,398 @@
+"""The vocabulary: values that cross the API, as plain frozen dataclasses.
+
+FastAPI validates with them, the SDK builds them from JSON with `from_json`, the CLI prints them. No behaviour beyond
+what a value knows of itself; no imports but the standard library, so that the CLI's hot path stays light.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Return a moment (default: now) as RFC 3339 in UTC with milliseconds."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_timestamp(text: str) -> float:
+    """Return the Unix seconds of an RFC 3339 timestamp. Raises ValueError."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+class SandboxState(StrEnum):
+    """Where a sandbox is in its life."""
+
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def has_machine(self) -> bool:
+        """Tell whether a VM may exist in this state."""
+        return self in (SandboxState.STARTING, SandboxState.RUNNING, SandboxState.STOPPING)
+
+
+class StopReason(StrEnum):
+    """Why a sandbox is no longer running."""
+
+    EXITED = "exited"  # its main process ended
+    STOPPED = "stopped"  # asked to, gracefully
+    KILLED = "killed"  # by `kill`, `rm -f`, or because it did not stop in time
+    TIMEOUT = "timeout"  # its --timeout ran out
+    REBOOT = "reboot"  # the guest rebooted (which is a stop)
+    POWEROFF = "poweroff"  # the guest powered itself off
+    PANIC = "panic"  # the guest kernel panicked
+    ENGINE = "engine"  # the engine process died
+    OOM = "oom"  # the main process was killed for lack of memory
+
+
+class PullPolicy(StrEnum):
+    """When to ask the registry."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What `run` and `create` ask for. None means: from the image, else from the settings.
+
+    `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none), `idle` means no main
+    process, `auto_remove` removes the sandbox when it stops.
+    """
+
+    image: str
+    name: str | None = None
+    command: list[str] | None = None
+    entrypoint: list[str] | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+    tty: bool = False
+    stdin: bool = False
+    idle: bool = False
+    detached: bool = True
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    timeout: float = 0.0
+    auto_remove: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    hostname: str | None = None
+    stop_signal: str | None = None
+    kernel: str | None = None
+    pull: PullPolicy = PullPolicy.MISSING
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a sandbox's last run ended. `code` is the main process's, or 128+n for signal n."""
+
+    reason: StopReason
+    code: int | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An error as a value: see hutch.errors."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox as `inspect` shows it."""
+
+    id: str
+    name: str
+    state: SandboxState
+    image: str
+    image_id: str
+    command: list[str]
+    env: dict[str, str]
+    workdir: str
+    user: str
+    tty: bool
+    stdin: bool
+    idle: bool
+    cpus: int
+    memory: int
+    disk: int
+    timeout: float
+    auto_remove: bool
+    labels: dict[str, str]
+    hostname: str
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    timeout_at: str | None = None
+    exit: ExitStatus | None = None
+    error: ErrorInfo | None = None
+    pid: int | None = None
+    engine: str | None = None
+    accelerator: str | None = None
+    machine: str | None = None
+    kernel: str | None = None
+    exposed_ports: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+    boot_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TtySize:
+    """Rows and columns of a terminal."""
+
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A program to run in a sandbox. None means the sandbox's own value; `timeout` is seconds, 0 for none."""
+
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+    tty: TtySize | None = None
+    stdin: bool = False
+    detached: bool = False
+    timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutcome:
+    """How a program ended. `exit_code` is what a shell would see: the code, 128+n for signal n, 124 for a timeout."""
+
+    exit_code: int
+    code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    oom: bool = False
+    started_at: str | None = None
+    ended_at: str | None = None
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecInfo:
+    """An exec session; the main process has the id `main`."""
+
+    id: str
+    sandbox_id: str
+    argv: list[str]
+    user: str
+    tty: bool
+    detached: bool
+    running: bool
+    pid: int
+    started_at: str
+    outcome: ExecOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """An entry of a directory in the guest."""
+
+    name: str
+    path: str
+    type: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    modified_at: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A process in the guest, as `hutch top` shows it."""
+
+    pid: int
+    ppid: int
+    user: str
+    state: str
+    cpu_seconds: float
+    memory: int
+    threads: int
+    started_at: str
+    command: str
+    exec_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxStats:
+    """Use of resources, by the guest's own account and by the host's. Bytes, seconds, percent of one CPU."""
+
+    id: str
+    name: str
+    cpu_seconds: float
+    cpu_percent: float
+    cpus: int
+    load: list[float]
+    memory_total: int
+    memory_used: int
+    memory_cached: int
+    disk_total: int
+    disk_used: int
+    processes: int
+    uptime_seconds: float
+    oom_kills: int
+    host_memory: int
+    host_cpu_seconds: float
+    host_disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """The part of an OCI image config that Hutch honours or records."""
+
+    entrypoint: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    user: str = ""
+    stop_signal: str = "SIGTERM"
+    volumes: list[str] = field(default_factory=list)
+    exposed_ports: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An image of the local store. `id` is its manifest's digest; `size` is that of its blobs."""
+
+    id: str
+    references: list[str]
+    architecture: str
+    created_at: str | None
+    size: int
+    layers: list[str]
+    config: ImageConfig
+    rootfs_size: int | None = None
+    rootfs_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A kernel of the store. `source` says where it came from: package, host, or a path."""
+
+    name: str
+    version: str
+    source: str
+    size: int
+    modules: list[str]
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step of long work (pull, build): `done` of `total` bytes for the item `id`; totals may be unknown (None)."""
+
+    stage: str
+    id: str = ""
+    done: int = 0
+    total: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: `kind` like `sandbox.started`, `exec.exited`, `image.pulled`."""
+
+    seq: int
+    time: str
+    kind: str
+    subject: str
+    name: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A line of `hutch doctor`: status is ok, warn or fail; a fail comes with its fix."""
+
+    name: str
+    status: str
+    message: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    """The daemon's own state."""
+
+    version: str
+    api: str
+    pid: int
+    started_at: str
+    home: str
+    sandboxes: int
+    running: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal or prune freed."""
+
+    removed: list[str]
+    bytes: int = 0
+
+
+def to_json(value: Any) -> Any:
+    """Return dataclasses, enums, lists and dicts as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(cls: type[T], body: Any) -> T:
+    """Return the dataclass `cls` that `to_json` gave; unknown keys are ignored. Raises ValueError, TypeError."""
+    if not isinstance(body, Mapping):
+        raise TypeError(f"{cls.__name__} is not made from {type(body).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: _convert(hints[key], item) for key, item in body.items() if key in known})
+
+
+def _convert(hint: Any, item: Any) -> Any:
+    if item is None:
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _convert(next(arg for arg in args if arg is not type(None)), item)
+    if origin is list:
+        return [_convert(args[0], part) for part in item]
+    if origin is dict:
+        return {key: _convert(args[1], part) for key, part in item.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type[Any], hint), item)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(item)
+    return item

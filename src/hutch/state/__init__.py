@@ -1,0 +1,1 @@
+"""What is on record: rows of sandboxes, written before the acts that they describe."""
