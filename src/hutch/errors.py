@@ -11,8 +11,9 @@ HutchError
 ├── GuestError          the agent in the VM refused, failed or did not answer
 └── DaemonError         the daemon cannot be reached, or is of another version
 
-Each concrete error is a row of `CODES`: a stable code, its class, its HTTP status. The CLI exits with 125 for
-each of them (126 and 127 where container tools do), and the SDK raises the same class again on its side.
+Each concrete error is a row of `CODES`: a stable code, its class, its HTTP status. The CLI exits
+with 125 for each of them (126 and 127 where container tools do), and the SDK raises the same class
+again on its side.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,9 @@ EXIT_NOT_FOUND = 127
 class HutchError(Exception):
     """What failed, on which object, and what to do next.
 
-    `code` is a key of `CODES`; `message` names the object; `hint` is the next step, in the imperative; `details`
-    holds JSON values for programs. Raises KeyError for a code that is not in the table: codes are never made up.
+    `code` is a key of `CODES`; `message` names the object; `hint` is the next step, in the
+    imperative; `details` holds JSON values for programs. Raises KeyError for a code that is not in
+    the table: codes are never made up.
     """
 
     exit_code: ClassVar[int] = EXIT_HUTCH
@@ -99,7 +101,7 @@ class DaemonError(HutchError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """One row of the table: the class raised, the HTTP status, and what the code means (for the docs page)."""
+    """One row of the table: the class raised, the HTTP status, and what the code means."""
 
     cls: type[HutchError]
     status: int
@@ -108,8 +110,12 @@ class ErrorRow:
 
 CODES: dict[str, ErrorRow] = {
     # input
-    "bad_request": ErrorRow(InvalidInput, 400, "a field of the request is missing or has a wrong value"),
-    "bad_name": ErrorRow(InvalidInput, 400, "a sandbox name has characters or a length that are not allowed"),
+    "bad_request": ErrorRow(
+        InvalidInput, 400, "a field of the request is missing or has a wrong value"
+    ),
+    "bad_name": ErrorRow(
+        InvalidInput, 400, "a sandbox name has characters or a length that are not allowed"
+    ),
     "bad_size": ErrorRow(InvalidInput, 400, "a CPU, memory or disk size that cannot be"),
     "bad_path": ErrorRow(InvalidInput, 400, "a path that is not absolute or leaves its directory"),
     "bad_reference": ErrorRow(InvalidInput, 400, "an image reference that cannot be parsed"),
@@ -131,12 +137,22 @@ CODES: dict[str, ErrorRow] = {
     "engine_missing": ErrorRow(Missing, 424, "QEMU is not installed"),
     "kernel_missing": ErrorRow(Missing, 424, "no kernel is in the store and none could be fetched"),
     "agent_missing": ErrorRow(Missing, 424, "this installation carries no guest agent"),
-    "tool_missing": ErrorRow(Missing, 424, "a program of the host that this needs is not installed"),
+    "tool_missing": ErrorRow(
+        Missing, 424, "a program of the host that this needs is not installed"
+    ),
     # images
-    "registry_denied": ErrorRow(ImageError, 401, "the registry refuses the credentials, or asks for some"),
-    "registry_failed": ErrorRow(ImageError, 502, "the registry cannot be reached or answers nonsense"),
-    "digest_mismatch": ErrorRow(ImageError, 502, "content does not have the digest that it was asked for by"),
-    "bad_image": ErrorRow(ImageError, 422, "an image or archive is malformed, truncated or hostile"),
+    "registry_denied": ErrorRow(
+        ImageError, 401, "the registry refuses the credentials, or asks for some"
+    ),
+    "registry_failed": ErrorRow(
+        ImageError, 502, "the registry cannot be reached or answers nonsense"
+    ),
+    "digest_mismatch": ErrorRow(
+        ImageError, 502, "content does not have the digest that it was asked for by"
+    ),
+    "bad_image": ErrorRow(
+        ImageError, 422, "an image or archive is malformed, truncated or hostile"
+    ),
     "no_platform": ErrorRow(ImageError, 422, "the image has no variant for this machine"),
     "build_failed": ErrorRow(ImageError, 422, "an image could not be built"),
     # engine
@@ -145,15 +161,23 @@ CODES: dict[str, ErrorRow] = {
     "sandbox_died": ErrorRow(EngineError, 500, "the VM ended while this was under way"),
     # guest
     "guest_timeout": ErrorRow(GuestError, 504, "the agent did not answer in time"),
-    "guest_protocol": ErrorRow(GuestError, 502, "the guest sent something that the protocol forbids"),
+    "guest_protocol": ErrorRow(
+        GuestError, 502, "the guest sent something that the protocol forbids"
+    ),
     "guest_failed": ErrorRow(GuestError, 500, "the agent reported a failure"),
-    "guest_refused": ErrorRow(GuestError, 422, "the guest's file system or network refused the operation"),
+    "guest_refused": ErrorRow(
+        GuestError, 422, "the guest's file system or network refused the operation"
+    ),
     "command_not_found": ErrorRow(GuestError, 422, "the program does not exist in the sandbox"),
     "command_not_executable": ErrorRow(GuestError, 422, "the program cannot be executed"),
     "no_such_user": ErrorRow(GuestError, 422, "the image has no such user or group"),
     # daemon
-    "daemon_unreachable": ErrorRow(DaemonError, 503, "the daemon does not answer and could not be started"),
-    "daemon_version": ErrorRow(DaemonError, 409, "the daemon is of another version and has work to do"),
+    "daemon_unreachable": ErrorRow(
+        DaemonError, 503, "the daemon does not answer and could not be started"
+    ),
+    "daemon_version": ErrorRow(
+        DaemonError, 409, "the daemon is of another version and has work to do"
+    ),
     "forbidden": ErrorRow(DaemonError, 403, "the caller may not do that"),
     "cancelled": ErrorRow(DaemonError, 499, "the request was cancelled"),
     "internal": ErrorRow(DaemonError, 500, "a bug in Hutch; the daemon's log has the trace"),
@@ -187,7 +211,10 @@ _EXITS: dict[str, type[HutchError]] = {
 
 
 def from_json(body: Mapping[str, Any]) -> HutchError:
-    """Return the error that `HutchError.to_json` gave; an unknown code becomes `internal`, keeping its text."""
+    """Return the error that `HutchError.to_json` gave.
+
+    An unknown code becomes `internal`, keeping its text.
+    """
     code = str(body.get("code", "internal"))
     message = str(body.get("message") or code)
     details = body.get("details")

@@ -1,7 +1,8 @@
 """The vocabulary: values that cross the API, as plain frozen dataclasses.
 
-FastAPI validates with them, the SDK builds them from JSON with `from_json`, the CLI prints them. No behaviour beyond
-what a value knows of itself; no imports but the standard library, so that the CLI's hot path stays light.
+FastAPI validates with them, the SDK builds them from JSON with `from_json`, the CLI prints them. No
+behaviour beyond what a value knows of itself; no imports but the standard library, so that the
+CLI's hot path stays light.
 """
 
 import dataclasses
@@ -72,8 +73,8 @@ class PullPolicy(StrEnum):
 class SandboxSpec:
     """What `run` and `create` ask for. None means: from the image, else from the settings.
 
-    `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none), `idle` means no main
-    process, `auto_remove` removes the sandbox when it stops.
+    `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none),
+    `idle` means no main process, `auto_remove` removes the sandbox when it stops.
     """
 
     image: str
@@ -166,7 +167,10 @@ class TtySize:
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A program to run in a sandbox. None means the sandbox's own value; `timeout` is seconds, 0 for none."""
+    """A program to run in a sandbox.
+
+    None means the sandbox's own value; `timeout` is seconds, 0 for none.
+    """
 
     argv: list[str]
     env: dict[str, str] = field(default_factory=dict)
@@ -180,7 +184,10 @@ class ExecSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExecOutcome:
-    """How a program ended. `exit_code` is what a shell would see: the code, 128+n for signal n, 124 for a timeout."""
+    """How a program ended.
+
+    `exit_code` is what a shell would see: the code, 128+n for signal n, 124 for a timeout.
+    """
 
     exit_code: int
     code: int | None = None
@@ -241,7 +248,10 @@ class ProcessInfo:
 
 @dataclass(frozen=True, slots=True)
 class SandboxStats:
-    """Use of resources, by the guest's own account and by the host's. Bytes, seconds, percent of one CPU."""
+    """Use of resources, by the guest's own account and by the host's.
+
+    Bytes, seconds, percent of one CPU.
+    """
 
     id: str
     name: str
@@ -306,7 +316,10 @@ class KernelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A step of long work (pull, build): `done` of `total` bytes for the item `id`; totals may be unknown (None)."""
+    """A step of long work (pull, build): `done` of `total` bytes for the item `id`.
+
+    A total may be unknown (None).
+    """
 
     stage: str
     id: str = ""
@@ -373,7 +386,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], body: Any) -> T:
-    """Return the dataclass `cls` that `to_json` gave; unknown keys are ignored. Raises ValueError, TypeError."""
+    """Return the dataclass `cls` that `to_json` gave; unknown keys are ignored.
+
+    Raises ValueError, TypeError.
+    """
     if not isinstance(body, Mapping):
         raise TypeError(f"{cls.__name__} is not made from {type(body).__name__}")
     hints = typing.get_type_hints(cls)

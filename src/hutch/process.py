@@ -1,7 +1,7 @@
-"""The one gate to other programs: argv lists only, minimal environment, a process group of their own.
+"""The one gate to other programs: argv lists, a minimal environment, a process group of their own.
 
-`run` waits for a short command; `spawn` starts a long-lived one that may outlive us; `ProcessId` names a process so
-that a reused pid is never mistaken for it (pid and start time, proc(5) field 22).
+`run` waits for a short command; `spawn` starts a long-lived one that may outlive us; `ProcessId`
+names a process so that a reused pid is never mistaken for it (its pid and its start time).
 """
 
 import asyncio
@@ -46,13 +46,14 @@ class ProcessId:
         return ProcessId.of(self.pid) == self
 
     def kill(self, number: int = signal.SIGKILL) -> bool:
-        """Send a signal through a pidfd, checked to be that very process; returns False when it is gone."""
+        """Send a signal to that very process, through a pidfd; returns False when it is gone."""
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return False
         try:
-            # Checked after the descriptor is held: from here on the pid cannot come to mean another process.
+            # Checked after the descriptor is held: from here on the pid cannot come to mean
+            # another process.
             if not self.alive():
                 return False
             signal.pidfd_send_signal(fd, number)
@@ -69,20 +70,25 @@ class ProcessId:
         except ProcessLookupError:
             return
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
         try:
             if not self.alive():
                 return
-            loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+            loop.add_reader(fd, _finish, ended)
             await ended
         finally:
             loop.remove_reader(fd)
             os.close(fd)
 
 
+def _finish(ended: "asyncio.Future[None]") -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a command left: its exit code (negative for a signal) and its output, capped at OUTPUT_LIMIT."""
+    """What a command left: its exit code (negative for a signal) and its capped output."""
 
     argv: Sequence[str]
     code: int
@@ -97,7 +103,10 @@ def which(program: str) -> str | None:
 
 
 def require(program: str, package: str) -> str:
-    """Return the absolute path of `program`. Raises Missing (tool_missing), naming the package that has it."""
+    """Return the absolute path of `program`.
+
+    Raises Missing (tool_missing), naming the package that has it.
+    """
     found = which(program)
     if found is None:
         raise error(
@@ -128,16 +137,21 @@ async def run(
 ) -> Finished:
     """Run a command to its end and return what it left.
 
-    `stdin` is bytes to feed, a file, or None for /dev/null. The command has its own process group, which is killed on
-    timeout or cancellation. Raises HutchError with `code` when it fails (and `check`) or runs out of time,
-    Missing (tool_missing) when it is not installed.
+    `stdin` is bytes to feed, a file, or None for /dev/null. The command has its own process group,
+    which is killed on timeout or cancellation. Raises HutchError with `code` when it fails (and
+    `check`) or runs out of time, Missing (tool_missing) when it is not installed.
     """
     log.debug("run: %s", shlex.join(argv))
-    feed = isinstance(stdin, bytes)
+    feed = stdin if isinstance(stdin, bytes) else None
+    source: IO[bytes] | int | None
+    if isinstance(stdin, bytes):
+        source = subprocess.PIPE
+    else:
+        source = subprocess.DEVNULL if stdin is None else stdin
     try:
         child = await asyncio.create_subprocess_exec(  # noqa: TID251 - the gate itself
             *argv,
-            stdin=subprocess.PIPE if feed else (subprocess.DEVNULL if stdin is None else stdin),
+            stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=minimal_env(env),
@@ -147,15 +161,18 @@ async def run(
         )
     except FileNotFoundError as cause:
         raise error("tool_missing", f"the program {argv[0]} is not installed") from cause
+    finished = False
     try:
         async with asyncio.timeout(timeout):
-            out, err = await child.communicate(stdin if feed else None)
+            out, err = await child.communicate(feed)
+        finished = True
     except TimeoutError:
         raise error(
             code, f"{argv[0]} did not finish within {timeout:g} s", details={"argv": list(argv)}
         ) from None
     finally:
-        if child.returncode is None:
+        # The group, even when its leader has ended: what is left of it may hold the pipes.
+        if not finished:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
@@ -182,10 +199,11 @@ def spawn(
     pass_fds: Sequence[int] = (),
     user: int | None = None,
     group: int | None = None,
-) -> "subprocess.Popen[bytes]":
+) -> "subprocess.Popen[bytes]":  # noqa: TID251 - the gate itself
     """Start a program in a session of its own; it outlives us. Missing descriptors are /dev/null.
 
-    `user` and `group` (numeric) drop privileges, with no supplementary groups. Raises Missing (tool_missing).
+    `user` and `group` (numeric) drop privileges, with no supplementary groups. Raises Missing
+    (tool_missing).
     """
     log.debug("spawn: %s", shlex.join(argv))
     null = subprocess.DEVNULL

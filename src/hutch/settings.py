@@ -1,7 +1,8 @@
-"""The one table of settings: flag, environment variable, TOML key, docs page and `hutch config` derive from it.
+"""The one table of settings: flags, environment, config file, docs and `hutch config` follow it.
 
-A value comes from, in this order: the command line, `HUTCH_<NAME>` in the environment, `config.toml`
-(`$HUTCH_CONFIG`, else `$XDG_CONFIG_HOME/hutch/config.toml`, else `/etc/hutch/config.toml` as root), the default.
+A value comes from, in this order: the command line, `HUTCH_<NAME>` in the environment,
+`config.toml` (`$HUTCH_CONFIG`, else `$XDG_CONFIG_HOME/hutch/config.toml`, else
+`/etc/hutch/config.toml` as root), the default.
 """
 
 import os
@@ -20,7 +21,10 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that `512m`, `2g`, `1.5GiB` or `1048576` stand for. Raises InvalidInput (bad_size)."""
+    """Return the bytes that `512m`, `2g`, `1.5GiB` or `1048576` stand for.
+
+    Raises InvalidInput (bad_size).
+    """
     lowered = text.strip().lower().removesuffix("ib").removesuffix("b")
     unit = lowered[-1:] if lowered[-1:].isalpha() else ""
     try:
@@ -88,7 +92,10 @@ def default_runtime_base() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`), how text is read, and its help."""
+    """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`) and its help.
+
+    `parse` reads the text of a value; `default` computes the value when none is given.
+    """
 
     key: str
     parse: Callable[[str], Any]
@@ -115,10 +122,22 @@ SETTINGS: tuple[Setting, ...] = (
     _row("runtime_dir", Path, default_runtime_base, "directory of sockets; private to the user"),
     _row("cpus", int, 1, "CPUs of a sandbox"),
     _row("memory", parse_size, 512 * MIB, "memory of a sandbox"),
-    _row("disk", parse_size, 10 * GIB, "size of a sandbox's writable disk (space is used as it is written)"),
-    _row("kernel", str, "", "name of the kernel to boot; empty: the one chosen by `hutch kernel use`"),
+    _row(
+        "disk",
+        parse_size,
+        10 * GIB,
+        "size of a sandbox's writable disk (space is used as it is written)",
+    ),
+    _row(
+        "kernel", str, "", "name of the kernel to boot; empty: the one chosen by `hutch kernel use`"
+    ),
     _row("qemu", str, "qemu-system-x86_64", "the QEMU program"),
-    _row("accelerator", str, "auto", "auto, kvm or tcg; auto trusts only what a canary VM has shown to work"),
+    _row(
+        "accelerator",
+        str,
+        "auto",
+        "auto, kvm or tcg; auto trusts only what a canary VM has shown to work",
+    ),
     _row("machine", str, "auto", "auto, microvm or q35"),
     _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
     _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
@@ -127,13 +146,23 @@ SETTINGS: tuple[Setting, ...] = (
     _row("log_files", int, 3, "rotated log files kept for each log"),
     _row("uid_base", int, 2_000_000, "first uid for VMs when the daemon is root; one uid each"),
     _row("uid_count", int, 10_000, "number of such uids"),
-    _row("jail", parse_bool, True, "run QEMU with its seccomp sandbox and, as root, under a uid of its own"),
+    _row(
+        "jail",
+        parse_bool,
+        True,
+        "run QEMU with its seccomp sandbox and, as root, under a uid of its own",
+    ),
     _row("registry_mirrors", parse_list, (), "registry=mirror pairs, asked first"),
     _row("plain_http_registries", parse_list, (), "registries spoken to without TLS"),
     _row("registry_ca", str, "", "PEM file of further certificate authorities for registries"),
     _row("default_registry", str, "docker.io", "registry of image names that name none"),
     _row("pull_parallel", int, 4, "blobs or ranges fetched at once"),
-    _row("idle_exit", parse_duration, 0.0, "the daemon ends after that long without VMs or clients; 0: never"),
+    _row(
+        "idle_exit",
+        parse_duration,
+        0.0,
+        "the daemon ends after that long without VMs or clients; 0: never",
+    ),
     _row("log_level", str, "info", "debug, info, warning or error, for the daemon's own log"),
 )
 
@@ -194,7 +223,9 @@ def _parse(row: Setting, value: Any, origin: str) -> Any:
 def load_settings(
     flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
 ) -> Settings:
-    """Return the settings in force. `flags` maps keys to already parsed values; None means not given.
+    """Return the settings in force.
+
+    `flags` maps keys to already parsed values; None means not given.
 
     Raises InvalidInput (bad_setting) for unknown keys and values that cannot be read.
     """
@@ -205,7 +236,10 @@ def load_settings(
 def resolve_settings(
     flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
 ) -> dict[str, tuple[Any, str]]:
-    """Return for each key its value and where it came from: `flag`, `environment`, `file` or `default`."""
+    """Return for each key its value and its origin: `flag`, `environment`, `file` or `default`.
+
+    Raises InvalidInput (bad_setting) as `load_settings` does.
+    """
     path = config_path(env)
     table: dict[str, Any] = {}
     if path.is_file():
@@ -216,7 +250,9 @@ def resolve_settings(
     unknown = sorted(set(table) - {row.key for row in SETTINGS})
     if unknown:
         raise error(
-            "bad_setting", f"{path}: no setting {unknown[0]!r}", hint="see `hutch config` for all of them"
+            "bad_setting",
+            f"{path}: no setting {unknown[0]!r}",
+            hint="see `hutch config` for all of them",
         )
     out: dict[str, tuple[Any, str]] = {}
     for row in SETTINGS:

@@ -1,7 +1,8 @@
 """Owned tasks: the only place that starts asyncio tasks outside a TaskGroup.
 
-A `Scope` belongs to something long-lived (the daemon, a sandbox's supervisor). Each task has a name and dies
-with its scope; a task that fails is logged at once, never silently. Request-scoped work uses asyncio.TaskGroup.
+A `Scope` belongs to something long-lived (the daemon, a sandbox's supervisor). Each task has a name
+and dies with its scope; a task that fails is logged at once, never silently. Request-scoped work
+uses asyncio.TaskGroup.
 """
 
 import asyncio
@@ -16,7 +17,10 @@ T = TypeVar("T")
 
 
 class Scope:
-    """A group of named background tasks. Invariants: `close` never raises a task's error and ends in bounded time."""
+    """A group of named background tasks.
+
+    Invariants: `close` never raises a task's error and ends in bounded time.
+    """
 
     def __init__(self, name: str, *, grace: float = 0.0) -> None:
         """`grace` is how many seconds `close` lets tasks finish before it cancels them."""
@@ -56,5 +60,5 @@ class Scope:
 
 
 async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking call in a worker thread: the one gate for file system, SQLite and lock calls."""
+    """Run a blocking call (file system, SQLite, locks) in a worker thread: the one gate for it."""
     return await asyncio.to_thread(work, *args, **kwargs)

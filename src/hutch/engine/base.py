@@ -1,8 +1,9 @@
 """The seam between the service and what runs a VM.
 
-An `Engine` boots machines and finds running ones again after a restart of the daemon; a `Machine` is one VM
-process. Neither knows of images, sandboxes or the guest protocol: they get files and hand out the path of the
-socket behind which the agent will answer. Errors: engine_missing, engine_failed, disk_full, sandbox_died.
+An `Engine` boots machines and finds running ones again after a restart of the daemon; a `Machine`
+is one VM process. Neither knows of images, sandboxes or the guest protocol: they get files and hand
+out the path of the socket behind which the agent will answer. Errors: engine_missing,
+engine_failed, disk_full, sandbox_died.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -40,7 +41,10 @@ class ExitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the accelerator probe found: the choice, why, and the guest's TSC rate in kHz (None: not x86)."""
+    """What the accelerator probe found: the choice and why.
+
+    `tsc_khz` is the rate of the guest's TSC (None: not x86).
+    """
 
     accelerator: Accelerator
     reason: str
@@ -51,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """What a cold boot needs: an ELF kernel, a padded initramfs, and the names for the cache key."""
+    """What a cold boot needs: an ELF kernel, a padded initramfs, and names for the cache key."""
 
     kernel: Path
     initramfs: Path
@@ -59,7 +63,10 @@ class BootFiles:
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A virtio-blk disk. `serial` is how the guest finds it; a `qcow2` drive names the raw file behind it."""
+    """A virtio-blk disk.
+
+    `serial` is how the guest finds it; a `qcow2` drive names the raw file behind it.
+    """
 
     serial: str
     path: Path
@@ -70,7 +77,9 @@ class Drive:
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """One VM to boot. Sizes are bytes. `directory` is private to the VM: its sockets are made there.
+    """One VM to boot.
+
+    Sizes are bytes. `directory` is private to the VM: its sockets are made there.
 
     `uid` is the user the engine process runs as when the daemon is root (None: the daemon's own).
     """
@@ -177,10 +186,13 @@ class Engine(Protocol):
         """
 
     async def boot(self, spec: MachineSpec) -> Machine:
-        """Start a VM; returns once the engine process answers. What it made is gone when it raises."""
+        """Start a VM; returns once the engine process answers.
+
+        What it made is gone when it raises.
+        """
 
     async def adopt(self, record: MachineRecord) -> Machine | None:
-        """Return the machine of a record from before a restart, or None when that very process is gone."""
+        """Return the machine of a record from before a restart; None when that process is gone."""
 
     def create_disk(self, path: Path, size: int, backing: Path) -> None:
         """Create a copy-on-write disk (a file) of `size` bytes over the raw file `backing`."""

@@ -1,9 +1,10 @@
 """The seam between the service and the agent in the VM.
 
-What the service may ask of a guest, as values and Protocols; `session.py` implements them over the wire and
-`fake.py` plays the other side in tests. All names follow spec/guest-protocol.md, where the meanings stand.
-Errors are `hutch.errors` only: guest_timeout, guest_protocol, guest_failed, guest_refused, path_not_found,
-command_not_found, command_not_executable, no_such_user, exec_not_found, bad_path, sandbox_died (connection lost).
+What the service may ask of a guest, as values and Protocols; `session.py` implements them over the
+wire and `fake.py` plays the other side in tests. All names follow spec/guest-protocol.md, where the
+meanings stand. Errors are `hutch.errors` only: guest_timeout, guest_protocol, guest_failed,
+guest_refused, path_not_found, command_not_found, command_not_executable, no_such_user,
+exec_not_found, bad_path, sandbox_died (connection lost).
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -68,7 +69,10 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this sandbox is; sent in one frame before any workload runs. The clock is added by the session."""
+    """Who this sandbox is; sent in one frame before any workload runs.
+
+    The clock is added by the session.
+    """
 
     hostname: str
     machine_id: str
@@ -89,7 +93,10 @@ class TerminalSize:
 
 @dataclass(frozen=True, slots=True)
 class GuestExec:
-    """A program to start in the guest; `env` holds KEY=VALUE entries, sizes and times as in the protocol."""
+    """A program to start in the guest.
+
+    `env` holds KEY=VALUE entries; sizes and times are as in the protocol.
+    """
 
     id: str
     argv: Sequence[str]
@@ -129,7 +136,10 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True)
 class ExecState:
-    """One exec session as the guest lists it; `offsets` maps a channel to (first kept, end) byte offsets."""
+    """One exec session as the guest lists it.
+
+    `offsets` maps a channel to its byte offsets (first kept, end).
+    """
 
     id: str
     pid: int
@@ -146,7 +156,10 @@ class ExecState:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Bytes of a channel; `offset` is that of the first byte. Acknowledge them with `ExecStream.ack`."""
+    """Bytes of a channel; `offset` is that of the first byte.
+
+    Acknowledge them with `ExecStream.ack`.
+    """
 
     channel: Channel
     offset: int
@@ -191,7 +204,7 @@ class ExecStream(Protocol):
     def __aiter__(self) -> AsyncIterator[ExecEvent]: ...
 
     def ack(self, channel: Channel, size: int) -> None:
-        """Say that `size` more bytes of output were consumed: the guest may forget them and send as many more."""
+        """Say that `size` more bytes were consumed: the guest may forget them and send as many."""
 
     async def write(self, data: bytes) -> None:
         """Send bytes to the program's stdin; waits while the window is full."""
@@ -231,11 +244,15 @@ class TunnelStream(Protocol):
 class GuestFiles(Protocol):
     """File operations; every path is absolute, in the guest's own view."""
 
-    async def stat(self, path: str, *, follow: bool = True) -> FileEntry: ...
+    async def stat(self, path: str, *, follow: bool = True) -> FileEntry:
+        """Return the entry at `path`; a symlink itself when not `follow`."""
 
-    def list(self, path: str) -> AsyncIterator[FileEntry]: ...
+    def list(self, path: str) -> AsyncIterator[FileEntry]:
+        """Yield the entries of a directory, in no order."""
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+    def read(
+        self, path: str, *, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
         """Yield the bytes; errors (path_not_found …) are raised before the first chunk."""
 
     async def write(
@@ -250,25 +267,42 @@ class GuestFiles(Protocol):
         parents: bool = False,
         exclusive: bool = False,
     ) -> int:
-        """Write a whole file atomically; returns its bytes. When `chunks` raises, nothing changes."""
+        """Write a whole file atomically; returns its bytes.
+
+        When `chunks` raises, nothing changes.
+        """
 
     async def mkdir(
-        self, path: str, *, mode: int = 0o755, parents: bool = False, uid: int | None = None, gid: int | None = None
-    ) -> None: ...
+        self,
+        path: str,
+        *,
+        mode: int = 0o755,
+        parents: bool = False,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
+        """Make a directory; with `parents` those above it, and one that exists is fine."""
 
-    async def remove(self, path: str, *, recursive: bool = False) -> None: ...
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file or an empty directory; with `recursive` a whole tree."""
 
-    async def rename(self, source: str, target: str, *, replace: bool = True) -> None: ...
+    async def rename(self, source: str, target: str, *, replace: bool = True) -> None:
+        """Move within the guest; without `replace` an existing target is refused."""
 
-    async def chmod(self, path: str, mode: int, *, recursive: bool = False) -> None: ...
+    async def chmod(self, path: str, mode: int, *, recursive: bool = False) -> None:
+        """Set the permission bits."""
 
     async def chown(
         self, path: str, uid: int, gid: int, *, recursive: bool = False, follow: bool = False
-    ) -> None: ...
+    ) -> None:
+        """Set the owner and group, by number."""
 
-    async def symlink(self, target: str, path: str) -> None: ...
+    async def symlink(self, target: str, path: str) -> None:
+        """Make `path` a symbolic link to `target`."""
 
-    def read_tar(self, path: str, *, name: str | None = None, follow: bool = False) -> AsyncIterator[bytes]:
+    def read_tar(
+        self, path: str, *, name: str | None = None, follow: bool = False
+    ) -> AsyncIterator[bytes]:
         """Yield a tar stream whose top entry is `name` (default: the path's last part)."""
 
     async def write_tar(
@@ -290,9 +324,11 @@ class Guest(Protocol):
     files: GuestFiles
 
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Tell whether the connection has ended."""
 
-    async def wait_closed(self) -> None: ...
+    async def wait_closed(self) -> None:
+        """Return when the connection has ended."""
 
     def events(self) -> AsyncIterator[GuestEvent]:
         """Yield events until the connection ends; the queue is bounded, the oldest are dropped."""
@@ -300,24 +336,42 @@ class Guest(Protocol):
     async def ping(self) -> float:
         """Return the round trip in seconds."""
 
-    async def mount_root(self, serial: str, fstype: str) -> None: ...
+    async def mount_root(self, serial: str, fstype: str) -> None:
+        """Mount the read-only root from the disk with that serial."""
 
-    async def mount_overlay(self, serial: str, *, volumes: Sequence[str] = (), grow: bool = False) -> None: ...
+    async def mount_overlay(
+        self, serial: str, *, volumes: Sequence[str] = (), grow: bool = False
+    ) -> None:
+        """Mount the writable disk over the root and switch to it.
+
+        `volumes` are paths kept on the disk itself; `grow` fits its file system to its size.
+        """
 
     async def identify(self, identity: Identity) -> bool:
-        """Send the identity with the host's clock (less half a round trip); returns whether it reseeded."""
+        """Send the identity with the host's clock (less half a round trip).
 
-    async def freeze(self, timeout: float = 0.1) -> None: ...
+        Returns whether the guest reseeded its generator.
+        """
 
-    async def thaw(self) -> None: ...
+    async def freeze(self, timeout: float = 0.1) -> None:
+        """Stop all workloads at once. Raises guest_timeout after `timeout` seconds."""
 
-    async def sync(self) -> None: ...
+    async def thaw(self) -> None:
+        """Let frozen workloads go on."""
 
-    async def stats(self) -> Mapping[str, Any]: ...
+    async def sync(self) -> None:
+        """Write all dirty pages of the guest to its disks."""
 
-    async def processes(self) -> Sequence[Mapping[str, Any]]: ...
+    async def stats(self) -> Mapping[str, Any]:
+        """Return cpu, memory, disk and load, as the protocol names them."""
 
-    async def shutdown(self, *, signal: int = 15, grace: float = 10.0, reboot: bool = False) -> None: ...
+    async def processes(self) -> Sequence[Mapping[str, Any]]:
+        """Return the guest's process table, as the protocol names its columns."""
+
+    async def shutdown(
+        self, *, signal: int = 15, grace: float = 10.0, reboot: bool = False
+    ) -> None:
+        """End the guest: `signal` to the main process, `grace` seconds, then power off."""
 
     async def start_exec(self, request: GuestExec) -> ExecStream:
         """Start and attach in one round trip."""
@@ -325,14 +379,22 @@ class Guest(Protocol):
     async def spawn_exec(self, request: GuestExec) -> int:
         """Start without attaching; returns the pid."""
 
-    async def attach_exec(self, exec_id: str, offsets: Mapping[int, int] | None = None) -> ExecStream: ...
+    async def attach_exec(
+        self, exec_id: str, offsets: Mapping[int, int] | None = None
+    ) -> ExecStream:
+        """Attach to a running or ended session, from the given byte offsets per channel."""
 
-    async def list_execs(self) -> Sequence[ExecState]: ...
+    async def list_execs(self) -> Sequence[ExecState]:
+        """Return the sessions that the guest still holds."""
 
-    async def signal_exec(self, exec_id: str, number: int, *, everything: bool = False) -> None: ...
+    async def signal_exec(self, exec_id: str, number: int, *, everything: bool = False) -> None:
+        """Signal a session's process group; with `everything` its whole cgroup."""
 
-    async def release_exec(self, exec_id: str) -> None: ...
+    async def release_exec(self, exec_id: str) -> None:
+        """Forget an ended session and its kept output."""
 
-    async def tunnel(self, port: int, host: str = "127.0.0.1") -> TunnelStream: ...
+    async def tunnel(self, port: int, host: str = "127.0.0.1") -> TunnelStream:
+        """Connect to a TCP port inside the guest."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the connection. Nothing in the guest ends by it."""
