@@ -1,0 +1,1 @@
+"""The daemon's HTTP and WebSocket surface over `operations.Operations`."""

@@ -1,0 +1,250 @@
+"""What the API can ask for, as Protocols; `hutch.service` implements them for one host, a cluster later for many.
+
+Every method raises only `hutch.errors`. `ref` is a sandbox's id, name or unique id prefix. Long work takes a `report`
+callback for progress and is undone when cancelled.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hutch.guest.base import Channel, FileEntry, GuestFiles, Output, OutputEnd, OutputGap, TunnelStream
+from hutch.images.base import Report
+from hutch.models import (
+    Check,
+    DaemonInfo,
+    Event,
+    ExecInfo,
+    ExecOutcome,
+    ExecSpec,
+    ImageInfo,
+    KernelInfo,
+    ProcessInfo,
+    Removed,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    SandboxStats,
+    TtySize,
+)
+
+SessionEvent = Output | OutputGap | OutputEnd | ExecOutcome
+
+
+class ExecSession(Protocol):
+    """A client's attachment to a program: iterate for output; the last item is the outcome."""
+
+    info: ExecInfo
+    offsets: Mapping[int, int]
+    """The offset at which each output channel begins for this client."""
+
+    def __aiter__(self) -> AsyncIterator[SessionEvent]: ...
+
+    def ack(self, channel: Channel, size: int) -> None:
+        """Say that the client has consumed `size` more bytes of a channel."""
+
+    async def write(self, data: bytes) -> None:
+        """Send stdin; returns when the guest has room for more."""
+
+    async def close_stdin(self) -> None: ...
+
+    async def signal(self, name: str) -> None:
+        """Send a signal (`INT`, `SIGINT` or `2`) to the process group."""
+
+    async def resize(self, size: TtySize) -> None: ...
+
+    async def cancel(self) -> None:
+        """Kill everything that the exec started."""
+
+    async def close(self, *, detach: bool) -> None:
+        """End the attachment. Without `detach` the client is lost: a non-detached exec gets its grace, then is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A piece of a log: channel 1 or 2, or 3 for the console; a gap has `missing` > 0 and no data."""
+
+    channel: int
+    time_ns: int
+    data: bytes
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which part of a log: the last `tail` lines (None: all), between two Unix times in ns, of which exec; and live?"""
+
+    follow: bool = False
+    tail: int | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    boot: bool = False
+    exec_id: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFilter:
+    """Which sandboxes to list; empty fields match all. `labels` are `k` or `k=v`."""
+
+    all: bool = False
+    states: Sequence[SandboxState] = ()
+    labels: Sequence[str] = ()
+    name: str | None = None
+    image: str | None = None
+
+
+class Sandboxes(Protocol):
+    """Sandboxes and their lives."""
+
+    async def create(self, spec: SandboxSpec, report: Report) -> SandboxInfo: ...
+
+    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo: ...
+
+    async def start_attached(
+        self, ref: str, *, size: TtySize | None = None
+    ) -> tuple[SandboxInfo, ExecSession]:
+        """Start, attached to the main process from its first byte. Raises bad_command for an idle sandbox."""
+
+    async def stop(
+        self, ref: str, *, timeout: float | None = None, signal: str | None = None
+    ) -> SandboxInfo: ...
+
+    async def restart(
+        self, ref: str, *, timeout: float | None = None, signal: str | None = None
+    ) -> SandboxInfo: ...
+
+    async def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo: ...
+
+    async def remove(self, ref: str, *, force: bool = False) -> Removed: ...
+
+    async def rename(self, ref: str, name: str) -> SandboxInfo: ...
+
+    async def get(self, ref: str) -> SandboxInfo: ...
+
+    async def list(self, which: SandboxFilter) -> Sequence[SandboxInfo]: ...
+
+    async def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
+        """Return once it is not starting, running or stopping; when it removed itself, its last state."""
+
+    async def stats(self, ref: str) -> SandboxStats: ...
+
+    async def processes(self, ref: str) -> Sequence[ProcessInfo]: ...
+
+    def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]: ...
+
+
+class Execs(Protocol):
+    """Programs in sandboxes."""
+
+    async def start(self, ref: str, spec: ExecSpec) -> ExecSession: ...
+
+    async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
+        """Start detached; its output goes to its log."""
+
+    async def attach(
+        self, ref: str, exec_id: str, offsets: Mapping[int, int] | None = None
+    ) -> ExecSession: ...
+
+    async def get(self, ref: str, exec_id: str) -> ExecInfo: ...
+
+    async def list(self, ref: str) -> Sequence[ExecInfo]: ...
+
+    async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None: ...
+
+
+class Files(Protocol):
+    """Files in sandboxes, and streams to their ports."""
+
+    async def of(self, ref: str) -> GuestFiles:
+        """Return the file operations of a running sandbox. Raises wrong_state when it is not running."""
+
+    async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> TunnelStream: ...
+
+
+class Images(Protocol):
+    """The image store, with what sandboxes use of it."""
+
+    async def list(self) -> Sequence[ImageInfo]: ...
+
+    async def inspect(self, reference: str) -> ImageInfo: ...
+
+    async def pull(self, reference: str, report: Report) -> ImageInfo: ...
+
+    async def load(self, path: Path, report: Report, *, tag: str | None = None) -> Sequence[ImageInfo]: ...
+
+    async def build(
+        self,
+        context: Path,
+        report: Report,
+        *,
+        tag: str,
+        dockerfile: Path | None = None,
+        args: dict[str, str] | None = None,
+    ) -> ImageInfo: ...
+
+    async def remove(self, reference: str, *, force: bool = False) -> Removed: ...
+
+    async def prune(self, *, everything: bool = False) -> Removed: ...
+
+
+class Kernels(Protocol):
+    """The kernel store."""
+
+    async def list(self) -> Sequence[KernelInfo]: ...
+
+    async def pull(self, report: Report, *, package: str | None = None) -> KernelInfo: ...
+
+    async def load(
+        self, path: Path, *, modules: Path | None = None, name: str | None = None
+    ) -> KernelInfo: ...
+
+    async def use(self, name: str) -> KernelInfo: ...
+
+    async def remove(self, name: str) -> Removed: ...
+
+
+class System(Protocol):
+    """The daemon itself."""
+
+    async def info(self) -> DaemonInfo: ...
+
+    async def doctor(self) -> Sequence[Check]: ...
+
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return `{key: {value, origin}}` as JSON values."""
+
+    def events(self, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Event]:
+        """Yield the events still kept (from `since` on), then, with `follow`, new ones for ever."""
+
+    async def request_stop(self, *, stop_sandboxes: bool) -> None:
+        """Ask the daemon to end: with the VMs stopped, or left running for the next daemon to adopt."""
+
+
+class Operations(Protocol):
+    """Everything the API offers."""
+
+    sandboxes: Sandboxes
+    execs: Execs
+    files: Files
+    images: Images
+    kernels: Kernels
+    system: System
+
+
+__all__ = [
+    "Channel",
+    "ExecSession",
+    "Execs",
+    "FileEntry",
+    "Files",
+    "Images",
+    "Kernels",
+    "LogQuery",
+    "LogRecord",
+    "Operations",
+    "SandboxFilter",
+    "Sandboxes",
+    "SessionEvent",
+    "System",
+]
