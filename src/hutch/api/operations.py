@@ -5,18 +5,16 @@ callback for progress and is undone when cancelled.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hutch.guest.base import Channel, FileEntry, GuestFiles, Output, OutputEnd, OutputGap, TunnelStream
+from hutch.guest.base import Channel, FileEntry, GuestFiles, TunnelStream
 from hutch.images.base import Report
 from hutch.models import (
     Check,
     DaemonInfo,
     Event,
     ExecInfo,
-    ExecOutcome,
     ExecSpec,
     ImageInfo,
     KernelInfo,
@@ -24,12 +22,10 @@ from hutch.models import (
     Removed,
     SandboxInfo,
     SandboxSpec,
-    SandboxState,
     SandboxStats,
     TtySize,
 )
-
-SessionEvent = Output | OutputGap | OutputEnd | ExecOutcome
+from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
 
 class ExecSession(Protocol):
@@ -59,39 +55,6 @@ class ExecSession(Protocol):
 
     async def close(self, *, detach: bool) -> None:
         """End the attachment. Without `detach` the client is lost: a non-detached exec gets its grace, then is cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """A piece of a log: channel 1 or 2, or 3 for the console; a gap has `missing` > 0 and no data."""
-
-    channel: int
-    time_ns: int
-    data: bytes
-    missing: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LogQuery:
-    """Which part of a log: the last `tail` lines (None: all), between two Unix times in ns, of which exec; and live?"""
-
-    follow: bool = False
-    tail: int | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
-    boot: bool = False
-    exec_id: str = "main"
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxFilter:
-    """Which sandboxes to list; empty fields match all. `labels` are `k` or `k=v`."""
-
-    all: bool = False
-    states: Sequence[SandboxState] = ()
-    labels: Sequence[str] = ()
-    name: str | None = None
-    image: str | None = None
 
 
 class Sandboxes(Protocol):
