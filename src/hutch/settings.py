@@ -6,8 +6,6 @@ A value comes from, in this order: the command line, `HUTCH_<NAME>` in the envir
 """
 
 import os
-import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,7 +85,11 @@ def default_runtime_base() -> Path:
     if os.geteuid() == 0:
         return Path("/run/hutch")
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "hutch" if base else Path(tempfile.gettempdir()) / f"hutch-{os.getuid()}"
+    if base:
+        return Path(base) / "hutch"
+    import tempfile  # here: it costs the CLI 8 ms, and few need it
+
+    return Path(tempfile.gettempdir()) / f"hutch-{os.getuid()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,15 @@ def _parse(row: Setting, value: Any, origin: str) -> Any:
         ) from cause
 
 
+def _read_table(path: Path) -> dict[str, Any]:
+    import tomllib  # here: it costs the CLI 6 ms, and most have no file
+
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:
+        raise error("bad_setting", f"{path} cannot be read: {cause}") from cause
+
+
 def load_settings(
     flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
 ) -> Settings:
@@ -241,12 +252,7 @@ def resolve_settings(
     Raises InvalidInput (bad_setting) as `load_settings` does.
     """
     path = config_path(env)
-    table: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            table = tomllib.loads(path.read_text("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:
-            raise error("bad_setting", f"{path} cannot be read: {cause}") from cause
+    table = _read_table(path) if path.is_file() else {}
     unknown = sorted(set(table) - {row.key for row in SETTINGS})
     if unknown:
         raise error(
