@@ -113,7 +113,9 @@ class Execs(Protocol):
 
     async def list(self, ref: str) -> Sequence[ExecInfo]: ...
 
-    async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None: ...
+    async def signal(
+        self, ref: str, exec_id: str, name: str, *, everything: bool = False
+    ) -> None: ...
 
 
 class Files(Protocol):
@@ -134,7 +136,9 @@ class Images(Protocol):
 
     async def pull(self, reference: str, report: Report) -> ImageInfo: ...
 
-    async def load(self, path: Path, report: Report, *, tag: str | None = None) -> Sequence[ImageInfo]: ...
+    async def load(
+        self, path: Path, report: Report, *, tag: str | None = None
+    ) -> Sequence[ImageInfo]: ...
 
     async def build(
         self,
