@@ -22,7 +22,7 @@ Crate = tuple[str, str, str]
 def cargo(*args: str) -> None:
     """Run cargo in the agent's directory, silent unless it fails."""
     command = [str(ROOT / "scripts/cargo"), *args]
-    done = subprocess.run(command, cwd=AGENT, check=False, capture_output=True, text=True)  # noqa: TID251
+    done = subprocess.run(command, cwd=AGENT, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"cargo {' '.join(args)} failed: {done.stderr.strip()}")
 

@@ -24,7 +24,7 @@ class AgentHook(BuildHookInterface[Any]):
         if self.target_name != "wheel" or version == "editable":
             return
         script = Path(self.root) / "scripts/agent"
-        agent = subprocess.run(  # noqa: TID251 - a build, without Hutch
+        agent = subprocess.run(
             [str(script)],
             check=True,
             stdout=subprocess.PIPE,

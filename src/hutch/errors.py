@@ -9,6 +9,8 @@ HutchError
 ├── ImageError          a registry, archive or image is broken or refuses
 ├── EngineError         the virtual machine could not be started or died
 ├── GuestError          the agent in the VM refused, failed or did not answer
+│   ├── CommandNotFound         exit code 127
+│   └── CommandNotExecutable    exit code 126
 └── DaemonError         the daemon cannot be reached, or is of another version
 
 Each concrete error is a row of `CODES`: a stable code, its class, its HTTP status. The CLI exits
@@ -95,6 +97,18 @@ class GuestError(HutchError):
     """The agent in the VM refused, failed or did not answer."""
 
 
+class CommandNotFound(GuestError):
+    """The program does not exist in the sandbox (exit code 127)."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class CommandNotExecutable(GuestError):
+    """The program exists in the sandbox but cannot be executed (exit code 126)."""
+
+    exit_code = EXIT_NOT_EXECUTABLE
+
+
 class DaemonError(HutchError):
     """The daemon cannot be reached, failed, or is of another version."""
 
@@ -168,8 +182,10 @@ CODES: dict[str, ErrorRow] = {
     "guest_refused": ErrorRow(
         GuestError, 422, "the guest's file system or network refused the operation"
     ),
-    "command_not_found": ErrorRow(GuestError, 422, "the program does not exist in the sandbox"),
-    "command_not_executable": ErrorRow(GuestError, 422, "the program cannot be executed"),
+    "command_not_found": ErrorRow(
+        CommandNotFound, 422, "the program does not exist in the sandbox"
+    ),
+    "command_not_executable": ErrorRow(CommandNotExecutable, 422, "the program cannot be executed"),
     "no_such_user": ErrorRow(GuestError, 422, "the image has no such user or group"),
     # daemon
     "daemon_unreachable": ErrorRow(
@@ -188,26 +204,7 @@ def error(
     code: str, message: str, *, hint: str | None = None, details: Mapping[str, Any] | None = None
 ) -> HutchError:
     """Return (not raise) an error of the class that the table gives for `code`."""
-    cls = CODES[code].cls if code not in _EXITS else _EXITS[code]
-    return cls(code, message, hint=hint, details=details)
-
-
-class CommandNotFound(GuestError):
-    """The program does not exist in the sandbox (exit code 127)."""
-
-    exit_code = EXIT_NOT_FOUND
-
-
-class CommandNotExecutable(GuestError):
-    """The program exists in the sandbox but cannot be executed (exit code 126)."""
-
-    exit_code = EXIT_NOT_EXECUTABLE
-
-
-_EXITS: dict[str, type[HutchError]] = {
-    "command_not_found": CommandNotFound,
-    "command_not_executable": CommandNotExecutable,
-}
+    return CODES[code].cls(code, message, hint=hint, details=details)
 
 
 def from_json(body: Mapping[str, Any]) -> HutchError:

@@ -81,7 +81,7 @@ def default_home() -> Path:
 
 
 def default_runtime_base() -> Path:
-    """Return the directory for sockets: /run as root, `$XDG_RUNTIME_DIR`, else <tmp>/hutch-UID."""
+    """Return where sockets are: /run/hutch as root, `$XDG_RUNTIME_DIR/hutch`, /tmp/hutch-UID."""
     if os.geteuid() == 0:
         return Path("/run/hutch")
     base = os.environ.get("XDG_RUNTIME_DIR")
