@@ -155,6 +155,7 @@ class SandboxInfo:
     exposed_ports: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
     boot_seconds: float | None = None
+    stop_signal: str = "SIGTERM"
 
 
 @dataclass(frozen=True, slots=True)

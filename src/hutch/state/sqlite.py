@@ -1,0 +1,281 @@
+"""The `Store` in one SQLite file: WAL, one writer, numbered migrations.
+
+All statements run in worker threads under one lock, so the connection is never used by two at once.
+It must not know what the states mean; the counterpart is `base.py`.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hutch.errors import HutchError, error
+from hutch.models import SandboxInfo, SandboxSpec, SandboxState, from_json, to_json
+from hutch.state.base import SandboxRow
+from hutch.tasks import Scope, in_thread
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 5.0
+"""How long to wait for another process (a backup, a curious user) that holds the file."""
+
+_COLUMNS = "id, name, slot, state, generation, spec, info, machine"
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Return the numbered schema changes that this version carries, in order."""
+    folder = resources.files("hutch.state") / "migrations"
+    scripts = [item for item in folder.iterdir() if item.name.endswith(".sql")]
+    return sorted((int(item.name.partition("_")[0]), item.read_text("utf-8")) for item in scripts)
+
+
+class SqliteStore:
+    """The records of one daemon, in the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._calls = Scope("store", grace=BUSY_SECONDS)
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file, making it when it is not there, and migrate it to the newest schema.
+
+        Raises daemon_version when a newer Hutch has written it, disk_full.
+        """
+        await in_thread(self._open)
+
+    async def close(self) -> None:
+        """Finish the calls under way and close the file."""
+        await self._calls.close()
+        await in_thread(self._close)
+
+    async def add_sandbox(self, spec: SandboxSpec, info: SandboxInfo, *, slots: int) -> SandboxRow:
+        """Record a new sandbox with the lowest free slot. Raises name_taken, no_capacity."""
+
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            _check_name(db, info.name)
+            taken = {slot for (slot,) in db.execute("SELECT slot FROM sandboxes")}
+            slot = next((number for number in range(slots) if number not in taken), None)
+            if slot is None:
+                raise error(
+                    "no_capacity",
+                    f"all {slots} places for sandboxes on this host are taken",
+                    hint="remove sandboxes with `hutch rm`, or raise the setting uid_count",
+                )
+            row = SandboxRow(spec, info, slot)
+            db.execute(
+                f"INSERT INTO sandboxes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                _values(row),
+            )
+            return row
+
+        return await self._call(work)
+
+    async def sandboxes(self) -> Sequence[SandboxRow]:
+        """Return all rows, oldest first."""
+
+        def work(db: sqlite3.Connection) -> list[SandboxRow]:
+            found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes ORDER BY number")
+            return [_row(values) for values in found]
+
+        return await self._call(work)
+
+    async def move(
+        self,
+        sandbox_id: str,
+        expected: Sequence[SandboxState],
+        state: SandboxState,
+        **changes: Any,
+    ) -> SandboxRow:
+        """Change state and `info` in one step. Raises wrong_state, sandbox_not_found."""
+
+        def change(row: SandboxRow) -> SandboxRow:
+            if row.info.state not in expected:
+                raise error(
+                    "wrong_state",
+                    f"sandbox {row.info.name} is {row.info.state}",
+                    details={"state": row.info.state.value},
+                )
+            return dataclasses.replace(
+                row, info=dataclasses.replace(row.info, state=state, **changes)
+            )
+
+        return await self._change(sandbox_id, change)
+
+    async def set_machine(self, sandbox_id: str, machine: Mapping[str, Any] | None) -> SandboxRow:
+        """Record how to find the VM again, or None once it is gone."""
+        return await self._change(sandbox_id, lambda row: dataclasses.replace(row, machine=machine))
+
+    async def next_generation(self, sandbox_id: str) -> SandboxRow:
+        """Count up the generation."""
+        return await self._change(
+            sandbox_id, lambda row: dataclasses.replace(row, generation=row.generation + 1)
+        )
+
+    async def rename(self, sandbox_id: str, name: str) -> SandboxRow:
+        """Give a sandbox another name. Raises name_taken, sandbox_not_found."""
+
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            row = _find(db, sandbox_id)
+            if row.info.name != name:
+                _check_name(db, name)
+            row = dataclasses.replace(row, info=dataclasses.replace(row.info, name=name))
+            _update(db, row)
+            return row
+
+        return await self._call(work)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Forget a sandbox, if it is on record."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox_id,))
+
+        await self._call(work)
+
+    # ---- the connection
+
+    async def _change(
+        self, sandbox_id: str, change: Callable[[SandboxRow], SandboxRow]
+    ) -> SandboxRow:
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            row = change(_find(db, sandbox_id))
+            _update(db, row)
+            return row
+
+        return await self._call(work)
+
+    async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        call = self._calls.start("call", in_thread(self._transact, work))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            # The statement runs on in its thread: let it end before anyone acts on its outcome.
+            await asyncio.wait({call})
+            raise
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock, _translated(self._path):
+            if self._connection is None:
+                raise error("internal", f"the records in {self._path} are not open")
+            with self._connection as db:
+                db.execute("BEGIN IMMEDIATE")
+                return work(db)
+
+    def _open(self) -> None:
+        with self._lock, _translated(self._path):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            db = sqlite3.connect(
+                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                # NORMAL may lose the last rows in a power cut, which ends every VM as well.
+                db.execute("PRAGMA synchronous = NORMAL")
+                self._migrate(db)
+            except BaseException:
+                db.close()
+                raise
+            self._path.chmod(0o600)
+            self._connection = db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        steps = migrations()
+        if version > steps[-1][0]:
+            raise error(
+                "daemon_version",
+                f"{self._path} was written by a newer Hutch (schema {version})",
+                hint="run the Hutch version that wrote it, or a newer one",
+            )
+        for number, script in steps:
+            if number > version:
+                db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours."""
+    try:
+        yield
+    except sqlite3.Error as cause:
+        raise _translate(path, cause) from cause
+
+
+def _translate(path: Path, cause: sqlite3.Error) -> HutchError:
+    primary = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if primary == sqlite3.SQLITE_FULL:
+        return error(
+            "disk_full",
+            f"the file system of {path} is full",
+            hint="free some space, for example with `hutch image prune` or `hutch rm`",
+        )
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return error(
+            "internal",
+            f"{path} has been locked by another program for {BUSY_SECONDS:g} s",
+            hint="end the program that holds it open",
+        )
+    return error("internal", f"{path}: {cause}")
+
+
+def _check_name(db: sqlite3.Connection, name: str) -> None:
+    if db.execute("SELECT 1 FROM sandboxes WHERE name = ?", (name,)).fetchone():
+        raise error(
+            "name_taken",
+            f"there is already a sandbox named {name}",
+            hint=f"choose another name, or remove it with `hutch rm {name}`",
+        )
+
+
+def _find(db: sqlite3.Connection, sandbox_id: str) -> SandboxRow:
+    found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
+    if found is None:
+        raise error("sandbox_not_found", f"there is no sandbox {sandbox_id}")
+    return _row(found)
+
+
+def _update(db: sqlite3.Connection, row: SandboxRow) -> None:
+    db.execute(
+        "UPDATE sandboxes SET id = ?, name = ?, slot = ?, state = ?, generation = ?, spec = ?,"
+        " info = ?, machine = ? WHERE id = ?",
+        (*_values(row), row.info.id),
+    )
+
+
+def _values(row: SandboxRow) -> tuple[Any, ...]:
+    return (
+        row.info.id,
+        row.info.name,
+        row.slot,
+        row.info.state.value,
+        row.generation,
+        json.dumps(to_json(row.spec)),
+        json.dumps(to_json(row.info)),
+        None if row.machine is None else json.dumps(dict(row.machine)),
+    )
+
+
+def _row(values: tuple[Any, ...]) -> SandboxRow:
+    _, name, slot, state, generation, spec, info, machine = values
+    kept = from_json(SandboxInfo, json.loads(info))
+    return SandboxRow(
+        from_json(SandboxSpec, json.loads(spec)),
+        dataclasses.replace(kept, name=name, state=SandboxState(state)),
+        slot,
+        None if machine is None else json.loads(machine),
+        generation,
+    )
