@@ -3,7 +3,7 @@
 Counterpart of spec/guest-protocol.md §2 and §3 and of the agent's own codec; the golden frames hold
 both to the same bytes. The peer is hostile: each length is checked before memory is taken for it,
 and each violation raises GuestProtocolError. This module must not know what operations mean
-(calls.py) or what a connection is (session.py).
+or what a connection is (link.py).
 """
 
 import struct
@@ -136,33 +136,41 @@ class Preamble:
 
 
 class PreambleScanner:
-    """Finds preambles of one kind in a stream of anything, keeping less than one preamble of it in
-    memory.
+    """Finds preambles of one kind in a stream of anything, in time linear in its bytes.
+
+    Feed it bytes, then call `next` until it returns None; by then it keeps less than one preamble.
     """
 
     def __init__(self, kind: PreambleKind) -> None:
         self._kind = kind
-        self._kept = b""
+        self._buffer = b""
+        self._at = 0
 
-    def feed(self, data: bytes) -> tuple[Preamble, bytes] | None:
-        """Take bytes in; return the next valid preamble and all bytes after it, or None when more
-        are needed.
+    def feed(self, data: bytes) -> None:
+        """Take bytes in."""
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
 
-        After a preamble the scanner is empty: feed it the rest to look for another.
-        """
-        buffer = self._kept + data
-        start = 0
-        while (start := buffer.find(MAGIC, start)) >= 0:
-            if len(buffer) - start < PREAMBLE_SIZE:
-                self._kept = buffer[start:]
+    def next(self) -> Preamble | None:
+        """Return the next valid preamble, or None when more bytes are needed."""
+        while (found := self._buffer.find(MAGIC, self._at)) >= 0:
+            self._at = found
+            end = found + PREAMBLE_SIZE
+            if end > len(self._buffer):
                 return None
-            found = self._parse(buffer[start : start + PREAMBLE_SIZE])
-            if found is not None:
-                self._kept = b""
-                return found, buffer[start + PREAMBLE_SIZE :]
-            start += 1
-        self._kept = buffer[-(len(MAGIC) - 1) :]
+            preamble = self._parse(self._buffer[found:end])
+            if preamble is not None:
+                self._at = end
+                return preamble
+            self._at = found + 1
+        self._at = max(self._at, len(self._buffer) - len(MAGIC) + 1)
         return None
+
+    def take_rest(self) -> bytes:
+        """Return, and forget, the bytes after the last preamble."""
+        rest = self._buffer[self._at :]
+        self._buffer, self._at = b"", 0
+        return rest
 
     def _parse(self, raw: bytes) -> Preamble | None:
         _, kind, version, reserved, nonce, crc = _PREAMBLE.unpack(raw)
@@ -266,7 +274,7 @@ class FrameDecoder:
 
 
 def encode_frame(kind: FrameType, stream: int, payload: bytes = b"", channel: int = 0) -> bytes:
-    """Return one frame. The caller keeps to the limits; the payload is not searched for the magic."""
+    """Return one frame. The caller keeps to the limits and keeps the magic out of the payload."""
     return _HEADER.pack(kind, channel, 0, stream, len(payload)) + payload
 
 
@@ -311,12 +319,10 @@ def split_data(data: bytes) -> Iterator[memoryview]:
         start = end
 
 
-def encode_data(stream: int, channel: int, data: bytes) -> list[bytes | memoryview]:
-    """Return DATA frames for `data` as buffers to be written one after the other, without copying
+def encode_data(
+    stream: int, channel: int, part: bytes | memoryview
+) -> tuple[bytes, bytes | memoryview]:
+    """Return a DATA frame as two buffers, uncopied. `part` is one of `split_data`, or a piece of
     it.
     """
-    buffers: list[bytes | memoryview] = []
-    for part in split_data(data):
-        buffers.append(_HEADER.pack(FrameType.DATA, channel, 0, stream, len(part)))
-        buffers.append(part)
-    return buffers
+    return _HEADER.pack(FrameType.DATA, channel, 0, stream, len(part)), part
