@@ -1,0 +1,28 @@
+"""Single flight: of several tasks that want the same thing made, one makes it and the others wait for it.
+
+A lock per key instead of a shared task: when the maker is cancelled, the next one takes over.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Flights:
+    """Locks by key; a key that nobody holds or waits for takes no memory."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def over(self, key: str) -> AsyncIterator[None]:
+        """Be the only one to work on `key`; the body looks first whether the work is already done."""
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = (lock, users - 1)

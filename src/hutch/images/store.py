@@ -1,0 +1,290 @@
+"""The image store: what the service calls. It ties layout, registry, archives, built-ins and root file systems together.
+
+Everything lives below `$HUTCH_HOME/images`: `oci/` (an OCI image layout), `rootfs/` (one file system file per image) and
+`partial/` (unfinished downloads). One task at a time works on one image; others that want it wait and find it done.
+"""
+
+import contextlib
+import errno
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.errors import HutchError, error
+from hutch.images import builtin, config, reference, rootfs
+from hutch.images.base import Image, Report, RootFs
+from hutch.images.compression import bomb_limit
+from hutch.images.config import Config, Descriptor, Manifest
+from hutch.images.flight import Flights
+from hutch.images.layers import Layer
+from hutch.images.layout import Entry, Layout, Pins
+from hutch.images.reference import Reference
+from hutch.models import ImageInfo, Progress, PullPolicy, Removed
+from hutch.settings import Settings
+from hutch.tasks import in_thread
+
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An image of the layout, read."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: Config
+
+
+class ImageStore:
+    """Implements `hutch.images.base.Images` on a directory. One per home; made on any thread, used on one loop."""
+
+    def __init__(self, home: Path, settings: Settings) -> None:
+        self._settings = settings
+        self._root = home / "images"
+        self._rootfs = self._root / "rootfs"
+        self._layout = Layout(self._root / "oci")
+        self._flights = Flights()
+        self._ready = False
+
+    # the seam
+
+    async def ensure(self, reference: str, pull: PullPolicy, report: Report) -> Image:
+        """Return the image with its rootfs, pulling and building what is missing.
+
+        Two calls for one image do the work once. Raises bad_reference, image_not_found and all that a pull or the
+        building of a rootfs can raise.
+        """
+        await self._open()
+        async with self._flights.over(f"reference {reference}"):
+            descriptor = await self._obtain(reference, pull, report)
+        found = await in_thread(self._read, descriptor)
+        built = await self._ensure_rootfs(found, report)
+        return Image(descriptor.digest, reference, found.config.run, built)
+
+    async def list(self) -> Sequence[ImageInfo]:
+        """Return all images, in the order in which their references sort; nameless ones last."""
+        await self._open()
+        return await in_thread(self._infos)
+
+    async def inspect(self, reference: str) -> ImageInfo:
+        """Return one image by reference, id, or unique prefix (6 hex digits or more) of an id."""
+        await self._open()
+        descriptor = await in_thread(self._resolve, reference)
+        return await in_thread(self._info, descriptor)
+
+    async def pull(self, reference: str, report: Report) -> ImageInfo:
+        """Fetch an image anew (a built-in is made anew) with its rootfs."""
+        image = await self.ensure(reference, PullPolicy.ALWAYS, report)
+        return await self.inspect(image.id)
+
+    def rootfs_path(self, image_id: str) -> RootFs | None:
+        """Return the rootfs of an image whose id is known, or None when it is gone."""
+        return rootfs.find(self._rootfs, image_id)
+
+    async def remove(
+        self, reference: str, *, used: Sequence[str] = (), force: bool = False
+    ) -> Removed:
+        """Drop a reference (or, by id, the image with all of them) and the content that nobody else needs.
+
+        Raises image_not_found; in_use when a sandbox uses the image, unless `force`: then the references go, and the
+        content stays for the sandbox.
+        """
+        await self._open()
+        return await in_thread(self._remove, reference, set(used), force)
+
+    async def prune(self, *, used: Sequence[str] = (), everything: bool = False) -> Removed:
+        """Drop nameless images, unfinished downloads and stray blobs; with `everything` all unused images."""
+        await self._open()
+        return await in_thread(self._prune, set(used), everything)
+
+    # obtaining
+
+    async def _obtain(self, text: str, pull: PullPolicy, report: Report) -> Descriptor:
+        named = None
+        with contextlib.suppress(HutchError):
+            named = await in_thread(self._resolve, text)
+        if named is not None and pull is not PullPolicy.ALWAYS:
+            return named
+        if named is not None and _ID.fullmatch(text) and text in named.digest:
+            return named  # an id says exactly which content; there is nothing newer
+        wanted = reference.parse(text, self._settings.default_registry)
+        if pull is PullPolicy.NEVER:
+            raise _not_found(text, "it is not in the store, and pulling was not allowed")
+        with self._layout.pins() as pins:
+            if wanted.builtin:
+                descriptor = await self._make_builtin(wanted, pins, report)
+            else:
+                descriptor = await self._pull(wanted, pins, report)
+            await in_thread(self._layout.tag, descriptor, str(wanted))
+        return descriptor
+
+    async def _make_builtin(self, wanted: Reference, pins: Pins, report: Report) -> Descriptor:
+        report(Progress("build", str(wanted), message="making the built-in image"))
+        recipe = builtin.RECIPES[wanted.repository]
+        with self._layout.scratch() as path, _full_disk(self._root):
+            await builtin.make_layer(recipe.name, path)
+            return await in_thread(self._add_image, path, recipe, pins)
+
+    def _add_image(self, layer: Path, recipe: builtin.Recipe, pins: Pins) -> Descriptor:
+        """Store a layer's tar file, moving it, with a config and manifest of its own."""
+        tarred = self._layout.add_file(layer, config.OCI_LAYER, pins)
+        body = config.make_config(recipe.config, [tarred.digest], created_by=recipe.created_by)
+        described = self._layout.add_bytes(body, config.OCI_CONFIG, pins)
+        manifest = config.make_manifest(described, [tarred])
+        return self._layout.add_bytes(manifest, config.OCI_MANIFEST, pins)
+
+    async def _ensure_rootfs(self, found: _Found, report: Report) -> RootFs:
+        image_id = found.descriptor.digest
+        async with self._flights.over(f"rootfs {image_id}"):
+            if (built := rootfs.find(self._rootfs, image_id)) is not None:
+                return built
+            free = shutil.disk_usage(self._rootfs).free
+            layers = [
+                Layer(self._layout.blob(layer.digest), diff_id, bomb_limit(layer.size, free))
+                for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
+            ]
+            with self._layout.pins() as pins, _full_disk(self._root):
+                for digest in (image_id, *(layer.digest for layer in found.manifest.layers)):
+                    pins.add(digest)
+                return await rootfs.build(self._rootfs, image_id, layers, report)
+
+    # looking
+
+    def _read(self, descriptor: Descriptor) -> _Found:
+        """Return manifest and config of an image, checked to be one that this machine can run."""
+        what = f"the image {descriptor.digest}"
+        body = self._layout.read(descriptor, config.MANIFEST_LIMIT)
+        manifest = config.parse_manifest(body, what)
+        described = self._layout.read(manifest.config, config.CONFIG_LIMIT)
+        parsed = config.parse_config(described, what)
+        if len(parsed.diff_ids) != len(manifest.layers):
+            raise config.bad_image(
+                f"{what} has {len(manifest.layers)} layers, but its config says {len(parsed.diff_ids)}"
+            )
+        config.check_platform(parsed, what)
+        return _Found(descriptor, manifest, parsed)
+
+    def _resolve(self, text: str) -> Descriptor:
+        """Return what a reference, an id or a unique prefix of one means here."""
+        entries = self._layout.entries()
+        with contextlib.suppress(HutchError):
+            full = str(reference.parse(text, self._settings.default_registry))
+            for entry in entries:
+                if entry.reference == full:
+                    return entry.manifest
+        if match := _ID.fullmatch(text):
+            prefix = "sha256:" + match[1]
+            found = {
+                e.manifest.digest: e.manifest
+                for e in entries
+                if e.manifest.digest.startswith(prefix)
+            }
+            if len(found) == 1:
+                return next(iter(found.values()))
+            if found:
+                raise _not_found(text, f"{len(found)} images have an id that begins so")
+        else:
+            reference.parse(text, self._settings.default_registry)
+        raise _not_found(text, "it is not in the store")
+
+    def _infos(self) -> Sequence[ImageInfo]:
+        found: dict[str, Descriptor] = {
+            e.manifest.digest: e.manifest for e in self._layout.entries()
+        }
+        infos = [self._info(descriptor) for descriptor in found.values()]
+        return sorted(infos, key=lambda info: (not info.references, info.references, info.id))
+
+    def _info(self, descriptor: Descriptor) -> ImageInfo:
+        names = [
+            e.reference for e in self._layout.entries() if e.manifest.digest == descriptor.digest
+        ]
+        found = self._read(descriptor)
+        built = rootfs.find(self._rootfs, descriptor.digest)
+        blobs = {
+            layer.digest: layer.size for layer in (found.manifest.config, *found.manifest.layers)
+        }
+        return ImageInfo(
+            id=descriptor.digest,
+            references=sorted(name for name in names if name),
+            architecture=found.config.architecture or config.host_architecture(),
+            created_at=found.config.created_at,
+            size=descriptor.size + sum(blobs.values()),
+            layers=[layer.digest for layer in found.manifest.layers],
+            config=found.config.run,
+            rootfs_size=built.size if built else None,
+            rootfs_type=built.fstype if built else None,
+        )
+
+    # removing
+
+    def _remove(self, text: str, used: set[str], force: bool) -> Removed:
+        descriptor = self._resolve(text)
+        names = self._names(descriptor.digest)
+        full = None
+        with contextlib.suppress(HutchError):
+            full = str(reference.parse(text, self._settings.default_registry))
+        doomed = [full] if full in names else names
+        last = len(doomed) == len(names)
+        if last and descriptor.digest in used and not force:
+            raise error(
+                "in_use",
+                f"the image {text} is used by a sandbox",
+                hint="remove the sandbox first, or give --force to drop only the name",
+            )
+        for name in doomed:
+            self._layout.untag(name)
+        if not last or descriptor.digest in used:
+            return Removed([*doomed])
+        return self._drop([descriptor.digest], doomed)
+
+    def _prune(self, used: set[str], everything: bool) -> Removed:
+        entries = self._layout.entries()
+        named = {e.manifest.digest for e in entries if e.reference}
+        gone = {
+            e.manifest.digest
+            for e in entries
+            if e.manifest.digest not in used and (everything or e.manifest.digest not in named)
+        }
+        names = [e.reference or e.manifest.digest for e in entries if e.manifest.digest in gone]
+        return self._drop(sorted(gone), names)
+
+    def _drop(self, digests: Sequence[str], names: Sequence[str]) -> Removed:
+        self._layout.drop(digests)
+        freed = sum(blob.size for blob in self._layout.gc())
+        freed += sum(rootfs.remove(self._rootfs, digest) for digest in digests)
+        return Removed([*names], freed)
+
+    def _names(self, digest: str) -> Sequence[str]:
+        entries: Sequence[Entry] = self._layout.entries()
+        return [e.reference for e in entries if e.manifest.digest == digest and e.reference]
+
+    async def _open(self) -> None:
+        if not self._ready:
+            async with self._flights.over("open"):
+                if not self._ready:
+                    await in_thread(self._create)
+                    self._ready = True
+
+    def _create(self) -> None:
+        self._rootfs.mkdir(parents=True, exist_ok=True)
+        self._layout.create()
+        self._layout.sweep()
+        for leftover in self._rootfs.glob(".new-*"):
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_disk(directory: Path) -> Iterator[None]:
+    """Turn the host's ENOSPC into the error that says so."""
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise rootfs.disk_full(directory) from cause
+        raise
+
+
+def _not_found(text: str, why: str) -> HutchError:
+    return error("image_not_found", f"no image {text}: {why}", hint="see `hutch image ls`")
