@@ -6,6 +6,7 @@ A value comes from, in this order: the command line, `HUTCH_<NAME>` in the envir
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 from hutch.errors import error
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-_UNITS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"([0-9]{1,20})(\.[0-9]+)? ?([kmgt]?)(?:i?b)?")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd]?)")
+_CENTURY = 100 * 365 * 86400.0
 
 
 def parse_size(text: str) -> int:
@@ -23,15 +27,13 @@ def parse_size(text: str) -> int:
 
     Raises InvalidInput (bad_size).
     """
-    lowered = text.strip().lower().removesuffix("ib").removesuffix("b")
-    unit = lowered[-1:] if lowered[-1:].isalpha() else ""
-    try:
-        value = float(lowered.removesuffix(unit)) * _UNITS[unit]
-    except (ValueError, KeyError):
-        value = -1.0
-    if not 0 < value < 1 << 62:
+    size = 0
+    if found := _SIZE.fullmatch(text.strip().lower()):
+        whole, fraction, unit = found.groups()
+        size = int(whole) * _UNITS[unit] + int(float(fraction or 0) * _UNITS[unit])
+    if not 0 < size < 1 << 62:
         raise error("bad_size", f"{text!r} is not a size", hint="write it like 512m, 2g or 1048576")
-    return int(value)
+    return size
 
 
 def parse_duration(text: str) -> float:
@@ -39,18 +41,11 @@ def parse_duration(text: str) -> float:
 
     Raises InvalidInput (bad_request).
     """
-    rest, total, seen = text.strip().lower(), 0.0, False
-    while rest:
-        digits = len(rest) - len(rest.lstrip("0123456789."))
-        letters = len(rest[digits:]) - len(rest[digits:].lstrip("dhms"))
-        unit = rest[digits : digits + letters] or "s"
-        try:
-            total += float(rest[:digits]) * _SECONDS[unit]
-        except (ValueError, KeyError):
-            seen = False
-            break
-        seen, rest = True, rest[digits + letters :]
-    if not seen:
+    lowered, total, position = text.strip().lower(), 0.0, 0
+    while found := _DURATION_PART.match(lowered, position):
+        total += float(found[1]) * _SECONDS[found[2]]
+        position = found.end()
+    if not lowered or position < len(lowered) or total > _CENTURY:
         raise error(
             "bad_request", f"{text!r} is not a duration", hint="write it like 30s, 5m or 2h30m"
         )
