@@ -12,6 +12,9 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 log = logging.getLogger(__name__)
 
+CANCEL_TIME = 5.0
+"""Seconds that `Scope.close` waits for cancelled tasks."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -41,14 +44,14 @@ class Scope:
             log.error("task %s failed", task.get_name(), exc_info=failure)
 
     async def close(self) -> None:
-        """Wait for the grace period, cancel what is left, and wait for that (5 s at most)."""
+        """Wait for the grace period, cancel what is left, and wait CANCEL_TIME at most for that."""
         tasks = set(self._tasks)
         if tasks and self._grace:
             _, tasks = await asyncio.wait(tasks, timeout=self._grace)
         for task in tasks:
             task.cancel()
         if tasks:
-            _, stuck = await asyncio.wait(tasks, timeout=5.0)
+            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIME)
             for task in stuck:
                 log.error("task %s ignores its cancellation", task.get_name())
 

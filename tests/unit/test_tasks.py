@@ -1,0 +1,152 @@
+import asyncio
+import threading
+
+import pytest
+
+from hutch.tasks import Scope, in_thread
+
+
+async def forever(begun: asyncio.Event) -> None:
+    begun.set()
+    await asyncio.Event().wait()
+
+
+async def test_tasks_run_under_their_name() -> None:
+    async def name() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    async with Scope("sb_1") as scope:
+        assert await scope.start("watch", name()) == "sb_1/watch"
+
+
+async def test_tasks_die_with_their_scope() -> None:
+    begun = asyncio.Event()
+    async with Scope("daemon") as scope:
+        task = scope.start("serve", forever(begun))
+        await begun.wait()
+    assert task.cancelled()
+
+
+async def test_a_task_that_never_began_dies_too() -> None:
+    async with Scope("daemon") as scope:
+        task = scope.start("serve", forever(asyncio.Event()))
+    assert task.cancelled()
+
+
+async def test_the_grace_lets_work_finish() -> None:
+    released = asyncio.Event()
+
+    async def finish() -> str:
+        await released.wait()
+        return "done"
+
+    scope = Scope("daemon", grace=30)
+    finishing = scope.start("finish", finish())
+    async with asyncio.TaskGroup() as group:
+        closing = group.create_task(scope.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        released.set()
+    assert finishing.result() == "done"
+
+
+async def test_after_the_grace_the_rest_is_cancelled() -> None:
+    begun = asyncio.Event()
+    scope = Scope("daemon", grace=0.01)
+    task = scope.start("serve", forever(begun))
+    await begun.wait()
+    async with asyncio.timeout(5):
+        await scope.close()
+    assert task.cancelled()
+
+
+async def test_a_failure_is_logged_at_once_and_never_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise ValueError("broken pump")
+
+    async with Scope("sb_1") as scope:
+        task = scope.start("pump", fail())
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert "task sb_1/pump failed" in caplog.text
+        assert "broken pump" in caplog.text
+
+
+async def test_a_failure_leaves_the_others_alone() -> None:
+    async def fail() -> None:
+        raise ValueError("broken pump")
+
+    begun = asyncio.Event()
+    async with Scope("sb_1") as scope:
+        failing = scope.start("pump", fail())
+        other = scope.start("serve", forever(begun))
+        await asyncio.wait([failing])
+        await begun.wait()
+        assert not other.done()
+
+
+async def test_a_failure_during_cancellation_does_not_escape(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await forever(begun)
+        finally:
+            raise ValueError("while closing")
+
+    async with Scope("sb_1") as scope:
+        scope.start("stubborn", stubborn())
+        await begun.wait()
+    await asyncio.sleep(0)
+    assert "while closing" in caplog.text
+
+
+async def test_close_ends_although_a_task_ignores_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.tasks.CANCEL_TIME", 0.05)
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    async def deaf() -> None:
+        while not released.is_set():
+            try:
+                begun.set()
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+
+    scope = Scope("sb_1")
+    task = scope.start("deaf", deaf())
+    await begun.wait()
+    async with asyncio.timeout(5):
+        await scope.close()
+    assert "task sb_1/deaf ignores its cancellation" in caplog.text
+    released.set()
+    await task
+
+
+async def test_closing_twice_is_fine() -> None:
+    scope = Scope("daemon")
+    scope.start("serve", forever(asyncio.Event()))
+    await scope.close()
+    await scope.close()
+
+
+async def test_in_thread_is_another_thread() -> None:
+    def work(text: str, *, times: int) -> tuple[str, int]:
+        return text * times, threading.get_ident()
+
+    text, thread = await in_thread(work, "ab", times=2)
+    assert text == "abab"
+    assert thread != threading.get_ident()
+
+
+async def test_in_thread_raises_what_the_work_raises() -> None:
+    with pytest.raises(FileNotFoundError):
+        await in_thread(open, "/nonexistent")
