@@ -9,6 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.harness.fixtures"]
+
 # A busy machine makes slow examples, not wrong ones.
 hypothesis.settings.register_profile("hutch", deadline=None)
 hypothesis.settings.load_profile("hutch")

@@ -1,0 +1,99 @@
+"""One image and kernel store for all tests with real VMs, and homes that begin with its content.
+
+Fetching a kernel and building a root file system take seconds to minutes, so they are done once and
+kept between runs, in $HUTCH_TEST_CACHE (default: below /var/tmp). A test's own home gets the big
+files as hard links, which is why the homes live on the same file system.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hutch import images
+from hutch.images.base import Image, Kernel, no_report
+from hutch.images.kernel import KernelStore
+from hutch.images.store import ImageStore
+from hutch.models import PullPolicy
+from hutch.settings import Settings, load_settings
+
+_LINKED = 1 << 16
+"""Files from this size on are linked; smaller ones are copied, since they may be rewritten."""
+_STALE = 86400.0
+"""Seconds after which a store of other sources is removed."""
+
+
+def _base() -> Path:
+    chosen = os.environ.get("HUTCH_TEST_CACHE")
+    return Path(chosen) if chosen else Path(f"/var/tmp/hutch-test-{os.getuid()}")
+
+
+def _key() -> str:
+    """Name a store by the code that fills it: other code gets another store."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(images.__path__[0]).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _locked(base: Path) -> Iterator[None]:
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class SharedStore:
+    """The store of this run, with an active kernel and the built-in busybox image."""
+
+    def __init__(self) -> None:
+        base = _base()
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home = base / f"store-{_key()}"
+        self._homes = base / "homes"
+        self._homes.mkdir(exist_ok=True)
+        with _locked(base):
+            for old in base.glob("store-*"):
+                if old != self.home and old.stat().st_mtime < time.time() - _STALE:
+                    shutil.rmtree(old)
+            self.home.mkdir(exist_ok=True)
+            os.utime(self.home)
+            self.kernel, self.busybox = asyncio.run(self._fill())
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this store's home, with nothing from the machine."""
+        return load_settings(env={"HUTCH_HOME": str(self.home), "HUTCH_CONFIG": "/nonexistent"})
+
+    async def _fill(self) -> tuple[Kernel, Image]:
+        kernel = await KernelStore(self.home, self.settings).ensure(None, no_report)
+        store = ImageStore(self.home, self.settings)
+        return kernel, await store.ensure("busybox", PullPolicy.MISSING, no_report)
+
+    def new_home(self, *, empty: bool = False) -> Path:
+        """Return a new home, with the content of this store unless `empty`."""
+        home = Path(tempfile.mkdtemp(dir=self._homes))
+        if empty:
+            return home
+        shutil.copytree(
+            self.home,
+            home,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("*.lock", "daemon.*"),
+            copy_function=_link_or_copy,
+            dirs_exist_ok=True,
+        )
+        return home
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if os.path.getsize(source) >= _LINKED:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
