@@ -1,0 +1,1 @@
+"""The `hutch` command: one module per noun; parse, call the API, render."""

@@ -1,0 +1,130 @@
+"""`hutch ps` and `hutch inspect`: what sandboxes there are."""
+
+import shlex
+from typing import Any
+
+import click
+
+from hutch.cli.app import App, pass_app
+from hutch.cli.client import sandbox_path
+from hutch.cli.failures import write_failure
+from hutch.cli.options import command
+from hutch.cli.render import age, print_json, size, table
+from hutch.errors import HutchError, error
+from hutch.models import SandboxInfo, SandboxState, from_json
+
+_FILTERS = {"status": "state", "state": "state", "label": "label", "name": "name", "image": "image"}
+_SHORT_ID = 15
+
+
+def parse_filters(filters: tuple[str, ...]) -> dict[str, Any]:
+    """Return `--filter key=value` texts as the query of the list route.
+
+    Raises InvalidInput (bad_request).
+    """
+    query: dict[str, Any] = {}
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if key not in _FILTERS or not equals or not value:
+            known = ", ".join(_FILTERS)
+            raise error(
+                "bad_request", f"{text!r} is no filter", hint=f"write KEY=VALUE; keys are {known}"
+            )
+        field = _FILTERS[key]
+        if field == "state" and value not in set(SandboxState):
+            states = ", ".join(SandboxState)
+            raise error("bad_request", f"{value!r} is no status", hint=f"it is one of {states}")
+        if field in ("state", "label"):
+            query.setdefault(field, []).append(value)
+        elif field in query:
+            raise error("bad_request", f"the filter {key} may be given once")
+        else:
+            query[field] = value
+    if "state" in query:
+        query["all"] = True
+    return query
+
+
+@command(
+    "ps",
+    examples=["hutch ps -a", "hutch ps -q --filter label=team=web", "hutch rm -f $(hutch ps -aq)"],
+)
+@click.option("-a", "--all", "everything", is_flag=True, help="Stopped ones too.")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.option(
+    "-f",
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="status, label, name or image; may be repeated.",
+)
+@click.option("--no-trunc", is_flag=True, help="Print whole ids and commands.")
+@pass_app
+def ps(app: App, everything: bool, quiet: bool, filters: tuple[str, ...], no_trunc: bool) -> None:
+    """List sandboxes; those that run, unless -a is given."""
+    query = parse_filters(filters)
+    query["all"] = everything or query.get("all", False)
+    answer = app.client.call("GET", "/v1/sandboxes", query)
+    if app.json:
+        print_json([info["id"] for info in answer] if quiet else answer)
+        return
+    infos = [from_json(SandboxInfo, item) for item in answer]
+    if quiet:
+        for info in infos:
+            click.echo(info.id)
+        return
+    table(
+        ["ID", "NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "CREATED", "COMMAND"],
+        [
+            (
+                info.id if no_trunc else info.id[:_SHORT_ID],
+                info.name,
+                info.image,
+                status(info),
+                str(info.cpus),
+                size(info.memory),
+                age(info.created_at),
+                _command(info),
+            )
+            for info in infos
+        ],
+        flexible=None if no_trunc else 7,
+    )
+
+
+def _command(info: SandboxInfo) -> str:
+    return "(idle)" if info.idle else shlex.join(info.command)
+
+
+def status(info: SandboxInfo) -> str:
+    """Return the state with what matters about it: since when, or how it ended."""
+    if info.state is SandboxState.RUNNING:
+        return f"running {age(info.started_at)}"
+    if info.state is SandboxState.FAILED and info.error is not None:
+        return f"failed ({info.error.code})"
+    if info.exit is None:
+        return info.state.value
+    reason = info.exit.reason.value
+    code = "" if info.exit.code is None else f" {info.exit.code}"
+    return f"{info.state.value} ({reason}{code}) {age(info.ended_at)}"
+
+
+@command("inspect", examples=["hutch inspect web", "hutch inspect web db | jq '.[].state'"])
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@pass_app
+def inspect(app: App, names: tuple[str, ...]) -> int:
+    """Print all about sandboxes, as a JSON list."""
+    infos: list[Any] = []
+    failures: list[HutchError] = []
+    for name in names:
+        try:
+            infos.append(app.client.call("GET", sandbox_path(name)))
+        except HutchError as cause:
+            failures.append(cause)
+    if failures and app.json:
+        raise failures[0]
+    print_json(infos)
+    for failure in failures:
+        write_failure(failure)
+    return HutchError.exit_code if failures else 0
