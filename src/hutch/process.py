@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TypeAlias
 
 from hutch.errors import error
 
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "http_proxy", "https_proxy", "no_proxy")
 OUTPUT_LIMIT = 1 << 20
+
+Child: TypeAlias = subprocess.Popen[bytes]  # noqa: TID251 - the gate itself
+"""What `spawn` returns."""
 
 
 @dataclass(frozen=True, slots=True)

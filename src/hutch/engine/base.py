@@ -194,5 +194,11 @@ class Engine(Protocol):
     async def adopt(self, record: MachineRecord) -> Machine | None:
         """Return the machine of a record from before a restart; None when that process is gone."""
 
+    async def discard(self, directory: Path) -> None:
+        """End whatever process still serves the sockets of a machine's `directory`; remove them.
+
+        For what a daemon left that died in the middle of a boot, before it could write the record.
+        """
+
     def create_disk(self, path: Path, size: int, backing: Path) -> None:
         """Create a copy-on-write disk (a file) of `size` bytes over the raw file `backing`."""

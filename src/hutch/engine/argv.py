@@ -1,0 +1,177 @@
+"""QEMU's command line: a pure function of a machine's spec and of descriptor numbers.
+
+It opens nothing and looks nothing up: equal inputs give equal bytes, which the golden tests pin
+down, because the device layout is part of what a frozen machine can be restored onto. Files and
+sockets come as descriptors (`jail` opens them), so that QEMU needs access to no path of ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hutch.engine.base import Accelerator, Drive, MachineSpec, MachineType
+
+MIB = 1 << 20
+AGENT_PORT = "org.hutch.agent.0"
+GUEST_MAC = "52:54:00:68:75:01"
+HOTPLUG_PORTS = 4
+DRIVE_LIMIT = 8
+
+# The cap of QEMU's cache of translated code, in MiB: its default may take a gigabyte, 64 cost
+# nothing measurable.
+TRANSLATION_CACHE = 64
+
+# Every device has an address of its own, so that adding one never moves another.
+_SLOT_PANIC, _SLOT_NIC, _SLOT_RNG, _SLOT_SERIAL, _SLOT_DRIVES, _SLOT_PORTS = 1, 2, 3, 4, 5, 16
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True)
+class DriveDescriptors:
+    """The open file of a drive, and that of the raw file behind it where it has one."""
+
+    image: int
+    backing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """What QEMU is handed: open files, and sockets that listen."""
+
+    kernel: int
+    initramfs: int
+    qmp: int
+    console: int
+    agent: int
+    drives: Sequence[DriveDescriptors]
+
+
+def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool) -> list[str]:
+    """Return the argv that boots `spec`, stopped before its first instruction (see `cont`).
+
+    `jail` adds the seccomp filter with everything denied. Raises ValueError for too many drives.
+    """
+    if len(spec.drives) > DRIVE_LIMIT:
+        raise ValueError(f"{len(spec.drives)} drives, at most {DRIVE_LIMIT} have an address")
+    argv = [program, "-name", f"guest={_value(spec.id)},debug-threads=on"]
+    argv += ["-no-user-config", "-nodefaults", "-display", "none", "-S"]
+    if jail:
+        argv += ["-sandbox", SANDBOX]
+    argv += _board(spec)
+    argv += ["-rtc", "base=utc,clock=host", "-action", "reboot=shutdown,panic=exit-failure"]
+    argv += _sockets(fds)
+    argv += ["-kernel", _path(fds.kernel), "-initrd", _path(fds.initramfs)]
+    argv += ["-append", guest_cmdline(spec)]
+    argv += _devices()
+    for index, (drive, files) in enumerate(zip(spec.drives, fds.drives, strict=True)):
+        argv += _drive(index, drive, files)
+    return argv
+
+
+def guest_cmdline(spec: MachineSpec) -> str:
+    """Return the guest kernel's command line."""
+    words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "pcie_ports=native"]
+    if spec.tsc_khz is not None:
+        # Without a rate microvm's kernel calibrates against a PIT that may not be there, and can
+        # spin for ever.
+        words += [f"tsc_early_khz={spec.tsc_khz}", "tsc=reliable"]
+    words.append("no_timer_check")
+    if spec.accelerator is Accelerator.TCG:
+        # Speculation cannot leak through translated code: the mitigations would only cost time.
+        words.append("mitigations=off")
+    return " ".join([*words, *spec.cmdline])
+
+
+def _value(text: str) -> str:
+    return text.replace(",", ",,")
+
+
+def _path(fd: int) -> str:
+    # -kernel and -initrd are opened by QEMU with plain open(), which knows no /dev/fdset.
+    return f"/proc/self/fd/{fd}"
+
+
+def _board(spec: MachineSpec) -> list[str]:
+    board = {
+        MachineType.MICROVM: "microvm,pcie=on,acpi=on,rtc=on",
+        MachineType.Q35: "q35,smm=off,vmport=off",
+    }[spec.machine]
+    accelerator = {
+        Accelerator.KVM: "kvm",
+        Accelerator.TCG: f"tcg,thread=multi,tb-size={TRANSLATION_CACHE}",
+    }[spec.accelerator]
+    size = spec.memory // MIB
+    # Shared, not private: a private mapping of a memfd holds each page it wrote to twice. It also
+    # is what a template is later made from.
+    return [
+        "-machine",
+        f"{board},memory-backend=ram,dump-guest-core=off",
+        "-accel",
+        accelerator,
+        "-cpu",
+        "host" if spec.accelerator is Accelerator.KVM else "max",
+        "-smp",
+        str(spec.cpus),
+        "-m",
+        f"{size}M",
+        "-object",
+        f"memory-backend-memfd,id=ram,size={size}M,share=on",
+    ]
+
+
+def _sockets(fds: Descriptors) -> list[str]:
+    argv: list[str] = []
+    for name, fd in (("qmp", fds.qmp), ("console", fds.console), ("agent", fds.agent)):
+        argv += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
+    return [*argv, "-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]
+
+
+def _devices() -> list[str]:
+    argv = ["-device", f"pvpanic-pci,bus=pcie.0,addr={_SLOT_PANIC:#x}"]
+    argv += [
+        "-device",
+        f"virtio-net-pci,id=net0,mac={GUEST_MAC},romfile=,bus=pcie.0,addr={_SLOT_NIC:#x}",
+    ]
+    argv += ["-object", "rng-random,id=rng,filename=/dev/urandom"]
+    argv += ["-device", f"virtio-rng-pci,rng=rng,bus=pcie.0,addr={_SLOT_RNG:#x}"]
+    argv += ["-device", f"virtio-serial-pci,id=serial0,bus=pcie.0,addr={_SLOT_SERIAL:#x}"]
+    argv += ["-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}"]
+    for port in range(HOTPLUG_PORTS):
+        where = f"bus=pcie.0,addr={_SLOT_PORTS + port:#x}"
+        argv += [
+            "-device",
+            f"pcie-root-port,id=port{port},chassis={port + 1},slot={port + 1},{where}",
+        ]
+    return argv
+
+
+def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
+    argv: list[str] = []
+    node = f"drive{index}"
+    if files.backing is not None:
+        argv += _file(f"{node}-base-file", 100 + index, files.backing, read_only=True)
+        argv += [
+            "-blockdev",
+            f"driver=raw,node-name={node}-base,file={node}-base-file,read-only=on",
+        ]
+    argv += _file(f"{node}-file", 1 + index, files.image, read_only=drive.read_only)
+    top = f"driver={_value(drive.format)},node-name={node},file={node}-file"
+    if drive.format == "qcow2":
+        # The node, or null: a path in the image's header is never followed.
+        top += ",backing=" + ("" if files.backing is None else f"{node}-base")
+    top += ",read-only=on" if drive.read_only else ",discard=unmap,detect-zeroes=unmap"
+    argv += ["-blockdev", top]
+    slot = f"bus=pcie.0,addr={_SLOT_DRIVES + index:#x}"
+    return [
+        *argv,
+        "-device",
+        f"virtio-blk-pci,drive={node},id={node}-dev,serial={_value(drive.serial)},{slot}",
+    ]
+
+
+def _file(node: str, number: int, fd: int, *, read_only: bool) -> list[str]:
+    argv = ["-add-fd", f"fd={fd},set={number}"]
+    file = f"driver=file,node-name={node},filename=/dev/fdset/{number}"
+    # A read-only file may be behind many machines; a writable one is locked against a second.
+    file += ",read-only=on,locking=off" if read_only else ",discard=unmap"
+    return [*argv, "-blockdev", file]

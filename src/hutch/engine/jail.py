@@ -1,0 +1,201 @@
+"""What a QEMU process is handed and who it is: files, sockets, a user without rights.
+
+QEMU runs as the machine's own uid and needs no path of ours: files and sockets are opened here,
+with the daemon's rights, and inherited. The sockets stay connectable by path, so that a restarted
+daemon finds them.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.engine.argv import Descriptors, DriveDescriptors
+from hutch.engine.base import Accelerator, BootFiles, Drive, MachineSpec
+from hutch.errors import HutchError, error
+
+KVM_DEVICE = Path("/dev/kvm")
+SOCKET_PATH_LIMIT = 100
+
+QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET = "qmp.sock", "console.sock", "agent.sock"
+SOCKETS = (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET)
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What `prepare` opened: descriptors for QEMU, and our own ends, connected before QEMU exists.
+
+    The connections wait in the sockets' backlogs, so that no byte is missed and no file has to be
+    waited for.
+    """
+
+    fds: Descriptors
+    inherited: tuple[int, ...]
+    qmp: socket.socket
+    console: socket.socket
+
+
+def identity(uid: int | None, accelerator: Accelerator) -> tuple[int | None, int | None]:
+    """Return the user and group of a QEMU process: the uid's own, or KVM's where it needs it."""
+    if uid is None:
+        return None, None
+    if accelerator is Accelerator.KVM:
+        with contextlib.suppress(OSError):
+            node = KVM_DEVICE.stat()
+            if node.st_gid != 0 and node.st_mode & stat.S_IRGRP and node.st_mode & stat.S_IWGRP:
+                return uid, node.st_gid
+    return uid, uid
+
+
+@contextlib.contextmanager
+def prepare(spec: MachineSpec) -> Iterator[Handover]:
+    """Open what the machine needs, for the length of the block.
+
+    Leaving the block closes the descriptors meant for QEMU; the sockets' paths and our own ends
+    stay unless it raises. Raises EngineError (engine_failed), NoCapacity (disk_full).
+    """
+    with contextlib.ExitStack() as always, contextlib.ExitStack() as on_error:
+        files = _open_files(spec, always)
+        spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        servers, clients = {}, {}
+        for name in SOCKETS:
+            path = spec.directory / name
+            servers[name] = always.enter_context(_listen(path))
+            on_error.callback(path.unlink, missing_ok=True)
+            if name != AGENT_SOCKET:
+                clients[name] = _connect(path)
+                on_error.callback(clients[name].close)
+        fds = Descriptors(
+            kernel=files[0],
+            initramfs=files[1],
+            qmp=servers[QMP_SOCKET].fileno(),
+            console=servers[CONSOLE_SOCKET].fileno(),
+            agent=servers[AGENT_SOCKET].fileno(),
+            drives=files[2],
+        )
+        inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent]
+        for drive in fds.drives:
+            inherited += [drive.image, *([] if drive.backing is None else [drive.backing])]
+        yield Handover(fds, tuple(inherited), clients[QMP_SOCKET], clients[CONSOLE_SOCKET])
+        on_error.pop_all()
+
+
+def remove_sockets(directory: Path) -> None:
+    """Remove the sockets of a machine that is gone. The directory stays its owner's."""
+    for name in SOCKETS:
+        with contextlib.suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
+
+
+def reopen(directory: Path, name: str) -> socket.socket:
+    """Connect to a socket of a running machine, without waiting. Raises OSError."""
+    return _connect(directory / name)
+
+
+def _open_files(
+    spec: MachineSpec, stack: contextlib.ExitStack
+) -> tuple[int, int, list[DriveDescriptors]]:
+    boot: BootFiles = spec.boot
+    kernel = _open_readable(boot.kernel, "kernel", spec.uid, stack)
+    initramfs = _open_readable(boot.initramfs, "initramfs", spec.uid, stack)
+    return kernel, initramfs, [_open_drive(drive, stack) for drive in spec.drives]
+
+
+def _open_drive(drive: Drive, stack: contextlib.ExitStack) -> DriveDescriptors:
+    what = f"disk {drive.serial}"
+    image = _open(drive.path, what, os.O_RDONLY if drive.read_only else os.O_RDWR, stack)
+    if drive.backing is None:
+        return DriveDescriptors(image)
+    return DriveDescriptors(image, _open(drive.backing, f"{what}'s base", os.O_RDONLY, stack))
+
+
+def _open(path: Path, what: str, flags: int, stack: contextlib.ExitStack) -> int:
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as cause:
+        raise _os_failure(f"the {what} {path} cannot be opened", cause) from cause
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _open_readable(path: Path, what: str, uid: int | None, stack: contextlib.ExitStack) -> int:
+    """Open a file that QEMU opens once more by descriptor, hence with its own rights."""
+    fd = _open(path, what, os.O_RDONLY, stack)
+    info = os.fstat(fd)
+    if uid is None or info.st_mode & stat.S_IROTH:
+        return fd
+    copy = os.memfd_create(f"hutch-{what}", os.MFD_CLOEXEC)
+    stack.callback(os.close, copy)
+    try:
+        with open(fd, "rb", closefd=False) as source, open(copy, "wb", closefd=False) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        os.fchmod(copy, 0o444)
+    except OSError as cause:
+        raise _os_failure(f"the {what} {path} cannot be read", cause) from cause
+    return copy
+
+
+def _listen(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise error(
+            "engine_failed",
+            f"the socket path {path} is longer than {SOCKET_PATH_LIMIT} bytes",
+            hint="set runtime_dir to a shorter path",
+        )
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            server.bind(os.fspath(path))
+        except OSError as cause:
+            if cause.errno != errno.EADDRINUSE or _answers(path):
+                raise
+            # Left by a machine that ended while no daemon was there.
+            path.unlink(missing_ok=True)
+            server.bind(os.fspath(path))
+        server.listen(8)
+    except OSError as cause:
+        server.close()
+        if cause.errno == errno.EADDRINUSE:
+            raise error(
+                "engine_failed",
+                f"another VM serves {path}",
+                hint="end that QEMU process, or restart the daemon so that it finds it",
+            ) from cause
+        raise _os_failure(f"the socket {path} cannot be made", cause) from cause
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def _answers(path: Path) -> bool:
+    try:
+        _connect(path).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _connect(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A full backlog must not block the event loop: a peer that stopped accepting is as good as
+        # none.
+        client.setblocking(False)
+        client.connect(os.fspath(path))
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _os_failure(message: str, cause: OSError) -> HutchError:
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")

@@ -1,0 +1,204 @@
+"""The QEMU engine: starts QEMU processes, finds them again, sweeps up unrecorded ones.
+
+What a process is handed lies in `jail`, its command line in `argv`, its life in `machine`,
+the choice of the accelerator in `accel`.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch import process
+from hutch.engine import jail
+from hutch.engine.accel import AcceleratorProbe
+from hutch.engine.argv import build_argv
+from hutch.engine.base import BootFiles, MachineRecord, MachineSpec, Verdict
+from hutch.engine.canary import Sample, collect
+from hutch.engine.console import Console, ConsoleLog
+from hutch.engine.machine import LastWords, QemuMachine
+from hutch.engine.orphans import socket_holders
+from hutch.engine.qcow2 import create_overlay
+from hutch.engine.qmp import Qmp
+from hutch.errors import EngineError, HutchError, error
+from hutch.process import Child, ProcessId
+from hutch.settings import Settings
+from hutch.tasks import in_thread
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT = 20.0
+
+
+class QemuEngine:
+    """See `hutch.engine.base.Engine`. Holds no machine: each lives and ends on its own."""
+
+    name = "qemu"
+
+    def __init__(self, settings: Settings, *, handshake_timeout: float = HANDSHAKE_TIMEOUT) -> None:
+        """`handshake_timeout` is how many seconds QEMU has to answer on its control socket."""
+        self._settings = settings
+        self._handshake_timeout = handshake_timeout
+        self._probe = AcceleratorProbe(settings, self._program, self._canary)
+
+    async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
+        """See the Protocol. Raises engine_missing; engine_failed when a forced one fails."""
+        return await self._probe.verdict(boot, fresh=fresh)
+
+    async def boot(self, spec: MachineSpec) -> QemuMachine:
+        """See the Protocol. Raises engine_missing, engine_failed (in QEMU's words), disk_full."""
+        return await self._start(spec, None)
+
+    async def _start(
+        self, spec: MachineSpec, listener: Callable[[float, bytes], None] | None
+    ) -> QemuMachine:
+        program = self._program()
+        with jail.prepare(spec) as handover:
+            argv = build_argv(program, spec, handover.fds, jail=self._settings.jail)
+            started = _spawn(argv, spec, handover.inherited)
+            async with _undone_on_error(started):
+                qmp = await Qmp.open(handover.qmp, timeout=self._handshake_timeout)
+                try:
+                    # Only now is the console's reader accepted for sure, and the guest may write
+                    # its first byte.
+                    await qmp.execute("cont")
+                except BaseException:
+                    await qmp.close()
+                    raise
+            record = MachineRecord(
+                started.identity,
+                spec.directory,
+                spec.console_log,
+                spec.machine,
+                spec.accelerator,
+                spec.uid,
+            )
+            console = Console(handover.console, self._console_log(spec.console_log), listener)
+            return QemuMachine(record, qmp, console, child=started.child, words=started.words)
+
+    async def adopt(self, record: MachineRecord) -> QemuMachine | None:
+        """Return the machine of a record, or None when that very process is gone.
+
+        How it ended is then not known: the event went unheard, and a process that is no child of
+        ours has no exit code. Raises EngineError (engine_failed) when it lives and does not answer:
+        `record.process.kill()` ends it.
+        """
+        if not record.process.alive():
+            jail.remove_sockets(record.directory)
+            return None
+        try:
+            control = jail.reopen(record.directory, jail.QMP_SOCKET)
+            qmp = await Qmp.open(control, timeout=self._handshake_timeout)
+        except (OSError, EngineError) as cause:
+            if not record.process.alive():
+                jail.remove_sockets(record.directory)
+                return None
+            raise error(
+                "engine_failed",
+                f"QEMU (pid {record.process.pid}) does not answer any more: {cause}",
+                hint="kill the sandbox",
+            ) from cause
+        try:
+            console = Console(
+                jail.reopen(record.directory, jail.CONSOLE_SOCKET),
+                self._console_log(record.console_log),
+            )
+        except OSError as cause:
+            await qmp.close()
+            raise error(
+                "engine_failed",
+                f"the console of QEMU (pid {record.process.pid}) is gone: {cause}",
+                hint="kill the sandbox",
+            ) from cause
+        return QemuMachine(record, qmp, console)
+
+    async def discard(self, directory: Path) -> None:
+        """End whatever process serves the sockets of `directory`, and remove them."""
+        paths = [directory / name for name in jail.SOCKETS]
+        for holder in await in_thread(socket_holders, paths):
+            log.warning("ending the unrecorded QEMU process %d of %s", holder.pid, directory)
+            if holder.kill():
+                await holder.wait()
+        jail.remove_sockets(directory)
+
+    def create_disk(self, path: Path, size: int, backing: Path) -> None:
+        """See the Protocol. Raises disk_full, bad_size, engine_failed; leaves nothing then."""
+        create_overlay(path, size, backing)
+
+    def _program(self) -> str:
+        """Return the path of the QEMU binary. Raises Missing (engine_missing)."""
+        found = process.which(self._settings.qemu)
+        if found is None:
+            raise error(
+                "engine_missing",
+                f"{self._settings.qemu} is not installed",
+                hint="`apt-get install qemu-system-x86`, or name its path in the setting qemu",
+            )
+        return found
+
+    def _console_log(self, path: Path) -> ConsoleLog:
+        return ConsoleLog(path, size=self._settings.log_size, files=self._settings.log_files)
+
+    async def _canary(self, spec: MachineSpec, limit: float, stall: float) -> list[Sample]:
+        return await collect(lambda listener: self._start(spec, listener), limit=limit, stall=stall)
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A QEMU process that has not answered yet."""
+
+    child: Child
+    identity: ProcessId
+    words: LastWords
+
+
+def _spawn(argv: list[str], spec: MachineSpec, inherited: tuple[int, ...]) -> _Started:
+    user, group = jail.identity(spec.uid, spec.accelerator)
+    reader, writer = os.pipe()
+    try:
+        child = process.spawn(
+            argv, stderr=writer, cwd="/", pass_fds=inherited, user=user, group=group
+        )
+    except HutchError as cause:
+        os.close(reader)
+        raise error("engine_missing", f"{argv[0]} cannot be run: {cause.message}") from cause
+    except OSError as cause:
+        os.close(reader)
+        raise error(
+            "engine_failed", f"{argv[0]} cannot be run as user {user}: {cause.strerror}"
+        ) from cause
+    finally:
+        os.close(writer)
+    words = LastWords(reader)
+    # A child that ended at once has no identity to return to; the handshake will tell.
+    identity = ProcessId.of(child.pid) or ProcessId(child.pid, 0)
+    return _Started(child, identity, words)
+
+
+@contextlib.asynccontextmanager
+async def _undone_on_error(started: _Started) -> AsyncIterator[None]:
+    """End the process when the block raises, and add QEMU's own reason to the error."""
+    try:
+        yield
+    except BaseException as cause:
+        # A child that nobody has waited for yet: its pid cannot mean another process.
+        broke_off = started.child.poll()
+        started.child.kill()
+        # After SIGKILL this takes a millisecond, and must not be cut short by a second
+        # cancellation.
+        started.child.wait()
+        words = started.words.text()
+        started.words.close()
+        if isinstance(cause, EngineError):
+            message = cause.message
+            if broke_off is not None:
+                message = f"QEMU ended at once, with exit code {broke_off}"
+            raise error(
+                "engine_failed",
+                f"{message}: {words}" if words else message,
+                hint=cause.hint or "see `hutch doctor`",
+                details={"stderr": words},
+            ) from cause
+        raise

@@ -1,0 +1,104 @@
+"""One control connection to a QEMU process: commands with deadlines, and why the machine went down.
+
+A thin wrapper over the `qemu.qmp` library that turns its errors into ours. Knows the wire, not the
+machine.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
+
+from hutch.errors import error
+
+# The library reports a peer that goes away, which is how every machine ends, as an error of its
+# own.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+COMMAND_TIMEOUT = 10.0
+
+
+class Qmp:
+    """A session in command mode. Invariant: after `close` no task or socket of it is left."""
+
+    def __init__(self, client: QMPClient, shutdowns: EventListener) -> None:
+        self._client = client
+        self._shutdowns = shutdowns
+        self._reason: str | None = None
+
+    @classmethod
+    async def open(cls, sock: socket.socket, *, timeout: float) -> "Qmp":
+        """Negotiate over a connected socket, which is closed when that fails.
+
+        Raises EngineError (engine_failed) when QEMU hangs up, talks nonsense or says nothing for
+        `timeout` seconds.
+        """
+        client = QMPClient()
+        # Listening begins before the first byte is read: no event is lost.
+        shutdowns = EventListener(names={"SHUTDOWN"})
+        client.register_listener(shutdowns)
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(timeout):
+                await client.connect(sock)
+        except TimeoutError:
+            sock.close()
+            raise error(
+                "engine_failed", f"QEMU did not answer on its control socket within {timeout:g} s"
+            ) from None
+        except QMPError as cause:
+            sock.close()
+            raise error("engine_failed", "QEMU ended before it answered") from cause
+        except BaseException:
+            sock.close()
+            raise
+        return cls(client, shutdowns)
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = COMMAND_TIMEOUT,
+    ) -> Any:
+        """Run a command and return its result.
+
+        Raises EngineError: sandbox_died when the connection ends first, engine_failed when QEMU
+        refuses or is silent.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._client.execute(command, dict(arguments) if arguments else None)
+        except TimeoutError:
+            raise error(
+                "engine_failed", f"QEMU did not answer {command} within {timeout:g} s"
+            ) from None
+        except ExecuteError as cause:
+            raise error("engine_failed", f"QEMU refused {command}: {cause}") from cause
+        except QMPError as cause:
+            raise error("sandbox_died", f"the VM ended during {command}") from cause
+
+    async def shutdown_reason(self, *, timeout: float) -> str | None:
+        """Return the last SHUTDOWN event's reason, when the peer hangs up or `timeout` s pass."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._client.runstate is Runstate.RUNNING:
+                    await self._client.runstate_changed()
+        for event in self._shutdowns.clear():
+            data = event.get("data")
+            if isinstance(data, Mapping):
+                self._reason = str(data.get("reason", ""))
+        return self._reason
+
+    async def close(self) -> None:
+        """Hang up. Idempotent; never raises what the connection died of."""
+        if self._client.runstate is Runstate.IDLE:
+            return
+        # EOFError, OSError: the peer was first. QMPError: it said something wrong; the session is
+        # over anyway.
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await self._client.disconnect()
