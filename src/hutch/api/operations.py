@@ -1,6 +1,7 @@
-"""What the API can ask for, as Protocols; `hutch.service` implements them for one host, a cluster later for many.
+"""What the API can ask for, as Protocols.
 
-Every method raises only `hutch.errors`. `ref` is a sandbox's id, name or unique id prefix. Long work takes a `report`
+`hutch.service` implements them for one host, a cluster later for many. Every method raises only
+`hutch.errors`. `ref` is a sandbox's id, name or unique id prefix. Long work takes a `report`
 callback for progress and is undone when cancelled.
 """
 
@@ -43,102 +44,133 @@ class ExecSession(Protocol):
     async def write(self, data: bytes) -> None:
         """Send stdin; returns when the guest has room for more."""
 
-    async def close_stdin(self) -> None: ...
+    async def close_stdin(self) -> None:
+        """End stdin (EOT on a terminal)."""
 
     async def signal(self, name: str) -> None:
         """Send a signal (`INT`, `SIGINT` or `2`) to the process group."""
 
-    async def resize(self, size: TtySize) -> None: ...
+    async def resize(self, size: TtySize) -> None:
+        """Tell the terminal's new size."""
 
     async def cancel(self) -> None:
         """Kill everything that the exec started."""
 
     async def close(self, *, detach: bool) -> None:
-        """End the attachment. Without `detach` the client is lost: a non-detached exec gets its grace, then is cancelled."""
+        """End the attachment.
+
+        Without `detach` the client is lost: a non-detached exec gets its grace, then is cancelled.
+        """
 
 
 class Sandboxes(Protocol):
     """Sandboxes and their lives."""
 
-    async def create(self, spec: SandboxSpec, report: Report) -> SandboxInfo: ...
+    async def create(self, spec: SandboxSpec, report: Report) -> SandboxInfo:
+        """Make a sandbox, pulling its image if need be; it is not started."""
 
-    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo: ...
+    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo:
+        """Boot it and start its main process; return it running."""
 
     async def start_attached(
         self, ref: str, *, size: TtySize | None = None
     ) -> tuple[SandboxInfo, ExecSession]:
-        """Start, attached to the main process from its first byte. Raises bad_command for an idle sandbox."""
+        """Start, attached to the main process from its first byte.
+
+        Raises InvalidInput (bad_command) for an idle sandbox.
+        """
 
     async def stop(
         self, ref: str, *, timeout: float | None = None, signal: str | None = None
-    ) -> SandboxInfo: ...
+    ) -> SandboxInfo:
+        """Signal the main process, and end the VM after it or after `timeout` seconds."""
 
     async def restart(
         self, ref: str, *, timeout: float | None = None, signal: str | None = None
-    ) -> SandboxInfo: ...
+    ) -> SandboxInfo:
+        """Stop it, if it runs, and start it."""
 
-    async def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo: ...
+    async def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo:
+        """End the VM at once (KILL), or signal the main process."""
 
-    async def remove(self, ref: str, *, force: bool = False) -> Removed: ...
+    async def remove(self, ref: str, *, force: bool = False) -> Removed:
+        """Delete a sandbox; with `force` also one that runs."""
 
-    async def rename(self, ref: str, name: str) -> SandboxInfo: ...
+    async def rename(self, ref: str, name: str) -> SandboxInfo:
+        """Give it another name."""
 
-    async def get(self, ref: str) -> SandboxInfo: ...
+    async def get(self, ref: str) -> SandboxInfo:
+        """Return a sandbox."""
 
-    async def list(self, which: SandboxFilter) -> Sequence[SandboxInfo]: ...
+    async def list(self, which: SandboxFilter) -> Sequence[SandboxInfo]:
+        """Return the sandboxes that match, newest first."""
 
     async def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
-        """Return once it is not starting, running or stopping; when it removed itself, its last state."""
+        """Return once it is not starting, running or stopping.
 
-    async def stats(self, ref: str) -> SandboxStats: ...
+        When it removed itself, its last state. Raises GuestError (guest_timeout).
+        """
 
-    async def processes(self, ref: str) -> Sequence[ProcessInfo]: ...
+    async def stats(self, ref: str) -> SandboxStats:
+        """Return its use of resources. Raises Conflict (wrong_state)."""
 
-    def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]: ...
+    async def processes(self, ref: str) -> Sequence[ProcessInfo]:
+        """Return its process table. Raises Conflict (wrong_state)."""
+
+    def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]:
+        """Yield what was logged, oldest first."""
 
 
 class Execs(Protocol):
     """Programs in sandboxes."""
 
-    async def start(self, ref: str, spec: ExecSpec) -> ExecSession: ...
+    async def start(self, ref: str, spec: ExecSpec) -> ExecSession:
+        """Start a program, attached from its first byte."""
 
     async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
         """Start detached; its output goes to its log."""
 
     async def attach(
         self, ref: str, exec_id: str, offsets: Mapping[int, int] | None = None
-    ) -> ExecSession: ...
+    ) -> ExecSession:
+        """Attach to a program from byte offsets per channel (None: what is still kept)."""
 
-    async def get(self, ref: str, exec_id: str) -> ExecInfo: ...
+    async def get(self, ref: str, exec_id: str) -> ExecInfo:
+        """Return an exec session."""
 
-    async def list(self, ref: str) -> Sequence[ExecInfo]: ...
+    async def list(self, ref: str) -> Sequence[ExecInfo]:
+        """Return the exec sessions still known, the main process first."""
 
-    async def signal(
-        self, ref: str, exec_id: str, name: str, *, everything: bool = False
-    ) -> None: ...
+    async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None:
+        """Signal the process group, or with `everything` all that the exec started."""
 
 
 class Files(Protocol):
     """Files in sandboxes, and streams to their ports."""
 
     async def of(self, ref: str) -> GuestFiles:
-        """Return the file operations of a running sandbox. Raises wrong_state when it is not running."""
+        """Return the file operations of a running sandbox. Raises Conflict (wrong_state)."""
 
-    async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> TunnelStream: ...
+    async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> TunnelStream:
+        """Connect to a TCP port inside the guest."""
 
 
 class Images(Protocol):
     """The image store, with what sandboxes use of it."""
 
-    async def list(self) -> Sequence[ImageInfo]: ...
+    async def list(self) -> Sequence[ImageInfo]:
+        """Return all images, newest first."""
 
-    async def inspect(self, reference: str) -> ImageInfo: ...
+    async def inspect(self, reference: str) -> ImageInfo:
+        """Return an image by reference, id, or unique prefix of one."""
 
-    async def pull(self, reference: str, report: Report) -> ImageInfo: ...
+    async def pull(self, reference: str, report: Report) -> ImageInfo:
+        """Fetch an image from its registry, also when it is already here."""
 
     async def load(
         self, path: Path, report: Report, *, tag: str | None = None
-    ) -> Sequence[ImageInfo]: ...
+    ) -> Sequence[ImageInfo]:
+        """Import a `docker save` or OCI archive, or an OCI layout directory."""
 
     async def build(
         self,
@@ -148,35 +180,45 @@ class Images(Protocol):
         tag: str,
         dockerfile: Path | None = None,
         args: dict[str, str] | None = None,
-    ) -> ImageInfo: ...
+    ) -> ImageInfo:
+        """Build a Dockerfile. Raises Missing (tool_missing), ImageError (build_failed)."""
 
-    async def remove(self, reference: str, *, force: bool = False) -> Removed: ...
+    async def remove(self, reference: str, *, force: bool = False) -> Removed:
+        """Drop a reference, and the content that nobody else needs."""
 
-    async def prune(self, *, everything: bool = False) -> Removed: ...
+    async def prune(self, *, everything: bool = False) -> Removed:
+        """Drop unreferenced content; with `everything` also unused images."""
 
 
 class Kernels(Protocol):
     """The kernel store."""
 
-    async def list(self) -> Sequence[KernelInfo]: ...
+    async def list(self) -> Sequence[KernelInfo]:
+        """Return all kernels of the store."""
 
-    async def pull(self, report: Report, *, package: str | None = None) -> KernelInfo: ...
+    async def pull(self, report: Report, *, package: str | None = None) -> KernelInfo:
+        """Fetch the distribution's kernel, without installing it."""
 
     async def load(
         self, path: Path, *, modules: Path | None = None, name: str | None = None
-    ) -> KernelInfo: ...
+    ) -> KernelInfo:
+        """Import a vmlinuz or vmlinux with its modules directory."""
 
-    async def use(self, name: str) -> KernelInfo: ...
+    async def use(self, name: str) -> KernelInfo:
+        """Make a kernel the active one."""
 
-    async def remove(self, name: str) -> Removed: ...
+    async def remove(self, name: str) -> Removed:
+        """Delete a kernel that no sandbox uses."""
 
 
 class System(Protocol):
     """The daemon itself."""
 
-    async def info(self) -> DaemonInfo: ...
+    async def info(self) -> DaemonInfo:
+        """Return the daemon's own state."""
 
-    async def doctor(self) -> Sequence[Check]: ...
+    async def doctor(self) -> Sequence[Check]:
+        """Check everything that Hutch needs of the host."""
 
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
         """Return `{key: {value, origin}}` as JSON values."""
@@ -185,7 +227,10 @@ class System(Protocol):
         """Yield the events still kept (from `since` on), then, with `follow`, new ones for ever."""
 
     async def request_stop(self, *, stop_sandboxes: bool) -> None:
-        """Ask the daemon to end: with the VMs stopped, or left running for the next daemon to adopt."""
+        """Ask the daemon to end: with the VMs stopped, or left for the next daemon to adopt.
+
+        The server ends right after this returns.
+        """
 
 
 class Operations(Protocol):
