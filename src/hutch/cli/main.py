@@ -69,7 +69,7 @@ ALIASES: dict[str, str] = {
     "kernels": "kernels:list_kernels",
 }
 
-_COMPLETE_VARIABLE = "_HUTCH_COMPLETE"
+COMPLETE_VARIABLE = "_HUTCH_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -197,12 +197,10 @@ def _abandon_stdout() -> None:
 
 def main() -> NoReturn:
     """Run `hutch` with the process's own arguments and exit with its code."""
-    if _COMPLETE_VARIABLE in os.environ:
+    if COMPLETE_VARIABLE in os.environ:
         from click.shell_completion import shell_complete
 
-        sys.exit(
-            shell_complete(cli, {}, "hutch", _COMPLETE_VARIABLE, os.environ[_COMPLETE_VARIABLE])
-        )
+        sys.exit(shell_complete(cli, {}, "hutch", COMPLETE_VARIABLE, os.environ[COMPLETE_VARIABLE]))
     try:
         code = execute(sys.argv[1:])
     except BrokenPipeError:
