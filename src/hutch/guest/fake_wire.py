@@ -65,7 +65,7 @@ class FakeConnection(asyncio.Protocol):
             self._welcome(hello)
             greeted = True
         if greeted:
-            data = self._scanner.take_rest()
+            data = self._scanner.rest()
         if self._decoder is None:
             return
         try:

@@ -138,39 +138,41 @@ class Preamble:
 class PreambleScanner:
     """Finds preambles of one kind in a stream of anything, in time linear in its bytes.
 
-    Feed it bytes, then call `next` until it returns None; by then it keeps less than one preamble.
+    Feed it bytes, then call `next` until it returns None; of those bytes it keeps less than one
+    preamble when it is fed again.
     """
 
     def __init__(self, kind: PreambleKind) -> None:
         self._kind = kind
         self._buffer = b""
-        self._at = 0
+        self._after = 0
+        """Where the last preamble of this buffer ended."""
+        self._from = 0
+        """Where the next one may begin."""
 
     def feed(self, data: bytes) -> None:
         """Take bytes in."""
-        self._buffer = self._buffer[self._at :] + data
-        self._at = 0
+        self._buffer = self._buffer[self._from :] + data
+        self._after = self._from = 0
 
     def next(self) -> Preamble | None:
         """Return the next valid preamble, or None when more bytes are needed."""
-        while (found := self._buffer.find(MAGIC, self._at)) >= 0:
-            self._at = found
+        while (found := self._buffer.find(MAGIC, self._from)) >= 0:
+            self._from = found
             end = found + PREAMBLE_SIZE
             if end > len(self._buffer):
                 return None
             preamble = self._parse(self._buffer[found:end])
             if preamble is not None:
-                self._at = end
+                self._after = self._from = end
                 return preamble
-            self._at = found + 1
-        self._at = max(self._at, len(self._buffer) - len(MAGIC) + 1)
+            self._from = found + 1
+        self._from = max(self._from, len(self._buffer) - len(MAGIC) + 1)
         return None
 
-    def take_rest(self) -> bytes:
-        """Return, and forget, the bytes after the last preamble."""
-        rest = self._buffer[self._at :]
-        self._buffer, self._at = b"", 0
-        return rest
+    def rest(self) -> bytes:
+        """Return what was fed after the last preamble; all of it when there was none."""
+        return self._buffer[self._after :]
 
     def _parse(self, raw: bytes) -> Preamble | None:
         _, kind, version, reserved, nonce, crc = _PREAMBLE.unpack(raw)

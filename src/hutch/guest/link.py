@@ -189,7 +189,7 @@ class Link(asyncio.BufferedProtocol):
             self._nonces.clear()
             self._scanner = None
             self._greeted.set()
-            for frame in self._decoder.feed(scanner.take_rest()):
+            for frame in self._decoder.feed(scanner.rest()):
                 self._accept(frame)
             return
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from hutch.guest import failures
-from hutch.guest.base import AgentInfo, Guest, GuestEvent
+from hutch.guest.base import AgentInfo, Guest, GuestEvent, GuestFiles
 from hutch.guest.exec import Execs
 from hutch.guest.files import Files
 from hutch.guest.link import Link
@@ -23,7 +23,7 @@ class GuestSession(Machine, Execs, Tunnels):
 
     def __init__(self, link: Link, info: AgentInfo, round_trip: float) -> None:
         super().__init__(link, info, round_trip)
-        self.files = Files(link)
+        self.files: GuestFiles = Files(link)
 
     @property
     def closed(self) -> bool:
