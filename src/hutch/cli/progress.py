@@ -7,6 +7,7 @@ lines rather than a library, because `run` may not import one.
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,6 +49,10 @@ class Progress:
             self._due = now + _REDRAW
             self._draw()
 
+    def due(self) -> bool:
+        """Tell whether a step would be shown now."""
+        return self._on and time.monotonic() >= self._due
+
     def clear(self) -> None:
         """Take away what is shown."""
         if self._shown:
@@ -84,3 +89,43 @@ def _short(count: float) -> str:
             return f"{count:.0f}{unit}"
         count /= 1024
     return f"{count:.1f}G"
+
+
+class Transfer:
+    """A context that counts the bytes of one transfer and shows them, with their rate."""
+
+    def __init__(self, name: str, total: int | None, *, enabled: bool = True) -> None:
+        self._progress = Progress(enabled=enabled)
+        self._name = name[-28:]
+        self._total = total
+        self._began = time.monotonic()
+        self.done = 0
+        """The bytes so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        cause: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.clear()
+
+    def add(self, size: int) -> None:
+        """Count bytes."""
+        self.done += size
+        if self._progress.due():
+            rate = self.done / max(0.001, time.monotonic() - self._began)
+            step = {"stage": self._name, "done": self.done, "total": self._total}
+            self._progress(step | {"message": f"{_short(rate)}/s"})
+
+    def warn(self, tell: Callable[[str], None]) -> Callable[[str], None]:
+        """Return `tell` with what is shown taken away before."""
+
+        def clear_and_tell(text: str) -> None:
+            self._progress.clear()
+            tell(text)
+
+        return clear_and_tell
