@@ -39,6 +39,9 @@ _ALIVE_PAUSE: Final = 1.0
 """Seconds between HELLOs: at first, at most, and once the guest has answered an earlier one."""
 
 _WRITE_HIGH: Final = 256 << 10
+_READ_SIZE: Final = 128 << 10
+"""Bytes taken in per turn of the event loop: a flood of tiny frames must not starve the others."""
+
 _LAST_STREAM: Final = (1 << 32) - 1
 
 
@@ -107,7 +110,7 @@ class Link(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
-        return self._decoder.space()
+        return self._decoder.space()[:_READ_SIZE]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes in."""

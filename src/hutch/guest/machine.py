@@ -37,13 +37,12 @@ class Machine:
         """Return the round trip in seconds."""
         started = time.monotonic()
         await self._call("ping", "the guest agent", {})
-        elapsed = time.monotonic() - started
-        self._round_trip = min(self._round_trip, elapsed)
-        return elapsed
+        return self._note_round_trip(started)
 
     async def refresh_info(self) -> AgentInfo:
         """Ask the agent anew what `info` holds."""
         generation = self.info.generation
+        started = time.monotonic()
         self.info = await self._link.call(
             "info",
             "the guest agent",
@@ -51,6 +50,7 @@ class Machine:
             lambda reply: parse_info(reply, generation),
             seconds=DEFAULT_TIMEOUT,
         )
+        self._note_round_trip(started)
         return self.info
 
     async def mount_root(self, serial: str, fstype: str) -> None:
@@ -136,6 +136,11 @@ class Machine:
             "grace_ms": round(grace * 1000),
         }
         await self._call("shutdown", "the shutdown", request)
+
+    def _note_round_trip(self, started: float) -> float:
+        elapsed = time.monotonic() - started
+        self._round_trip = min(self._round_trip, elapsed)
+        return elapsed
 
     async def _call(
         self,
