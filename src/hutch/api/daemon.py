@@ -166,8 +166,8 @@ async def _live(
     path = settings.runtime_dir / SOCKET_NAME
     loop = asyncio.get_running_loop()
     async with open_host(settings) as host:
-        app = create_app(host, on_stop=lambda: server.stop())
-        server = ApiServer(app)
+        asked = asyncio.Event()
+        server = ApiServer(create_app(host, on_stop=asked.set), asked)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -63,9 +63,9 @@ class _Protocol(HttpToolsProtocol):
 
 
 class ApiServer(uvicorn.Server):
-    """Serves an application until `stop`."""
+    """Serves an application until `stop`, or until `stopping` is set."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, stopping: asyncio.Event | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -83,7 +83,7 @@ class ApiServer(uvicorn.Server):
                 timeout_graceful_shutdown=STOP_GRACE,
             )
         )
-        self._stopping = asyncio.Event()
+        self._stopping = stopping or asyncio.Event()
         self._on_ready: Callable[[], None] = lambda: None
 
     @property

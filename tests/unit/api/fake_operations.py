@@ -1,0 +1,440 @@
+"""Operations in memory: sandboxes without machines, programs that are Python coroutines.
+
+Programs (`argv[0]`): true, false, exit N, echo WORDS, err WORDS, cat, count (bytes of stdin), bytes
+N (N patterned bytes), flood N (N bytes on each channel, reading no stdin), hang (until a signal or
+a cancel), size (prints the terminal's size at each resize), env. Windows are as in a real guest: a
+program blocks once 1 MiB is unacknowledged.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hutch.api.operations import LogQuery, LogRecord, SandboxFilter
+from hutch.errors import error
+from hutch.models import (
+    Check,
+    DaemonInfo,
+    Event,
+    ExecInfo,
+    ExecSpec,
+    ExitStatus,
+    ImageConfig,
+    ImageInfo,
+    KernelInfo,
+    ProcessInfo,
+    Progress,
+    Removed,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    SandboxStats,
+    StopReason,
+    TtySize,
+    timestamp,
+)
+from hutch.settings import Settings
+from hutch.tasks import Scope
+from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
+from tests.unit.api.fake_programs import NOW, PROGRAMS, FakeExec, FakeSession
+
+
+class FakeExecs:
+    """Programs, by id."""
+
+    def __init__(self, owner: "FakeOperations") -> None:
+        self.owner = owner
+        self.all: dict[str, FakeExec] = {}
+
+    def launch(self, spec: ExecSpec, exec_id: str | None = None) -> FakeExec:
+        if not spec.argv:
+            raise error("bad_command", "no command")
+        if spec.argv[0] not in PROGRAMS:
+            raise error("command_not_found", f"{spec.argv[0]} does not exist")
+        name = exec_id or f"ex_{len(self.all)}"
+        self.all[name] = FakeExec(name, spec, self.owner.scope)
+        return self.all[name]
+
+    async def start(self, ref: str, spec: ExecSpec) -> FakeSession:
+        self.owner.sandboxes.running(ref)
+        return FakeSession(self.launch(spec))
+
+    async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
+        self.owner.sandboxes.running(ref)
+        return self.launch(spec).info
+
+    async def attach(
+        self, ref: str, exec_id: str, offsets: Mapping[int, int] | None = None
+    ) -> FakeSession:
+        return FakeSession(self.find(ref, exec_id))
+
+    def find(self, ref: str, exec_id: str) -> FakeExec:
+        self.owner.sandboxes.find(ref)
+        if exec_id not in self.all:
+            raise error("exec_not_found", f"no exec {exec_id}")
+        return self.all[exec_id]
+
+    async def get(self, ref: str, exec_id: str) -> ExecInfo:
+        return self.find(ref, exec_id).info
+
+    async def list(self, ref: str) -> Sequence[ExecInfo]:
+        return [running.info for running in self.all.values()]
+
+    async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None:
+        await FakeSession(self.find(ref, exec_id)).signal(name)
+
+
+class FakeSandboxes:
+    """Sandboxes as rows."""
+
+    def __init__(self, owner: "FakeOperations") -> None:
+        self.owner = owner
+        self.rows: dict[str, SandboxInfo] = {}
+        self.removed: list[str] = []
+        self.mains: dict[str, FakeExec] = {}
+        self.create_gate: asyncio.Event | None = None
+        self.cancelled = asyncio.Event()
+        self.changed = asyncio.Condition()
+        self.logged: list[LogRecord] = []
+
+    def find(self, ref: str) -> SandboxInfo:
+        for info in self.rows.values():
+            if ref in (info.name, info.id) or info.id.startswith(ref):
+                return info
+        raise error("sandbox_not_found", f"no sandbox {ref}", hint="see `hutch ps -a`")
+
+    def running(self, ref: str) -> SandboxInfo:
+        info = self.find(ref)
+        if info.state is not SandboxState.RUNNING:
+            raise error("wrong_state", f"{info.name} is not running")
+        return info
+
+    async def put(self, info: SandboxInfo) -> SandboxInfo:
+        async with self.changed:
+            self.rows[info.id] = info
+            self.changed.notify_all()
+        return info
+
+    async def create(self, spec: SandboxSpec, report: Any) -> SandboxInfo:
+        if spec.image == "nosuch":
+            raise error("image_not_found", "no image nosuch")
+        if any(info.name == spec.name for info in self.rows.values()):
+            raise error("name_taken", f"{spec.name} is taken")
+        report(Progress("pull", "sha256:1", 1, 2))
+        if self.create_gate is not None:
+            try:
+                await self.create_gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        number = len(self.rows) + len(self.removed)
+        return await self.put(
+            SandboxInfo(
+                id=f"sb_{number:04d}",
+                name=spec.name or f"box-{number}",
+                state=SandboxState.CREATED,
+                image=spec.image,
+                image_id="sha256:0",
+                command=spec.command or [],
+                env=spec.env,
+                workdir=spec.workdir or "/",
+                user=spec.user or "",
+                tty=spec.tty,
+                stdin=spec.stdin,
+                idle=spec.idle,
+                cpus=spec.cpus or 1,
+                memory=spec.memory or 512 << 20,
+                disk=spec.disk or 10 << 30,
+                timeout=spec.timeout,
+                auto_remove=spec.auto_remove,
+                labels=spec.labels,
+                hostname=spec.hostname or "box",
+                created_at=NOW,
+            )
+        )
+
+    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo:
+        info = self.find(ref)
+        if not info.idle and info.command:
+            await self._main(info, size)
+        return await self.put(replace(info, state=SandboxState.RUNNING, started_at=NOW))
+
+    async def _main(self, info: SandboxInfo, size: TtySize | None) -> FakeExec:
+        tty = (size or TtySize(24, 80)) if info.tty else None
+        spec = ExecSpec(info.command, info.env, tty=tty, stdin=info.stdin)
+        main = self.mains[info.id] = self.owner.execs.launch(spec, "main")
+        self.owner.scope.start(f"main of {info.id}", self._follow(info.id, main))
+        return main
+
+    async def _follow(self, sandbox_id: str, main: FakeExec) -> None:
+        await main.program.until(lambda: not main.info.running)
+        outcome = main.info.outcome
+        info = self.rows.get(sandbox_id)
+        if info is not None and outcome is not None:
+            ended = ExitStatus(StopReason.EXITED, outcome.exit_code)
+            info = await self.put(replace(info, state=SandboxState.STOPPED, exit=ended))
+            if info.auto_remove:
+                await self.remove(sandbox_id, force=True)
+
+    async def start_attached(
+        self, ref: str, *, size: TtySize | None = None
+    ) -> tuple[SandboxInfo, FakeSession]:
+        info = self.find(ref)
+        main = await self._main(info, size)
+        info = await self.put(replace(info, state=SandboxState.RUNNING, started_at=NOW))
+        return info, FakeSession(main)
+
+    async def stop(
+        self, ref: str, *, timeout: float | None = None, signal: str | None = None
+    ) -> SandboxInfo:
+        info = self.running(ref)
+        ended = ExitStatus(StopReason.STOPPED, 143)
+        return await self.put(replace(info, state=SandboxState.STOPPED, exit=ended))
+
+    async def restart(
+        self, ref: str, *, timeout: float | None = None, signal: str | None = None
+    ) -> SandboxInfo:
+        return await self.start(ref)
+
+    async def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo:
+        info = self.running(ref)
+        ended = ExitStatus(StopReason.KILLED, 137)
+        return await self.put(replace(info, state=SandboxState.STOPPED, exit=ended))
+
+    async def remove(self, ref: str, *, force: bool = False) -> Removed:
+        info = self.find(ref)
+        if info.state is SandboxState.RUNNING and not force:
+            raise error("wrong_state", f"{info.name} is running", hint="use --force")
+        async with self.changed:
+            del self.rows[info.id]
+            self.removed.append(info.id)
+            self.changed.notify_all()
+        return Removed([info.id], 4096)
+
+    async def rename(self, ref: str, name: str) -> SandboxInfo:
+        return await self.put(replace(self.find(ref), name=name))
+
+    async def get(self, ref: str) -> SandboxInfo:
+        return self.find(ref)
+
+    async def list(self, which: SandboxFilter) -> Sequence[SandboxInfo]:
+        labels = dict(label.partition("=")[::2] for label in which.labels)
+        return [
+            info
+            for info in self.rows.values()
+            if (which.all or which.states or info.state is not SandboxState.STOPPED)
+            and (not which.states or info.state in which.states)
+            and (not which.name or which.name in info.name)
+            and all(info.labels.get(key) == value for key, value in labels.items())
+        ]
+
+    async def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
+        last = self.find(ref)
+
+        def ended() -> bool:
+            nonlocal last
+            last = self.rows.get(last.id, last)
+            return last.id not in self.rows or not last.state.has_machine
+
+        try:
+            async with asyncio.timeout(timeout), self.changed:
+                await self.changed.wait_for(ended)
+        except TimeoutError:
+            raise error("guest_timeout", f"{last.name} still runs") from None
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return last
+
+    async def stats(self, ref: str) -> SandboxStats:
+        info = self.running(ref)
+        return SandboxStats(
+            info.id, info.name, 1.5, 2.0, 1, [0.1, 0.2, 0.3], 1, 2, 3, 4, 5, 6, 7.0, 0, 9, 1.0, 11
+        )
+
+    async def processes(self, ref: str) -> Sequence[ProcessInfo]:
+        self.running(ref)
+        return [ProcessInfo(1, 0, "root", "S", 0.1, 4096, 1, NOW, "agent")]
+
+    async def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]:
+        self.find(ref)
+        for record in self.logged[-query.tail if query.tail else 0 :]:
+            yield record
+        if query.follow:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+
+
+class FakeFileOperations:
+    """One file system for all sandboxes."""
+
+    def __init__(self, owner: "FakeOperations") -> None:
+        self.owner = owner
+        self.guest = FakeFiles()
+        self.tunnels: list[EchoTunnel] = []
+
+    async def of(self, ref: str) -> FakeFiles:
+        self.owner.sandboxes.running(ref)
+        return self.guest
+
+    async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> EchoTunnel:
+        self.owner.sandboxes.running(ref)
+        if port == 1:
+            raise error("guest_refused", f"nobody listens on {host}:{port}")
+        self.tunnels.append(EchoTunnel())
+        return self.tunnels[-1]
+
+
+def image(reference: str) -> ImageInfo:
+    return ImageInfo("sha256:1", [reference], "amd64", NOW, 10, ["sha256:2"], ImageConfig())
+
+
+class FakeImages:
+    """Images that are made by asking."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, ImageInfo] = {"busybox": image("busybox")}
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def list(self) -> Sequence[ImageInfo]:
+        return list(self.all.values())
+
+    async def inspect(self, reference: str) -> ImageInfo:
+        if reference not in self.all:
+            raise error("image_not_found", f"no image {reference}")
+        return self.all[reference]
+
+    async def pull(self, reference: str, report: Any) -> ImageInfo:
+        if reference == "hang":
+            report(Progress("pull", "sha256:9", 1, 100))
+            self.started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if reference == "nosuch":
+            raise error("image_not_found", "no image nosuch", hint="check its name")
+        if reference == "bug":
+            raise ZeroDivisionError("a bug")
+        for done in range(1000):
+            report(Progress("pull", f"sha256:{done % 2}", done, 1000))
+        self.all[reference] = image(reference)
+        return self.all[reference]
+
+    async def load(self, path: Path, report: Any, *, tag: str | None = None) -> Sequence[ImageInfo]:
+        return [image(tag or path.name)]
+
+    async def build(
+        self,
+        context: Path,
+        report: Any,
+        *,
+        tag: str,
+        dockerfile: Path | None = None,
+        args: dict[str, str] | None = None,
+    ) -> ImageInfo:
+        return image(tag)
+
+    async def remove(self, reference: str, *, force: bool = False) -> Removed:
+        await self.inspect(reference)
+        del self.all[reference]
+        return Removed([reference], 10)
+
+    async def prune(self, *, everything: bool = False) -> Removed:
+        return Removed([], 0)
+
+
+class FakeKernels:
+    """One kernel."""
+
+    kernel = KernelInfo("6.1", "6.1.0", "package", 10, ["virtio"], True)
+
+    async def list(self) -> Sequence[KernelInfo]:
+        return [self.kernel]
+
+    async def pull(self, report: Any, *, package: str | None = None) -> KernelInfo:
+        report(Progress("fetch", "kernel"))
+        return self.kernel
+
+    async def load(
+        self, path: Path, *, modules: Path | None = None, name: str | None = None
+    ) -> KernelInfo:
+        return replace(self.kernel, name=name or path.name)
+
+    async def use(self, name: str) -> KernelInfo:
+        if name != self.kernel.name:
+            raise error("kernel_not_found", f"no kernel {name}")
+        return self.kernel
+
+    async def remove(self, name: str) -> Removed:
+        return Removed([(await self.use(name)).name], 10)
+
+
+class FakeSystem:
+    """The daemon's own state."""
+
+    def __init__(self, owner: "FakeOperations", home: str) -> None:
+        self.owner = owner
+        self.home = home
+        self.stops: list[bool] = []
+        self.bug = False
+
+    async def info(self) -> DaemonInfo:
+        if self.bug:
+            raise ZeroDivisionError("a bug")
+        rows = self.owner.sandboxes.rows.values()
+        running = sum(info.state is SandboxState.RUNNING for info in rows)
+        return DaemonInfo("0.1.0", "v1", 1, timestamp(0), self.home, len(rows), running, 1)
+
+    async def doctor(self) -> Sequence[Check]:
+        return [Check("qemu", "fail", "not installed", "apt-get install qemu-system-x86")]
+
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"cpus": {"value": 1, "origin": "default"}}
+
+    async def events(
+        self, *, since: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Event]:
+        for seq in range(since or 0, 3):
+            yield Event(seq, NOW, "sandbox.started", "sb_0000", "box", {"n": seq})
+        if follow:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.owner.sandboxes.cancelled.set()
+
+    async def request_stop(self, *, stop_sandboxes: bool) -> None:
+        self.stops.append(stop_sandboxes)
+
+
+class FakeOperations:
+    """Everything the API offers, in memory. Use as an async context manager."""
+
+    def __init__(self, home: str = "/fake") -> None:
+        self.scope = Scope("fake")
+        self.sandboxes = FakeSandboxes(self)
+        self.execs = FakeExecs(self)
+        self.files = FakeFileOperations(self)
+        self.images = FakeImages()
+        self.kernels = FakeKernels()
+        self.system = FakeSystem(self, home)
+
+    async def __aenter__(self) -> "FakeOperations":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.scope.close()
+
+
+@asynccontextmanager
+async def open_fake_host(settings: Settings) -> AsyncIterator[FakeOperations]:
+    """Stand in for hutch.service.host.open_host in a daemon process of the tests."""
+    async with FakeOperations(str(settings.home)) as operations:
+        yield operations
