@@ -1,7 +1,7 @@
-"""The host's package sources, as far as they serve its own release: what the `debian` image is made from.
+"""The host's package sources, as far as they serve its own release: `debian` is made from them.
 
-Pure but for reading the files: one-line and deb822 sources become one-line entries; third-party sources (other suites) are
-left out.
+Pure but for reading the files: one-line and deb822 sources become one-line entries; third-party
+sources (other suites) are left out.
 """
 
 import re
@@ -13,7 +13,9 @@ _LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s+(\S.*)")
 
 
 def host_sources(suite: str, directory: Path = Path("/etc/apt")) -> list[str]:
-    """Return one-line entries for `suite` and its updates, from the host's configuration; maybe none."""
+    """Return one-line entries for `suite` and its updates, from the host's configuration; maybe
+    none.
+    """
     entries: list[str] = []
     single = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*.list"))]
     for path in single:

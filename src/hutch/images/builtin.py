@@ -1,7 +1,8 @@
 """The images that Hutch makes by itself, for hosts without a registry: `busybox` and `debian`.
 
-`busybox` is the distribution's static busybox with a link for each applet. `debian` is a minimal system that mmdebstrap makes
-from the host's own package sources. Each gives one uncompressed layer and its run configuration; `store` does the rest.
+`busybox` is the distribution's static busybox with a link for each applet. `debian` is a minimal
+system that mmdebstrap makes from the host's own package sources. Each gives one uncompressed layer
+and its run configuration; `store` does the rest.
 """
 
 import io
@@ -17,6 +18,7 @@ from hutch.errors import error
 from hutch.images import tar
 from hutch.images.aptsources import host_sources
 from hutch.models import ImageConfig
+from hutch.tasks import in_thread
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LIST_TIMEOUT = 10.0
@@ -35,8 +37,9 @@ nogroup:x:65534:
 _SHELLS = b"/bin/sh\n"
 _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 _DIRECTORIES = (
-    ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("lib", 0o755), ("proc", 0o555),
-    ("root", 0o700), ("run", 0o755), ("sbin", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("usr", 0o755),
+    ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("lib", 0o755),
+    ("proc", 0o555), ("root", 0o700), ("run", 0o755), ("sbin", 0o755), ("sys", 0o555),
+    ("tmp", 0o1777), ("usr", 0o755),
     ("usr/bin", 0o755), ("usr/sbin", 0o755), ("var", 0o755), ("var/log", 0o755),
     ("var/spool", 0o755), ("var/tmp", 0o1777),
 )  # fmt: skip
@@ -74,7 +77,7 @@ async def make_layer(name: str, target: Path) -> None:
 async def _busybox(target: Path) -> None:
     program = process.require("busybox", "busybox-static")
     listed = await process.run([program, "--list-full"], timeout=_LIST_TIMEOUT, code="build_failed")
-    body = Path(program).read_bytes()
+    body = await in_thread(Path(program).read_bytes)
     if b"/ld-linux" in body[:4096]:
         raise error(
             "tool_missing",
@@ -82,7 +85,7 @@ async def _busybox(target: Path) -> None:
             hint="install the package busybox-static (`apt-get install busybox-static`)",
         )
     applets = listed.stdout.decode("ascii", "replace").split()
-    target.write_bytes(busybox_layer(body, applets))
+    await in_thread(target.write_bytes, busybox_layer(body, applets))
 
 
 def busybox_layer(program: bytes, applets: Iterable[str]) -> bytes:
@@ -139,7 +142,9 @@ async def _debian(target: Path) -> None:
 
 
 async def _proxies() -> list[str]:
-    """Return the host's proxy and certificate options of apt, which mmdebstrap does not read by itself."""
+    """Return the host's proxy and certificate options of apt, which mmdebstrap does not read by
+    itself.
+    """
     dumped = await process.run(["apt-config", "dump"], timeout=_LIST_TIMEOUT, code="build_failed")
     lines = dumped.stdout.decode(errors="replace").splitlines()
     wanted = re.compile(r"Acquire::https?::(?:Proxy|CAInfo|Verify-)")

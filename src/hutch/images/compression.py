@@ -1,6 +1,8 @@
-"""Layers and archives as plain bytes: gzip, zstd and uncompressed, told apart by content, within bounds.
+"""Layers and archives as plain bytes: gzip, zstd and uncompressed, told apart by content, within
+bounds.
 
-Each read gives bounded memory, whatever the input claims. What ends early, or does not decompress, is an ImageError.
+Each read gives bounded memory, whatever the input claims. What ends early, or does not decompress,
+is an ImageError.
 """
 
 import hashlib
@@ -8,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, cast
 
 import zstandard
 
@@ -24,7 +26,9 @@ _BOMB_FLOOR = 1 << 30
 
 
 def bomb_limit(compressed: int, free: int) -> int:
-    """Return how many bytes `compressed` bytes may become, where the store's disk has `free` bytes left."""
+    """Return how many bytes `compressed` bytes may become, where the store's disk has `free` bytes
+    left.
+    """
     return min(max(_BOMB_FLOOR, compressed * _BOMB_RATIO), max(free, _BOMB_FLOOR // 16))
 
 
@@ -32,7 +36,8 @@ class Decompressed:
     """A file's decompressed content as a stream: `read(n)` gives n bytes, fewer only at the end.
 
     `limit` bounds what comes out (`total`); `consumed` counts what was read; `digest` (hex sha256)
-    is for diff_ids; `advance` is told how many input bytes were used. Raises ImageError (bad_image).
+    is for diff_ids; `advance` is told how many input bytes were used. Raises ImageError
+    (bad_image).
     """
 
     def __init__(
@@ -125,11 +130,14 @@ class Decompressed:
         return chunk
 
     def _unzstd(self) -> Iterator[bytes]:
-        # The reader, unlike decompressobj, bounds its output. It takes a missing end for the end, which the
-        # tar reader and the layer's digest notice.
+        # The reader, unlike decompressobj, bounds its output. It takes a missing end for the end,
+        # which the tar reader and the layer's digest notice.
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         with decompressor.stream_reader(
-            _Reader(self._raw), read_size=_CHUNK, read_across_frames=True, closefd=False
+            cast(IO[bytes], _Reader(self._raw)),
+            read_size=_CHUNK,
+            read_across_frames=True,
+            closefd=False,
         ) as reader:
             while chunk := reader.read(_CHUNK):
                 yield chunk

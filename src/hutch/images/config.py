@@ -1,4 +1,5 @@
-"""OCI manifests and image configs: read within bounds, made when Hutch builds an image, turned into `ImageConfig`.
+"""OCI manifests and image configs: read within bounds, made when Hutch builds an image, turned into
+`ImageConfig`.
 
 Pure: bytes in, values out. What it reads comes from strangers, so every type is checked.
 """
@@ -102,8 +103,8 @@ def parse_manifest(body: bytes, what: str) -> Manifest:
 def choose_platform(body: bytes, what: str, architecture: str) -> Descriptor:
     """Return the manifest (or inner index) of an index that fits Linux on `architecture`.
 
-    Of several variants the plainest is taken, since it runs everywhere. An entry that names no platform fits when it is
-    the only one. Raises ImageError (no_platform, bad_image).
+    Of several variants the plainest is taken, since it runs everywhere. An entry that names no
+    platform fits when it is the only one. Raises ImageError (no_platform, bad_image).
     """
     value = parse_object(body, what)
     entries = value.get("manifests")

@@ -1,7 +1,8 @@
-"""Debian packages: asked of apt, downloaded without being installed, and read in Python. Works without root.
+"""Debian packages: asked of apt, downloaded without being installed, and read in Python. Works
+without root.
 
-apt runs with the host's own sources; when its package lists are missing or out of date, lists of our own are fetched
-into the working directory, which needs no root either.
+apt runs with the host's own sources; when its package lists are missing or out of date, lists of
+our own are fetched into the working directory, which needs no root either.
 """
 
 import gzip
@@ -18,6 +19,7 @@ import zstandard
 from hutch import process
 from hutch.errors import HutchError, error
 from hutch.images.config import bad_image
+from hutch.tasks import in_thread
 
 _QUERY_TIMEOUT = 60.0
 _UPDATE_TIMEOUT = 300.0
@@ -53,7 +55,7 @@ async def _download(package: str, directory: Path, options: Sequence[str]) -> li
         cwd=directory,
         code="registry_failed",
     )
-    return sorted(directory.glob("*.deb"))
+    return await in_thread(lambda: sorted(directory.glob("*.deb")))
 
 
 async def _depends(package: str, options: Sequence[str]) -> list[str]:
@@ -89,7 +91,8 @@ async def _own_lists(directory: Path, first: HutchError) -> list[str]:
 
 
 def unpack(package: Path, target: Path, wanted: re.Pattern[str]) -> list[str]:
-    """Write the regular files of a package whose names match `wanted` below `target`; return their names.
+    """Write the regular files of a package whose names match `wanted` below `target`; return their
+    names.
 
     Names are relative, without `./`. Raises ImageError (bad_image).
     """
@@ -120,12 +123,13 @@ def _data(file: IO[bytes]) -> IO[bytes]:
         raise bad_image(f"{file.name} is no Debian package")
     for name, size in _ar_members(file):
         if name.startswith("data.tar"):
-            # data.tar is a package's last member, and each decompressor stops at the end of its stream.
+            # data.tar is a package's last member, and each decompressor stops at the end of its
+            # stream.
             opened: Any = file
             if name.endswith(".xz"):
-                opened = lzma.open(file)
+                opened = lzma.open(file)  # noqa: SIM115 - the caller closes the file
             elif name.endswith(".gz"):
-                opened = gzip.open(file)
+                opened = gzip.open(file)  # noqa: SIM115
             elif name.endswith(".zst"):
                 opened = zstandard.ZstdDecompressor().stream_reader(file)
             return cast(IO[bytes], opened)

@@ -1,6 +1,8 @@
-"""Single flight: of several tasks that want the same thing made, one makes it and the others wait for it.
+"""Working together: several tasks that want the same thing made once, and several that make parts
+of one thing.
 
-A lock per key instead of a shared task: when the maker is cancelled, the next one takes over.
+Single flight is a lock per key instead of a shared task: when the maker is cancelled, the next one
+takes over.
 """
 
 import asyncio
@@ -26,3 +28,18 @@ class Flights:
             lock, users = self._locks.pop(key)
             if users > 1:
                 self._locks[key] = (lock, users - 1)
+
+
+@asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Give a task group that, when parts fail, raises the first failure itself instead of a group
+    of all.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from failures

@@ -1,4 +1,5 @@
-"""The initramfs: the agent as /init, the modules of the boot and their order, as an uncompressed newc archive.
+"""The initramfs: the agent as /init, the modules of the boot and their order, as an uncompressed
+newc archive.
 
 Pure. The same input gives the same bytes, so its key can name the file.
 """
@@ -14,8 +15,9 @@ FORMAT = 1
 
 _HEADER = b"070701" + b"%08x" * 13
 _DIRECTORIES = ("dev", "proc", "sys", "run", "lib", "lib/m")
-# QEMU's microvm puts the initrd right below the end of memory, where the ACPI tables are; a size just above a
-# page boundary keeps the two apart, whatever the tables' size. Without it some boots spin for ever.
+# QEMU's microvm puts the initrd right below the end of memory, where the ACPI tables are; a size
+# just above a page boundary keeps the two apart, whatever the tables' size. Without it some boots
+# spin for ever.
 _PAGE, _REST = 4096, 16
 
 
@@ -30,8 +32,8 @@ def key(agent: bytes, modules: Sequence[Module], boot: int) -> str:
 def build(agent: bytes, modules: Sequence[Module], boot: int) -> bytes:
     """Return the archive.
 
-    `modules` are in the order in which they can be loaded. The agent loads the first `boot` of them (/modules.list) at
-    once; the others (/modules.extra) are there for when it needs them.
+    `modules` are in the order in which they can be loaded. The agent loads the first `boot` of them
+    (/modules.list) at once; the others (/modules.extra) are there for when it needs them.
     """
     archive = _Archive()
     for directory in _DIRECTORIES:

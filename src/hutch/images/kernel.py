@@ -1,7 +1,9 @@
-"""The kernel store: kernels with their modules, each with an initramfs that is made when it is needed.
+"""The kernel store: kernels with their modules, each with an initramfs that is made when it is
+needed.
 
-Below `$HUTCH_HOME/kernels`: a directory per kernel (`vmlinux`, `modules/`, `kernel.json`, `initramfs-<key>.cpio`) and the
-file `active`. A kernel is put together beside its place and renamed into it.
+Below `$HUTCH_HOME/kernels`: a directory per kernel (`vmlinux`, `modules/`, `kernel.json`,
+`initramfs-<key>.cpio`) and the file `active`. A kernel is put together beside its place and renamed
+into it.
 """
 
 import json
@@ -49,8 +51,8 @@ class KernelStore:
     async def ensure(self, name: str | None, report: Report) -> Kernel:
         """Return the named or the active kernel with an initramfs of the present agent.
 
-        An empty store is filled first: from the distribution, else from this host. Raises kernel_not_found,
-        kernel_missing, agent_missing.
+        An empty store is filled first: from the distribution, else from this host. Raises
+        kernel_not_found, kernel_missing, agent_missing.
         """
         wanted = name or self._settings.kernel or await in_thread(self._active)
         if not wanted:
@@ -92,14 +94,10 @@ class KernelStore:
 
         Raises kernel_not_found for a missing file, bad_request, bad_image.
         """
-        if not path.is_file():
-            raise error("kernel_not_found", f"there is no kernel file {path}")
-        if modules is not None and not modules.is_dir():
-            raise error("kernel_not_found", f"there is no modules directory {modules}")
         if name is not None and not _NAME.fullmatch(name):
             raise error("bad_request", f"{name!r} is no name for a kernel")
         async with self._flights.over("load"):
-            return await in_thread(self._install, path, modules, name, str(path.resolve()))
+            return await in_thread(self._install, path, modules, name, str(path.absolute()))
 
     async def use(self, name: str) -> KernelInfo:
         """Make a kernel the one that sandboxes boot. Raises kernel_not_found."""
@@ -125,7 +123,7 @@ class KernelStore:
         except HutchError as cause:
             reasons.append(cause.message)
         try:
-            return await self._take_hosts()
+            return await in_thread(self._take_hosts)
         except (HutchError, OSError) as cause:
             reasons.append(str(cause))
         raise error(
@@ -136,8 +134,6 @@ class KernelStore:
         await in_thread(self._root.mkdir, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as scratch:
             directory = Path(scratch)
-            # apt's own download user must be able to enter, where it exists.
-            directory.chmod(0o755)
             packages = await deb.download_kernel(package, directory)
             report(Progress("kernel", package, message="unpacking"))
             return await in_thread(self._install_packages, directory, packages, package)
@@ -154,22 +150,20 @@ class KernelStore:
         modules = tree / roots[0] if roots else None
         return self._install(tree / kernels[0], modules, None, package)
 
-    async def _take_hosts(self) -> KernelInfo:
+    def _take_hosts(self) -> KernelInfo:
         release = os.uname().release
         kernel, modules = Path(f"/boot/vmlinuz-{release}"), Path(f"/lib/modules/{release}")
-        if not kernel.is_file():
-            raise error("kernel_not_found", f"this host's own kernel is not at {kernel}")
-        if not os.access(kernel, os.R_OK):
-            raise error(
-                "kernel_not_found", f"this host's own kernel {kernel} is for root's eyes only"
-            )
-        return await in_thread(
-            self._install, kernel, modules if modules.is_dir() else None, None, "host"
-        )
+        return self._install(kernel, modules if modules.is_dir() else None, None, "host")
 
     def _install(
         self, kernel: Path, modules: Path | None, name: str | None, source: str
     ) -> KernelInfo:
+        if not kernel.is_file():
+            raise error("kernel_not_found", f"there is no kernel file {kernel}")
+        if not os.access(kernel, os.R_OK):
+            raise error("kernel_not_found", f"the kernel {kernel} is for another user's eyes only")
+        if modules is not None and not modules.is_dir():
+            raise error("kernel_not_found", f"there is no modules directory {modules}")
         if kernel.stat().st_size > _FILE_LIMIT:
             raise bad_image(f"{kernel} is too large for a kernel")
         elf = vmlinux.extract(kernel.read_bytes())
@@ -200,7 +194,9 @@ class KernelStore:
     # looking
 
     async def _filesystems(self) -> tuple[str, ...]:
-        """Return the kinds of root images that VMs of this home boot from: what is built here, and what was."""
+        """Return the kinds of root images that VMs of this home boot from: what is built here, and
+        what was.
+        """
         present = {path.suffix.lstrip(".") for path in self._images.glob("*.*")}
         try:
             present.add((await rootfs.choose_builder()).fstype)

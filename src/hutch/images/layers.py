@@ -1,8 +1,9 @@
 """Layers merged into one tree by the OCI rules, and that tree written as one tar stream.
 
-Two passes over the decompressed layers: the first reads headers into a tree (whiteouts, hard links across layers,
-replacements), the second copies the content of the files that are left. Memory goes with the number of entries, never with
-their size. Nothing is unpacked on the host: a hostile name can at worst name something inside the image.
+Two passes over the decompressed layers: the first reads headers into a tree (whiteouts, hard links
+across layers, replacements), the second copies the content of the files that are left. Memory goes
+with the number of entries, never with their size. Nothing is unpacked on the host: a hostile name
+can at worst name something inside the image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ _LINKS_LIMIT = 255
 _DEPTH_LIMIT = 2048
 _NAME_LIMIT = 255
 _ENTRIES_LIMIT = 4_000_000
-# What squashfs and erofs can hold. The guest's own overlay reads trusted.overlay.*: no image may speak to it.
+# What squashfs and erofs can hold. The guest's own overlay reads trusted.overlay.*: no image may
+# speak to it.
 _XATTRS = (b"user.", b"trusted.", b"security.")
 _OVERLAY = b"trusted.overlay."
 
@@ -37,7 +39,9 @@ class Layer:
 
 
 class _Inode:
-    """What names can share by hard links: metadata, where the content is, and, in the end, the names."""
+    """What names can share by hard links: metadata, where the content is, and, in the end, the
+    names.
+    """
 
     __slots__ = ("layer", "member", "ordinal", "paths")
 
@@ -49,7 +53,9 @@ class _Inode:
 
 
 class _Node:
-    """A name in the tree. `children` is None unless it is a directory; `layer` is the last that named it."""
+    """A name in the tree. `children` is None unless it is a directory; `layer` is the last that
+    named it.
+    """
 
     __slots__ = ("children", "inode", "layer")
 
@@ -243,7 +249,9 @@ def merge(layers: Sequence[Layer], advance: Callable[[int], None]) -> Tree:
 def write_tar(
     tree: Tree, layers: Sequence[Layer], out: IO[bytes], advance: Callable[[int], None]
 ) -> None:
-    """Write the merged tree as one archive: everything but files first, then files as the layers have them."""
+    """Write the merged tree as one archive: everything but files first, then files as the layers
+    have them.
+    """
     wanted: list[dict[int, _Inode]] = [{} for _ in layers]
     for path, inode in tree.inodes():
         kind = inode.member.kind
@@ -259,13 +267,11 @@ def write_tar(
             continue
         with Decompressed(layer.path, limit=layer.limit, advance=advance) as stream:
             for ordinal, member in enumerate(tar.read_members(stream)):
-                if (inode := inodes.pop(ordinal, None)) is not None:
+                if (inode := inodes.get(ordinal)) is not None:
                     out.write(tar.header(replace(inode.member, name=inode.paths[0])))
                     copy_stream(stream, out, member.size)
                     out.write(tar.padding(member.size))
                     _write_links(inode, out)
-                    if not inodes:
-                        break
     tar.finish(out)
 
 
@@ -276,7 +282,9 @@ def _write_links(inode: _Inode, out: IO[bytes], start: int = 1) -> None:
 
 
 def _parts(name: bytes) -> list[bytes]:
-    """Return a name's parts, normalised; an absolute one is taken from the root. `..` out of it is refused."""
+    """Return a name's parts, normalised; an absolute one is taken from the root. `..` out of it is
+    refused.
+    """
     absolute = name.startswith(b"/")
     parts: list[bytes] = []
     for part in name.split(b"/"):

@@ -1,12 +1,14 @@
 """The store's directory: an OCI image layout that other tools can read, with atomic updates.
 
-It owns `blobs/` and `index.json`; it knows nothing of registries or root file systems. Blocking: call it through
-`tasks.in_thread`. Blobs are written beside their place, verified, and renamed into it.
+It owns `blobs/` and `index.json`; it knows nothing of registries or root file systems. Blocking:
+call it through `tasks.in_thread`. Blobs are written beside their place, verified, and renamed into
+it.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -35,7 +37,9 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image of the index: its manifest and the full reference it goes by (None: it has lost its last one)."""
+    """An image of the index: its manifest and the full reference it goes by (None: it has lost its
+    last one).
+    """
 
     manifest: Descriptor
     reference: str | None
@@ -63,7 +67,9 @@ class Pins:
 
 
 class Layout:
-    """An OCI image layout below `root`. Safe for several threads; the index also for several processes."""
+    """An OCI image layout below `root`. Safe for several threads; the index also for several
+    processes.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -83,7 +89,9 @@ class Layout:
                     self._write_index([])
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written. Only for the one owner of the store, at its start."""
+        """Remove what a killed process left half-written. Only for the one owner of the store, at
+        its start.
+        """
         for leftover in (self.root / "tmp").iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -107,14 +115,18 @@ class Layout:
         return self.root / "blobs" / algorithm / value
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Tell whether the blob is here, in full size. (Its digest was verified when it was written.)"""
+        """Tell whether the blob is here, in full size. (Its digest was verified when it was
+        written.)
+        """
         try:
             return self.blob(descriptor.digest).stat().st_size == descriptor.size
         except FileNotFoundError:
             return False
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a small blob. Raises ImageError (bad_image) when it is gone or larger than `limit`."""
+        """Return a small blob. Raises ImageError (bad_image) when it is gone or larger than
+        `limit`.
+        """
         if descriptor.size > limit:
             raise bad_image(f"{descriptor.digest} is larger than {limit} bytes")
         try:
@@ -163,6 +175,30 @@ class Layout:
             check_digest(descriptor.digest, digest.hexdigest())
             self.adopt(path, descriptor)
 
+    def add_body(self, body: bytes, descriptor: Descriptor, pins: Pins) -> None:
+        """Store a small blob whose descriptor is known. Raises ImageError (bad_image,
+        digest_mismatch).
+        """
+        self.add_stream(io.BytesIO(body), descriptor, pins)
+
+    def add_checked(
+        self, path: Path, descriptor: Descriptor, pins: Pins, advance: Callable[[int], None]
+    ) -> None:
+        """Move a file into the store that should be what `descriptor` says.
+
+        Raises ImageError (bad_image for the wrong size, digest_mismatch).
+        """
+        pins.add(descriptor.digest)
+        if path.stat().st_size != descriptor.size:
+            raise bad_image(f"{descriptor.digest} is not {descriptor.size} bytes long")
+        check_digest(descriptor.digest, file_digest(path, descriptor.digest, advance))
+        self.adopt(path, descriptor)
+
+    def pinned(self, digest: str) -> bool:
+        """Tell whether a running batch needs this digest."""
+        with self._lock:
+            return self._counts[digest] > 0
+
     def add_file(self, path: Path, media_type: str, pins: Pins) -> Descriptor:
         """Move a file of the store's own scratch space into the store and return its descriptor."""
         with open(path, "rb") as source:
@@ -196,12 +232,21 @@ class Layout:
         """Return all images of the index. Raises ImageError (bad_image) when it is damaged."""
         return [_entry(item) for item in self._read_index()]
 
-    def tag(self, manifest: Descriptor, reference: str) -> None:
-        """Let `reference` mean this manifest, and no other."""
+    def tag(self, manifest: Descriptor, reference: str | None) -> None:
+        """Let `reference` mean this manifest, and no other; None keeps it in the index without a
+        name.
+        """
+        item = manifest.to_json()
         with self._locked():
-            items = _untagged(self._read_index(), reference)
-            items = [i for i in items if i["digest"] != manifest.digest or _reference(i)]
-            self._write_index([*items, manifest.to_json() | {"annotations": {REF_NAME: reference}}])
+            items = self._read_index()
+            if reference is None:
+                if any(i["digest"] == manifest.digest for i in items):
+                    return
+            else:
+                item["annotations"] = {REF_NAME: reference}
+                items = _untagged(items, reference)
+                items = [i for i in items if i["digest"] != manifest.digest or _reference(i)]
+            self._write_index([*items, item])
 
     def untag(self, reference: str) -> None:
         """Forget a reference; its image stays in the index, without a name if it was the last."""
@@ -217,7 +262,8 @@ class Layout:
     def gc(self) -> list[Descriptor]:
         """Remove blobs that no image of the index and no running batch needs; return them."""
         removed = []
-        # The index stays locked: a batch that began before cannot get its blobs referenced, and so stays pinned.
+        # The index stays locked: a batch that began before cannot get its blobs referenced, and so
+        # stays pinned.
         with self._locked():
             kept = {d for entry in self.entries() for d in self.reachable(entry.manifest)}
             for path in (self.root / "blobs").glob("*/*"):
@@ -231,7 +277,9 @@ class Layout:
         return removed
 
     def reachable(self, manifest: Descriptor) -> list[str]:
-        """Return the digests of an image's blobs: manifest, config, layers. A foreign index counts whole."""
+        """Return the digests of an image's blobs: manifest, config, layers. A foreign index counts
+        whole.
+        """
         found = [manifest.digest]
         try:
             body = self.blob(manifest.digest).read_bytes()
@@ -284,8 +332,23 @@ def write_atomic(path: Path, body: bytes, *, staging: Path | None = None) -> Non
         raise
 
 
+def file_digest(path: Path, digest: str, advance: Callable[[int], None]) -> str:
+    """Return the hex digest of a file, by the algorithm of `digest`; what was read is safe on the
+    disk then.
+    """
+    hasher = hashlib.new(digest.partition(":")[0])
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+            advance(len(chunk))
+        os.fsync(file.fileno())
+    return hasher.hexdigest()
+
+
 def check_digest(wanted: str, got: str) -> None:
-    """Raise ImageError (digest_mismatch) unless the hex digest `got` is that of the digest `wanted`."""
+    """Raise ImageError (digest_mismatch) unless the hex digest `got` is that of the digest
+    `wanted`.
+    """
     if wanted.partition(":")[2] != got:
         raise error("digest_mismatch", f"the content of {wanted} has the digest {got}")
 

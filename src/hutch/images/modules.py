@@ -1,7 +1,7 @@
 """Kernel modules: which ones a boot needs and in which order, read from the modules themselves.
 
-Distribution packages carry no modules.dep (depmod makes it at installation), so dependencies come from each
-module's `.modinfo` section. Blocking; knows nothing of the initramfs's format.
+Distribution packages carry no modules.dep (depmod makes it at installation), so dependencies come
+from each module's `.modinfo` section. Blocking; knows nothing of the initramfs's format.
 """
 
 import gzip
@@ -24,7 +24,8 @@ BOOT = (
     "overlay",
 )  # fmt: skip
 FILESYSTEMS = ("squashfs", "erofs")
-# There for the agent to load when it needs them: closing the connections that a forked sandbox inherits.
+# There for the agent to load when it needs them: closing the connections that a forked sandbox
+# inherits.
 EXTRA = ("inet_diag", "tcp_diag")
 
 # A softdep may name a service instead of a module.
@@ -62,8 +63,8 @@ class ModuleTree:
     def closure(self, wanted: Iterable[str]) -> list[Module]:
         """Return the wanted modules with all they depend on, each after what it needs.
 
-        One that is built in, or that this kernel does not have, is left out: whether its service is there shows when
-        the VM boots. Raises ImageError (bad_image) for a damaged module.
+        One that is built in, or that this kernel does not have, is left out: whether its service is
+        there shows when the VM boots. Raises ImageError (bad_image) for a damaged module.
         """
         order: dict[str, Module] = {}
         visiting: set[str] = set()

@@ -1,7 +1,9 @@
-"""Progress of long work, from threads as well as from the event loop, and the way to stop such work.
+"""Progress of long work, from threads as well as from the event loop, and the way to stop such
+work.
 
-A `Meter` counts one item and reports a few times a second; cancelling the awaiting task makes the thread's next
-`advance` raise, so that a cancelled import ends at once and removes what it has begun.
+A `Meter` counts one item and reports a few times a second; cancelling the awaiting task makes the
+thread's next `advance` raise, so that a cancelled import ends at once and removes what it has
+begun.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from hutch.images.base import Report
+from hutch.images.base import Report, no_report
 from hutch.models import Progress
 
 P = ParamSpec("P")
@@ -24,7 +26,9 @@ class Stopped(Exception):
 
 
 class Meter:
-    """Counts the bytes of one item. `advance` may be called from any thread; made on the event loop."""
+    """Counts the bytes of one item. `advance` may be called from any thread; made on the event
+    loop.
+    """
 
     def __init__(self, report: Report, stage: str, item: str, total: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -43,6 +47,13 @@ class Meter:
         if (now := time.monotonic()) >= self._next:
             self._next = now + _INTERVAL
             self._loop.call_soon_threadsafe(self._send, self._progress(""))
+
+    @classmethod
+    def quiet(cls, like: "Meter") -> "Meter":
+        """Return a meter that can be stopped but reports nothing, for a second look at the same
+        item.
+        """
+        return cls(no_report, like._stage, like._item, like.total)
 
     def finish(self, message: str = "done") -> None:
         """Report the end of the item; called on the event loop."""

@@ -1,7 +1,8 @@
 """Image references, parsed as container tools parse them: registry, repository, tag and digest.
 
-Pure: it knows nothing of stores or registries. The bare names of `BUILTIN` (no registry, no tag) mean the images that
-Hutch makes by itself; `docker.io/library/busybox` and `busybox:latest` mean the registry's.
+Pure: it knows nothing of stores or registries. The bare names of `BUILTIN` (no registry, no tag)
+mean the images that Hutch makes by itself; `docker.io/library/busybox` and `busybox:latest` mean
+the registry's.
 """
 
 import re
@@ -23,7 +24,9 @@ _NAME_LIMIT = 255
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What names an image. `registry` is empty for a built-in; else one of `tag` and `digest` is set."""
+    """What names an image. `registry` is empty for a built-in; else one of `tag` and `digest` is
+    set.
+    """
 
     registry: str
     repository: str
@@ -50,7 +53,8 @@ class Reference:
 def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     """Return the reference that `text` stands for, with what it leaves out filled in.
 
-    A tag beside a digest is dropped, since the digest says all. Raises InvalidInput (bad_reference).
+    A tag beside a digest is dropped, since the digest says all. Raises InvalidInput
+    (bad_reference).
     """
     if text in BUILTIN:
         return Reference("", text)
@@ -88,7 +92,9 @@ def is_digest(text: str) -> bool:
 
 
 def _is_registry(component: str) -> bool:
-    """Tell a registry from the first part of a repository: by a dot, a port, capitals, or being localhost."""
+    """Tell a registry from the first part of a repository: by a dot, a port, capitals, or being
+    localhost.
+    """
     return (
         "." in component
         or ":" in component

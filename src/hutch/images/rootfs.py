@@ -1,7 +1,8 @@
 """Root file systems: an image's layers as one read-only squashfs or EROFS file, built without root.
 
-The merged tar stream goes straight into `mkfs.erofs --tar` (1.7 or later) or `tar2sqfs`, which take owners, modes,
-devices and xattrs from the archive, not from any disk. The file is made beside its place and renamed into it.
+The merged tar stream goes straight into `mkfs.erofs --tar` (1.7 or later) or `tar2sqfs`, which take
+owners, modes, devices and xattrs from the archive, not from any disk. The file is made beside its
+place and renamed into it.
 """
 
 import asyncio
@@ -63,8 +64,8 @@ def remove(directory: Path, image_id: str) -> int:
 async def choose_builder() -> Builder:
     """Return the best builder that this host has. Raises Missing (tool_missing).
 
-    EROFS stays uncompressed. squashfs takes lz4 in small blocks: under software emulation a random read costs the guest
-    the decompression of a whole block.
+    EROFS stays uncompressed. squashfs takes lz4 in small blocks: under software emulation a random
+    read costs the guest the decompression of a whole block.
     """
     if (program := process.which("mkfs.erofs")) is not None:
         shown = await process.run([program, "-V"], timeout=_VERSION_TIMEOUT, check=False)
@@ -78,8 +79,8 @@ async def choose_builder() -> Builder:
 async def build(directory: Path, image_id: str, layers: Sequence[Layer], report: Report) -> RootFs:
     """Build the rootfs of an image and return it.
 
-    Raises ImageError (bad_image, digest_mismatch), Missing (tool_missing), NoCapacity (disk_full); a failure or a
-    cancellation leaves nothing.
+    Raises ImageError (bad_image, digest_mismatch), Missing (tool_missing), NoCapacity (disk_full);
+    a failure or a cancellation leaves nothing.
     """
     builder = await choose_builder()
     size = sum(layer.path.stat().st_size for layer in layers)
@@ -126,7 +127,9 @@ async def _pack(
 
 @dataclass(frozen=True, slots=True)
 class _Fed:
-    """How the feeding ended: `whole` when the builder took all of it, `failure` when the layers are at fault."""
+    """How the feeding ended: `whole` when the builder took all of it, `failure` when the layers are
+    at fault.
+    """
 
     whole: bool
     failure: HutchError | None = None
@@ -135,7 +138,8 @@ class _Fed:
 def _feed(meter: Meter, tree: Tree, layers: Sequence[Layer], writer: int) -> _Fed:
     """Write the tar stream into a pipe and close it.
 
-    To the builder, an error looks like the end of the archive: what it made only counts when all of it was fed.
+    To the builder, an error looks like the end of the archive: what it made only counts when all of
+    it was fed.
     """
     out = open(writer, "wb", buffering=1 << 20)  # noqa: SIM115 - closing may fail by itself
     try:

@@ -1,26 +1,34 @@
-"""The image store: what the service calls. It ties layout, registry, archives, built-ins and root file systems together.
+"""The image store: what the service calls. It ties layout, registry, archives, built-ins and root
+file systems together.
 
-Everything lives below `$HUTCH_HOME/images`: `oci/` (an OCI image layout), `rootfs/` (one file system file per image) and
-`partial/` (unfinished downloads). One task at a time works on one image; others that want it wait and find it done.
+Everything lives below `$HUTCH_HOME/images`: `oci/` (an OCI image layout), `rootfs/` (one file
+system file per image) and `partial/` (unfinished downloads). One task at a time works on one image;
+others that want it wait and find it done.
 """
 
+import asyncio
 import contextlib
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hutch.errors import HutchError, error
-from hutch.images import builtin, config, reference, rootfs
+from hutch.errors import HutchError, NotFound, error
+from hutch.images import archive, builtin, config, rootfs
 from hutch.images.base import Image, Report, RootFs
+from hutch.images.build import Base, Builder, base_names, read_dockerfile
 from hutch.images.compression import bomb_limit
 from hutch.images.config import Config, Descriptor, Manifest
 from hutch.images.flight import Flights
 from hutch.images.layers import Layer
 from hutch.images.layout import Entry, Layout, Pins
-from hutch.images.reference import Reference
+from hutch.images.progress import Meter, in_metered_thread
+from hutch.images.reference import Reference, parse
+from hutch.images.registry import Registry
 from hutch.models import ImageInfo, Progress, PullPolicy, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread
@@ -38,13 +46,18 @@ class _Found:
 
 
 class ImageStore:
-    """Implements `hutch.images.base.Images` on a directory. One per home; made on any thread, used on one loop."""
+    """Implements `hutch.images.base.Images` on a directory. One per home; made on any thread, used
+    on one loop.
+    """
 
     def __init__(self, home: Path, settings: Settings) -> None:
         self._settings = settings
         self._root = home / "images"
         self._rootfs = self._root / "rootfs"
         self._layout = Layout(self._root / "oci")
+        self._partial = self._root / "partial"
+        self._registry = Registry(settings, self._layout, self._partial)
+        self._builder = Builder(self._root / "build", self._layout, settings)
         self._flights = Flights()
         self._ready = False
 
@@ -53,15 +66,25 @@ class ImageStore:
     async def ensure(self, reference: str, pull: PullPolicy, report: Report) -> Image:
         """Return the image with its rootfs, pulling and building what is missing.
 
-        Two calls for one image do the work once. Raises bad_reference, image_not_found and all that a pull or the
-        building of a rootfs can raise.
+        Two calls for one image do the work once. Raises bad_reference, image_not_found and all that
+        a pull or the building of a rootfs can raise.
         """
         await self._open()
         async with self._flights.over(f"reference {reference}"):
-            descriptor = await self._obtain(reference, pull, report)
-        found = await in_thread(self._read, descriptor)
-        built = await self._ensure_rootfs(found, report)
-        return Image(descriptor.digest, reference, found.config.run, built)
+            known = await in_thread(self._known, reference, pull)
+            if known is not None:
+                return await self._finish(known, reference, report)
+            wanted = parse(reference, self._settings.default_registry)
+            if pull is PullPolicy.NEVER:
+                raise _not_found(reference, "it is not in the store, and pulling was not allowed")
+            async with self._adding() as pins:
+                if wanted.builtin:
+                    descriptor = await self._make_builtin(wanted, pins, report)
+                else:
+                    descriptor = await self._registry.pull(wanted, pins, report)
+                image = await self._finish(descriptor, reference, report)
+                await in_thread(self._layout.tag, descriptor, str(wanted))
+                return image
 
     async def list(self) -> Sequence[ImageInfo]:
         """Return all images, in the order in which their references sort; nameless ones last."""
@@ -79,6 +102,43 @@ class ImageStore:
         image = await self.ensure(reference, PullPolicy.ALWAYS, report)
         return await self.inspect(image.id)
 
+    async def load(
+        self, path: Path, report: Report, *, tag: str | None = None
+    ) -> Sequence[ImageInfo]:
+        """Import a `docker save` or OCI archive, or an OCI layout directory.
+
+        With `tag`, the file must hold one image, which then goes by that name only. Raises
+        image_not_found, bad_reference, bad_image, digest_mismatch, no_platform, disk_full; a
+        failure leaves nothing.
+        """
+        name = None if tag is None else str(self._own_name(tag))
+        await self._open()
+        async with self._adding() as pins:
+            return await self._load(path, report, name, pins)
+
+    async def build(
+        self,
+        context: Path,
+        report: Report,
+        *,
+        tag: str,
+        dockerfile: Path | None = None,
+        args: dict[str, str] | None = None,
+    ) -> ImageInfo:
+        """Build a Dockerfile with buildah; its base images may be those of this store.
+
+        Raises bad_reference, bad_path, tool_missing, build_failed.
+        """
+        name = str(self._own_name(tag))
+        await self._open()
+        path, text = await in_thread(read_dockerfile, context, dockerfile)
+        bases = await self._bases(base_names(text, args or {}), report)
+        async with self._adding() as pins, self._scratch() as scratch:
+            async with self._flights.over("build"):
+                await self._builder.build(context, path, args or {}, bases, scratch / "out", report)
+            loaded = await self._load(scratch / "out", report, name, pins)
+        return loaded[0]
+
     def rootfs_path(self, image_id: str) -> RootFs | None:
         """Return the rootfs of an image whose id is known, or None when it is gone."""
         return rootfs.find(self._rootfs, image_id)
@@ -86,44 +146,105 @@ class ImageStore:
     async def remove(
         self, reference: str, *, used: Sequence[str] = (), force: bool = False
     ) -> Removed:
-        """Drop a reference (or, by id, the image with all of them) and the content that nobody else needs.
+        """Drop a reference (or, by id, the image with all of them) and the content that nobody else
+        needs.
 
-        Raises image_not_found; in_use when a sandbox uses the image, unless `force`: then the references go, and the
-        content stays for the sandbox.
+        Raises image_not_found; in_use when a sandbox uses the image, unless `force`: then the
+        references go, and the content stays for the sandbox.
         """
         await self._open()
         return await in_thread(self._remove, reference, set(used), force)
 
     async def prune(self, *, used: Sequence[str] = (), everything: bool = False) -> Removed:
-        """Drop nameless images, unfinished downloads and stray blobs; with `everything` all unused images."""
+        """Drop nameless images, unfinished downloads and stray blobs; with `everything` all unused
+        images.
+        """
         await self._open()
         return await in_thread(self._prune, set(used), everything)
 
     # obtaining
 
-    async def _obtain(self, text: str, pull: PullPolicy, report: Report) -> Descriptor:
-        named = None
-        with contextlib.suppress(HutchError):
-            named = await in_thread(self._resolve, text)
-        if named is not None and pull is not PullPolicy.ALWAYS:
-            return named
-        if named is not None and _ID.fullmatch(text) and text in named.digest:
-            return named  # an id says exactly which content; there is nothing newer
-        wanted = reference.parse(text, self._settings.default_registry)
-        if pull is PullPolicy.NEVER:
-            raise _not_found(text, "it is not in the store, and pulling was not allowed")
-        with self._layout.pins() as pins:
-            if wanted.builtin:
-                descriptor = await self._make_builtin(wanted, pins, report)
-            else:
-                descriptor = await self._pull(wanted, pins, report)
-            await in_thread(self._layout.tag, descriptor, str(wanted))
-        return descriptor
+    def _known(self, text: str, pull: PullPolicy) -> Descriptor | None:
+        """Return what is here and need not be asked for."""
+        try:
+            named = self._resolve(text)
+        except NotFound:
+            return None
+        # An id says exactly which content: there is nothing newer to get.
+        by_id = _ID.fullmatch(text) is not None and text.removeprefix("sha256:") in named.digest
+        return None if pull is PullPolicy.ALWAYS and not by_id else named
+
+    async def _finish(self, descriptor: Descriptor, text: str, report: Report) -> Image:
+        found = await in_thread(self._read, descriptor)
+        built = await self._ensure_rootfs(found, report)
+        return Image(descriptor.digest, text, found.config.run, built)
+
+    async def _load(
+        self, path: Path, report: Report, name: str | None, pins: Pins
+    ) -> Sequence[ImageInfo]:
+        size = await in_thread(_file_size, path)
+        meter = Meter(report, "import", path.name, size)
+        registry = self._settings.default_registry
+        async with self._scratch() as scratch:
+            loaded = await in_metered_thread(
+                meter, archive.load, path, self._layout, pins, scratch, registry
+            )
+        if name is not None and len(loaded) != 1:
+            raise error(
+                "bad_request", f"{path} holds {len(loaded)} images: they cannot all be {name}"
+            )
+        for image in loaded:
+            await self._finish(image.descriptor, name or image.descriptor.digest, report)
+        for image in loaded:
+            for reference in (name,) if name else image.references or (None,):
+                await in_thread(self._layout.tag, image.descriptor, reference)
+        meter.finish()
+        return [await in_thread(self._info, image.descriptor) for image in loaded]
+
+    async def _bases(self, names: Sequence[str], report: Report) -> Sequence[Base]:
+        """Return the base images as this store has them; what it has not, it makes or pulls."""
+        bases = []
+        for name in names:
+            wanted = parse(name, self._settings.default_registry)
+            await self.ensure(name, PullPolicy.MISSING, report)
+            bases.append(Base(name, wanted, str(wanted)))
+        return bases
+
+    def _own_name(self, text: str) -> Reference:
+        """Return the reference that a user gives an image of his own."""
+        found = parse(text, self._settings.default_registry)
+        if found.builtin or found.digest:
+            what = "is a built-in image" if found.builtin else "is a digest"
+            raise error(
+                "bad_reference",
+                f"{text} cannot be given to an image: it {what}",
+                hint=f"choose a name like localhost/{found.repository}:mine",
+            )
+        return found
+
+    @asynccontextmanager
+    async def _adding(self) -> AsyncIterator[Pins]:
+        """Pin what is being added; a failure or a cancellation leaves no blob of it."""
+        try:
+            with self._layout.pins() as pins, _full_disk(self._root):
+                yield pins
+        except BaseException:
+            await asyncio.shield(in_thread(self._layout.gc))
+            raise
+
+    @asynccontextmanager
+    async def _scratch(self) -> AsyncIterator[Path]:
+        """Give an empty directory on the store's file system."""
+        path = Path(await in_thread(tempfile.mkdtemp, dir=self._layout.root / "tmp"))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     async def _make_builtin(self, wanted: Reference, pins: Pins, report: Report) -> Descriptor:
         report(Progress("build", str(wanted), message="making the built-in image"))
         recipe = builtin.RECIPES[wanted.repository]
-        with self._layout.scratch() as path, _full_disk(self._root):
+        with self._layout.scratch() as path:
             await builtin.make_layer(recipe.name, path)
             return await in_thread(self._add_image, path, recipe, pins)
 
@@ -145,7 +266,7 @@ class ImageStore:
                 Layer(self._layout.blob(layer.digest), diff_id, bomb_limit(layer.size, free))
                 for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
             ]
-            with self._layout.pins() as pins, _full_disk(self._root):
+            with self._layout.pins() as pins, _full_disk(self._rootfs):
                 for digest in (image_id, *(layer.digest for layer in found.manifest.layers)):
                     pins.add(digest)
                 return await rootfs.build(self._rootfs, image_id, layers, report)
@@ -161,7 +282,7 @@ class ImageStore:
         parsed = config.parse_config(described, what)
         if len(parsed.diff_ids) != len(manifest.layers):
             raise config.bad_image(
-                f"{what} has {len(manifest.layers)} layers, but its config says {len(parsed.diff_ids)}"
+                f"{what} has {len(manifest.layers)} layers, its config says {len(parsed.diff_ids)}"
             )
         config.check_platform(parsed, what)
         return _Found(descriptor, manifest, parsed)
@@ -170,7 +291,7 @@ class ImageStore:
         """Return what a reference, an id or a unique prefix of one means here."""
         entries = self._layout.entries()
         with contextlib.suppress(HutchError):
-            full = str(reference.parse(text, self._settings.default_registry))
+            full = str(parse(text, self._settings.default_registry))
             for entry in entries:
                 if entry.reference == full:
                     return entry.manifest
@@ -186,7 +307,7 @@ class ImageStore:
             if found:
                 raise _not_found(text, f"{len(found)} images have an id that begins so")
         else:
-            reference.parse(text, self._settings.default_registry)
+            parse(text, self._settings.default_registry)
         raise _not_found(text, "it is not in the store")
 
     def _infos(self) -> Sequence[ImageInfo]:
@@ -224,8 +345,8 @@ class ImageStore:
         names = self._names(descriptor.digest)
         full = None
         with contextlib.suppress(HutchError):
-            full = str(reference.parse(text, self._settings.default_registry))
-        doomed = [full] if full in names else names
+            full = str(parse(text, self._settings.default_registry))
+        doomed = [full] if full is not None and full in names else names
         last = len(doomed) == len(names)
         if last and descriptor.digest in used and not force:
             raise error(
@@ -248,7 +369,13 @@ class ImageStore:
             if e.manifest.digest not in used and (everything or e.manifest.digest not in named)
         }
         names = [e.reference or e.manifest.digest for e in entries if e.manifest.digest in gone]
-        return self._drop(sorted(gone), names)
+        freed = 0
+        for path in self._partial.iterdir():
+            if not self._layout.pinned(path.stem.replace("-", ":", 1)):
+                freed += path.stat().st_blocks * 512
+                path.unlink(missing_ok=True)
+        dropped = self._drop(sorted(gone), names)
+        return Removed(dropped.removed, dropped.bytes + freed)
 
     def _drop(self, digests: Sequence[str], names: Sequence[str]) -> Removed:
         self._layout.drop(digests)
@@ -268,7 +395,8 @@ class ImageStore:
                     self._ready = True
 
     def _create(self) -> None:
-        self._rootfs.mkdir(parents=True, exist_ok=True)
+        for directory in (self._rootfs, self._partial):
+            directory.mkdir(parents=True, exist_ok=True)
         self._layout.create()
         self._layout.sweep()
         for leftover in self._rootfs.glob(".new-*"):
@@ -284,6 +412,10 @@ def _full_disk(directory: Path) -> Iterator[None]:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise rootfs.disk_full(directory) from cause
         raise
+
+
+def _file_size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _not_found(text: str, why: str) -> HutchError:

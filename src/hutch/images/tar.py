@@ -1,7 +1,9 @@
-"""Tar streams, read and written within bounds: ustar, GNU long names, pax with binary xattrs, base-256 numbers.
+"""Tar streams, read and written within bounds: ustar, GNU long names, pax with binary xattrs,
+base-256 numbers.
 
-The standard library's module takes damage for the end of an archive, loses binary xattrs' bytes on the way, and is
-several times slower; a root image must not be made from half a layer. Names are bytes throughout.
+The standard library's module takes damage for the end of an archive, loses binary xattrs' bytes on
+the way, and is several times slower; a root image must not be made from half a layer. Names are
+bytes throughout.
 """
 
 import struct
@@ -45,7 +47,8 @@ class Member:
 
 
 def read_members(stream: Decompressed) -> Iterator[Member]:
-    """Yield the entries of an archive; the consumer may read a file's content before it asks for the next.
+    """Yield the entries of an archive; the consumer may read a file's content before it asks for
+    the next.
 
     Raises ImageError (bad_image) for anything that is not a whole, sound archive.
     """

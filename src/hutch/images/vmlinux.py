@@ -1,6 +1,8 @@
-"""The ELF kernel out of a vmlinuz: bzImage header, payload, decompression, and the check for the PVH entry.
+"""The ELF kernel out of a vmlinuz: bzImage header, payload, decompression, and the check for the
+PVH entry.
 
-Pure: bytes in, bytes out. An uncompressed kernel boots 0.2-1 s sooner under emulation than one that unpacks itself.
+Pure: bytes in, bytes out. An uncompressed kernel boots 0.2-1 s sooner under emulation than one that
+unpacks itself.
 """
 
 import bz2
@@ -57,7 +59,9 @@ def _payload(image: bytes) -> bytes:
 
 
 def _decompress(payload: bytes) -> bytes:
-    """Return the payload decompressed; the build appends the size, so there may be 4 bytes after the stream."""
+    """Return the payload decompressed; the build appends the size, so there may be 4 bytes after
+    the stream.
+    """
     try:
         if payload.startswith(b"\x28\xb5\x2f\xfd"):
             zstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
