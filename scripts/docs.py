@@ -78,9 +78,8 @@ def _context(
     command: click.Command, name: str, parent: click.Context | None = None
 ) -> click.Context:
     # A fixed width, so that the page does not depend on the terminal of whoever writes it.
-    return click.Context(
-        command, parent, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH
-    )
+    width = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    return click.Context(command, parent, info_name=name, **(command.context_settings | width))
 
 
 def _commands(

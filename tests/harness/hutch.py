@@ -20,6 +20,8 @@ from hutch.process import ProcessId
 from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).parent / "hutch"
+LEAVING = 5.0
+"""Seconds that a process may take to end after the daemon has said that all is done."""
 _TAIL = 1 << 14
 
 
@@ -147,7 +149,7 @@ class Hutch:
         # A process that has let go of its lock may still be on its way out; one that stays is
         # told below, with everything else.
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.processes(), timeout=5)
+            wait_until(lambda: not self.processes(), timeout=LEAVING)
         problems += self.remains()
         for who in self.processes():
             who.kill(signal.SIGKILL)
