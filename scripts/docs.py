@@ -79,7 +79,8 @@ def _context(
 ) -> click.Context:
     # A fixed width, so that the page does not depend on the terminal of whoever writes it.
     width = {"terminal_width": WIDTH, "max_content_width": WIDTH}
-    return click.Context(command, parent, info_name=name, **(command.context_settings | width))
+    settings = dict(command.context_settings) | width
+    return click.Context(command, parent, info_name=name, **settings)
 
 
 def _commands(
