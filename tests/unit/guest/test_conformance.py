@@ -27,6 +27,7 @@ from hutch.guest.base import (
     Output,
     OutputEnd,
     OutputGap,
+    TerminalSize,
 )
 from hutch.guest.fake import FakeAgent
 from hutch.guest.frames import MAGIC
@@ -38,11 +39,12 @@ ENV = ("PATH=/usr/bin:/bin",)
 
 
 class Subject:
-    """A running guest: where it listens, and a directory in it that tests may fill."""
+    """A running guest: where it listens, a directory that tests may fill, a port that echoes."""
 
-    def __init__(self, socket: Path, top: str) -> None:
+    def __init__(self, socket: Path, top: str, echo: int) -> None:
         self.socket = socket
         self.top = top
+        self.echo = echo
 
     async def connect(self) -> Guest:
         return await connect_guest(self.socket, timeout=10)
@@ -52,15 +54,25 @@ class Subject:
 async def subject(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Subject]:
     socket = short_tmp / "guest.sock"
     if request.param == "fake":
-        async with FakeAgent(socket, ready=True):
-            yield Subject(socket, "/data")
+        async with FakeAgent(socket, ready=True) as agent:
+            agent.services[7] = b""
+            yield Subject(socket, "/data", 7)
         return
     top = short_tmp / "top"
     top.mkdir()
     process = await asyncio.create_subprocess_exec(str(REAL_AGENT), "--listen", str(socket))
-    yield Subject(socket, str(top))
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    yield Subject(socket, str(top), server.sockets[0].getsockname()[1])
+    server.close()
     process.kill()
     await process.wait()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
 
 
 @pytest.fixture
@@ -150,6 +162,13 @@ async def test_exit_codes(session: Guest, command: str, code: int) -> None:
 async def test_stdout_and_stderr_stay_apart(session: Guest) -> None:
     out, err, result = await run(session, "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (out, err, result.code) == (b"out\n", b"err\n", 7)
+
+
+async def test_a_terminal_has_one_channel(session: Guest) -> None:
+    out, err, _ = await run(
+        session, "sh", "-c", "echo out; echo err >&2", tty=TerminalSize(24, 80), stdin=True
+    )
+    assert (out.replace(b"\r\n", b"\n"), err) == (b"out\nerr\n", b"")
 
 
 async def test_stdin_reaches_the_program_and_ends(session: Guest) -> None:
@@ -316,6 +335,29 @@ async def test_a_file_comes_back(session: Guest, subject: Subject) -> None:
     assert (entry.type, entry.mode & 0o7777, entry.size) == (FileType.FILE, 0o640, len(content))
 
 
+async def test_parents_and_appending(session: Guest, subject: Subject) -> None:
+    path = f"{subject.top}/a/b/f"
+    await session.files.write(path, source(b"one"), parents=True)
+    assert await session.files.write(path, source(b"two"), append=True) == 3
+    assert [part async for part in session.files.read(path)] == [b"onetwo"]
+
+
+async def test_an_existing_file_keeps_its_mode(session: Guest, subject: Subject) -> None:
+    path = f"{subject.top}/f"
+    await session.files.write(path, source(b"one"), mode=0o600)
+    await session.files.write(path, source(b"two"))
+    assert (await session.files.stat(path)).mode & 0o7777 == 0o600
+
+
+async def test_a_link_is_written_through(session: Guest, subject: Subject) -> None:
+    top = subject.top
+    await session.files.write(f"{top}/f", source(b"one"))
+    await session.files.symlink("f", f"{top}/l")
+    await session.files.write(f"{top}/l", source(b"two"))
+    assert [part async for part in session.files.read(f"{top}/f")] == [b"two"]
+    assert (await session.files.stat(f"{top}/l", follow=False)).type == FileType.SYMLINK
+
+
 async def test_a_broken_upload_changes_nothing(session: Guest, subject: Subject) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"new"
@@ -399,3 +441,27 @@ async def test_trees_travel_as_tar(session: Guest, subject: Subject) -> None:
     assert await files.write_tar(f"{top}/to", source(archive)) == 4
     assert b"".join([part async for part in files.read(f"{top}/to/tree/l")]) == b"content"
     assert (await files.stat(f"{top}/to/tree/d/f")).mode & 0o7777 == 0o750
+
+
+# ---- tunnels
+
+
+async def test_a_tunnel_echoes_until_both_sides_end(session: Guest, subject: Subject) -> None:
+    tunnel = await session.tunnel(subject.echo)
+    payload = os.urandom(3 << 20)
+    received = bytearray()
+
+    async def send() -> None:
+        await tunnel.write(payload)
+        await tunnel.write_eof()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        while data := await tunnel.read():
+            received += data
+    assert received == payload
+    await tunnel.close()
+
+
+async def test_a_port_where_nobody_listens(session: Guest) -> None:
+    assert await code_of(session.tunnel(1)) == "guest_refused"
