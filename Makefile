@@ -11,7 +11,7 @@ help:
 	@echo 'make test-unit  the tests that need no VM'
 	@echo 'make test-vm    only those with real VMs'
 	@echo 'make bench      measure; writes bench-results/*.json'
-	@echo 'make docs       write the generated pages of docs/'
+	@echo 'make docs       write what docs/ and spec/ generate from the code'
 	@echo 'make lock       write the lock files anew'
 
 setup:
@@ -38,6 +38,8 @@ bench: setup
 
 docs: setup
 	.venv/bin/python scripts/docs.py
+	.venv/bin/python scripts/openapi.py
+	.venv/bin/python scripts/golden_frames.py
 
 lock:
 	@scripts/lock --upgrade

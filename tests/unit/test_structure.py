@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_lock_files_hold_no_address() -> None:
     locks = [path for path in FILES if path.suffix == ".lock" or "requirements" in path.name]
     assert {"requirements.lock", "requirements-dev.lock"} <= {path.name for path in locks}
     assert [name(path) for path in locks if "://" in path.read_text()] == []
+
+
+def test_every_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dev = project["optional-dependencies"]["dev"]
+    for lock, wanted in (
+        ("requirements.lock", project["dependencies"]),
+        ("requirements-dev.lock", [*project["dependencies"], *dev]),
+    ):
+        locked = re.findall(r"^([\w.-]+)==", (ROOT / lock).read_text(), re.MULTILINE)
+        names = {re.split(r"[^\w.-]", entry)[0] for entry in wanted}
+        normal = {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+        assert sorted(normal - set(locked)) == [], f"not in {lock}; run: make lock"
 
 
 @pytest.mark.parametrize(("page", "write"), PAGES.items(), ids=PAGES.keys())
