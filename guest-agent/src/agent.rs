@@ -1,0 +1,170 @@
+//! What all requests share: the machine's stage, the exec sessions, the worker threads, events.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::codec::Value;
+use crate::events::Events;
+use crate::exec::io_loop::IoLoop;
+use crate::exec::registry::Shared;
+use crate::exec::ring;
+use crate::failure::{Code, Failure};
+use crate::link::Link;
+use crate::map;
+use crate::preamble::VERSION;
+use crate::sys;
+use crate::workers::Workers;
+
+/// How far the machine has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The initramfs.
+    Boot,
+    /// The image's root is mounted.
+    Root,
+    /// The writable disk is mounted and has become the root.
+    Ready,
+}
+
+impl Stage {
+    fn as_str(self) -> &'static str {
+        match self {
+            Stage::Boot => "boot",
+            Stage::Root => "root",
+            Stage::Ready => "ready",
+        }
+    }
+}
+
+/// How the agent runs.
+pub struct Setup {
+    /// Where the machine stands at the start.
+    pub stage: Stage,
+    /// Whether it may change users, mount and power off: PID 1 may, a test may not.
+    pub privileged: bool,
+    /// Where the image's /etc and /run are.
+    pub root: PathBuf,
+}
+
+/// The agent.
+pub struct Agent {
+    /// How it runs.
+    pub setup: Setup,
+    /// The way to the host.
+    pub link: Arc<Link>,
+    /// The exec sessions.
+    pub execs: Arc<Shared>,
+    /// Threads for what may block.
+    pub workers: Arc<Workers>,
+    /// Events of stream 0.
+    pub events: Arc<Events>,
+    /// The writable disk's directory, once it is mounted.
+    pub disk: OnceLock<OwnedFd>,
+    /// Held during mounts, freezing and shutdown, which must not overlap.
+    machine: Mutex<()>,
+    stage: AtomicU8,
+    generation: AtomicU64,
+}
+
+impl Agent {
+    /// An agent that speaks through `port` (non-blocking).
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn start(port: Arc<OwnedFd>, setup: Setup) -> io::Result<Arc<Agent>> {
+        ring::set_budget((memory_bytes() / 8) as usize);
+        let link = Link::start(port)?;
+        let events = Arc::new(Events::default());
+        let execs = Shared::new(IoLoop::start(link.clone())?, events.clone());
+        Ok(Arc::new(Agent {
+            machine: Mutex::new(()),
+            stage: AtomicU8::new(setup.stage as u8),
+            setup,
+            link,
+            execs,
+            workers: Workers::new(),
+            events,
+            disk: OnceLock::new(),
+            generation: AtomicU64::new(0),
+        }))
+    }
+
+    /// How far the machine has come.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Boot,
+            1 => Stage::Root,
+            _ => Stage::Ready,
+        }
+    }
+
+    /// The machine has come further.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+    }
+
+    /// Keeps other operations on the whole machine out.
+    pub fn lock_machine(&self) -> MutexGuard<'_, ()> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// `not_ready` before the writable disk is mounted.
+    pub fn require_ready(&self) -> Result<(), Failure> {
+        match self.stage() {
+            Stage::Ready => Ok(()),
+            _ => Err(Failure::new(Code::NotReady, "the root file system is not mounted yet")),
+        }
+    }
+
+    /// The identity's generation.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Sets the identity's generation.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// The reply of `info`.
+    pub fn info(&self) -> Value {
+        let line = |path: &str| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.trim().to_owned()
+        };
+        map! {
+            "agent_version" => env!("CARGO_PKG_VERSION"),
+            "protocol" => VERSION,
+            "kernel" => line("/proc/sys/kernel/osrelease"),
+            "boot_id" => line("/proc/sys/kernel/random/boot_id"),
+            "uptime_ns" => sys::uptime_ns(),
+            "stage" => self.stage().as_str(),
+            "cpus" => cpus(),
+            "memory_bytes" => memory_bytes(),
+        }
+    }
+
+    /// The event that follows each WELCOME.
+    pub fn hello_event(&self) -> Value {
+        let Value::Map(mut pairs) = self.info() else { return Value::Nil };
+        pairs.insert(0, ("event".into(), "hello".into()));
+        pairs.push(("generation".into(), self.generation().into()));
+        Value::Map(pairs)
+    }
+}
+
+/// The machine's memory in bytes.
+pub fn memory_bytes() -> u64 {
+    crate::stats::meminfo("MemTotal").unwrap_or(256 << 20)
+}
+
+/// The processors that are online.
+pub fn cpus() -> u64 {
+    // SAFETY: sysconf takes an integer.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u64
+}

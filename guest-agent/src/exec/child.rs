@@ -1,0 +1,311 @@
+//! From fork to execve: what happens in the child, where nothing may allocate or take a lock.
+//!
+//! All that the child needs is prepared beforehand in a [`Plan`]. A failure comes back through a pipe
+//! that execve closes, as the step that failed and its errno.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use crate::reaper::{Ended, Reaper};
+use crate::sys;
+
+/// The step in which a child failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Before anything of the request was looked at.
+    Setup = 1,
+    /// Changing to the working directory.
+    Cwd = 2,
+    /// Taking the user's ids.
+    User = 3,
+    /// execve.
+    Exec = 4,
+}
+
+/// Why a program did not start.
+#[derive(Debug)]
+pub struct StartError {
+    /// Where it failed.
+    pub step: Step,
+    /// With what.
+    pub error: io::Error,
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> StartError {
+        StartError { step: Step::Setup, error }
+    }
+}
+
+/// Everything that the child does, decided in advance.
+pub struct Plan {
+    /// The paths to try, in order.
+    pub programs: Vec<CString>,
+    /// The arguments, the program's name first.
+    pub argv: Vec<CString>,
+    /// The environment.
+    pub env: Vec<CString>,
+    /// The working directory.
+    pub cwd: CString,
+    /// The ids to take, none to keep our own (an agent without privileges, in tests).
+    pub ids: Option<Ids>,
+    /// Standard input, output, error.
+    pub stdio: [RawFd; 3],
+    /// Whether standard input is a terminal to be controlled by.
+    pub tty: bool,
+    /// The `cgroup.procs` to enter.
+    pub cgroup: Option<OwnedFd>,
+    /// Limit of open files, 0 to leave it.
+    pub nofile: u64,
+    /// Namespaces to make or to join.
+    pub namespaces: Namespaces,
+}
+
+/// The ids of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// The PID and mount namespace of a program.
+pub enum Namespaces {
+    /// Those of the agent.
+    Agent,
+    /// New ones: the program is an init.
+    Own,
+    /// Those of the init that runs.
+    Join {
+        /// Its PID namespace.
+        pid: OwnedFd,
+        /// Its mount namespace.
+        mount: OwnedFd,
+    },
+}
+
+/// Starts the program; `ended` is called once it has ended (not when this fails).
+///
+/// # Errors
+/// The step that failed; the child is gone then.
+pub fn start(
+    plan: &Plan,
+    ended: impl FnOnce(Ended) + Send + 'static,
+) -> Result<i32, StartError> {
+    let pointers = |list: &[CString]| {
+        list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
+    };
+    let (argv, env) = (pointers(&plan.argv), pointers(&plan.env));
+    let (reader, writer) = sys::pipe()?;
+    let reaper = Reaper::get();
+    let _starting = reaper.begin();
+    let pid = fork(plan, &writer, &argv, &env)?;
+    drop(writer);
+    let mut report = [0; 8];
+    let count = sys::retry(|| sys::read(reader.as_raw_fd(), &mut report));
+    if !matches!(count, Ok(8)) {
+        reaper.watch(pid, ended);
+        return Ok(pid);
+    }
+    reaper.watch(pid, |_| {});
+    let [s0, s1, s2, s3, e0, e1, e2, e3] = report;
+    let step = match u32::from_ne_bytes([s0, s1, s2, s3]) {
+        2 => Step::Cwd,
+        3 => Step::User,
+        4 => Step::Exec,
+        _ => Step::Setup,
+    };
+    let error = io::Error::from_raw_os_error(i32::from_ne_bytes([e0, e1, e2, e3]));
+    Err(StartError { step, error })
+}
+
+fn fork(
+    plan: &Plan,
+    report: &OwnedFd,
+    argv: &[*const libc::c_char],
+    env: &[*const libc::c_char],
+) -> io::Result<i32> {
+    // Joining a PID namespace concerns the children of this thread only; it is undone below.
+    let own = match &plan.namespaces {
+        Namespaces::Join { pid, .. } => {
+            let own = sys::open("/proc/thread-self/ns/pid", libc::O_RDONLY, 0)?;
+            // SAFETY: setns takes integers.
+            sys::check(unsafe { libc::setns(pid.as_raw_fd(), libc::CLONE_NEWPID) })?;
+            Some(own)
+        }
+        _ => None,
+    };
+    let flags = match plan.namespaces {
+        Namespaces::Own => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+        _ => 0,
+    };
+    let mut all: libc::sigset_t;
+    let mut before: libc::sigset_t;
+    // No handler of ours may run in the child, so signals are blocked across the fork.
+    // SAFETY: the sets are plain data filled by the calls. The clone has no CLONE_VM: the child runs
+    // on a copy of this stack, and `run` never returns and only makes system calls.
+    let result = unsafe {
+        all = std::mem::zeroed();
+        before = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
+        let result = libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0);
+        if result == 0 {
+            run(plan, report.as_raw_fd(), argv, env);
+        }
+        let result = sys::check(result as i32);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+        result
+    };
+    if let Some(own) = own {
+        // SAFETY: setns takes integers.
+        sys::check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) })?;
+    }
+    result
+}
+
+/// The child.
+///
+/// # Safety
+/// Only in a fresh child process; `argv` and `env` end with null and point to live C strings.
+unsafe fn run(
+    plan: &Plan,
+    report: RawFd,
+    argv: &[*const libc::c_char],
+    env: &[*const libc::c_char],
+) -> ! {
+    // SAFETY: as the caller promised; every call below is a plain system call on prepared data.
+    unsafe {
+        let (step, errno) = match prepare(plan) {
+            Err(failed) => failed,
+            Ok(()) => {
+                let mut errno = libc::ENOENT;
+                for program in &plan.programs {
+                    libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr());
+                    match last_errno() {
+                        // As execvp does: the next directory, but a refusal is remembered.
+                        libc::ENOENT | libc::ENOTDIR => {}
+                        libc::EACCES => errno = libc::EACCES,
+                        other => {
+                            errno = other;
+                            break;
+                        }
+                    }
+                }
+                (Step::Exec, errno)
+            }
+        };
+        let mut message = [0; 8];
+        message[..4].copy_from_slice(&(step as u32).to_ne_bytes());
+        message[4..].copy_from_slice(&errno.to_ne_bytes());
+        libc::write(report, message.as_ptr().cast(), 8);
+        libc::_exit(127)
+    }
+}
+
+fn last_errno() -> i32 {
+    // SAFETY: the location of errno is always valid.
+    unsafe { *libc::__errno_location() }
+}
+
+/// # Safety
+/// As for [`run`].
+unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
+    let at = |step: Step, result: i64| if result < 0 { Err((step, last_errno())) } else { Ok(()) };
+    let setup = |result: i32| at(Step::Setup, i64::from(result));
+    // SAFETY: plain system calls on data that the plan keeps alive.
+    unsafe {
+        if let Some(cgroup) = &plan.cgroup {
+            at(Step::Setup, libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) as i64)?;
+        }
+        adjust_oom_score();
+        setup(libc::setsid())?;
+        for (target, fd) in plan.stdio.iter().enumerate() {
+            // dup2 of a descriptor onto itself would keep close-on-exec; ours are above 2.
+            setup(libc::dup2(*fd, target as i32))?;
+        }
+        if plan.tty {
+            setup(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        match &plan.namespaces {
+            Namespaces::Agent => {}
+            Namespaces::Own => become_init()?,
+            Namespaces::Join { mount, .. } => {
+                setup(libc::setns(mount.as_raw_fd(), libc::CLONE_NEWNS))?;
+            }
+        }
+        if plan.nofile > 0 {
+            let limit = libc::rlimit { rlim_cur: plan.nofile, rlim_max: plan.nofile };
+            setup(libc::setrlimit(libc::RLIMIT_NOFILE, &limit))?;
+        }
+        libc::umask(0o022);
+        at(Step::Cwd, i64::from(libc::chdir(plan.cwd.as_ptr())))?;
+        if let Some(ids) = &plan.ids {
+            // The raw calls: glibc's would try to change the agent's other threads as well.
+            let (gid, uid) = (ids.gid, ids.uid);
+            let groups = ids.groups.as_ptr();
+            at(Step::User, libc::syscall(libc::SYS_setgroups, ids.groups.len(), groups))?;
+            at(Step::User, libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+            at(Step::User, libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        }
+        reset_signals();
+        let close_on_exec = libc::CLOSE_RANGE_CLOEXEC;
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, close_on_exec);
+    }
+    Ok(())
+}
+
+/// The agent's own score must not be inherited. Without the right to change it, ours is 0 anyway.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn adjust_oom_score() {
+    // SAFETY: plain system calls on constants.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+        if file >= 0 {
+            libc::write(file, c"0".as_ptr().cast(), 1);
+            libc::close(file);
+        }
+    }
+}
+
+/// An init has a /proc and a cgroup tree of its own, and mounts that do not reach the agent.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn become_init() -> Result<(), (Step, i32)> {
+    let none = ptr::null();
+    let check =
+        |result: i32| if result < 0 { Err((Step::Setup, last_errno())) } else { Ok(()) };
+    // SAFETY: plain system calls on constants.
+    unsafe {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        check(libc::mount(none, c"/".as_ptr(), none, private, none.cast()))?;
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let proc = c"proc".as_ptr();
+        check(libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()))?;
+        check(libc::unshare(libc::CLONE_NEWCGROUP))?;
+        let cgroup = c"cgroup2".as_ptr();
+        check(libc::mount(cgroup, c"/sys/fs/cgroup".as_ptr(), cgroup, flags, none.cast()))
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+unsafe fn reset_signals() {
+    // SAFETY: setting a signal to its default and emptying the mask need no memory but the set's.
+    unsafe {
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+    }
+}

@@ -1,0 +1,175 @@
+//! All sessions by name: which ids are taken, which sessions have ended and may be forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::cgroup::{Group, Workloads};
+use crate::codec::Value;
+use crate::events::Events;
+use crate::exec::child::Namespaces;
+use crate::exec::io_loop::IoLoop;
+use crate::exec::Exec;
+use crate::failure::{Code, Failure};
+use crate::map;
+use crate::sys;
+
+/// Sessions that may run at once.
+const MAX_RUNNING: usize = 1024;
+/// Ended sessions that are kept for the host to ask about.
+const MAX_ENDED: usize = 256;
+
+/// What all sessions share.
+pub struct Shared {
+    /// The thread that moves their bytes.
+    pub io: Arc<IoLoop>,
+    events: Arc<Events>,
+    workloads: OnceLock<Arc<Workloads>>,
+    serial: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    execs: HashMap<String, Arc<Exec>>,
+    ended: VecDeque<Arc<Exec>>,
+    /// Forgotten sessions whose background children keep their cgroup.
+    lingering: Vec<Arc<Exec>>,
+}
+
+impl Shared {
+    /// No sessions yet.
+    pub fn new(io: Arc<IoLoop>, events: Arc<Events>) -> Arc<Shared> {
+        Arc::new(Shared {
+            io,
+            events,
+            workloads: OnceLock::new(),
+            serial: AtomicU64::new(1),
+            table: Mutex::default(),
+        })
+    }
+
+    /// From now on sessions get a cgroup each.
+    pub fn use_cgroups(&self, workloads: Arc<Workloads>) {
+        let _ = self.workloads.set(workloads);
+    }
+
+    /// The group of all workloads, where there is one.
+    pub fn workloads(&self) -> Option<&Arc<Workloads>> {
+        self.workloads.get()
+    }
+
+    /// A number for the next session, and its cgroup.
+    pub(super) fn prepare(&self) -> io::Result<(u64, Option<Group>)> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let group = self.workloads.get().map(|all| all.group(serial)).transpose()?;
+        Ok((serial, group))
+    }
+
+    /// Takes the id for `exec`.
+    ///
+    /// # Errors
+    /// `exists`, or `limit`.
+    pub(super) fn insert(&self, exec: &Arc<Exec>) -> Result<(), Failure> {
+        let mut table = self.lock();
+        if table.execs.contains_key(&exec.about.id) {
+            let message = format!("there is an exec {} already", exec.about.id);
+            return Err(Failure::new(Code::Exists, message));
+        }
+        if table.execs.len() - table.ended.len() >= MAX_RUNNING {
+            return Err(Failure::new(Code::Limit, "too many execs are running"));
+        }
+        table.execs.insert(exec.about.id.clone(), exec.clone());
+        table.lingering.retain(|exec| exec.group.as_ref().is_some_and(|it| it.remove().is_err()));
+        Ok(())
+    }
+
+    /// Gives the id of a session that could not be started back.
+    pub(super) fn withdraw(&self, exec: &Arc<Exec>) {
+        self.lock().execs.remove(&exec.about.id);
+        self.io.forget(exec.about.serial);
+        if let Some(group) = &exec.group {
+            // The child may not be reaped yet; its group goes with the next start then.
+            if group.remove().is_err() {
+                self.lock().lingering.push(exec.clone());
+            }
+        }
+    }
+
+    /// A session has ended: tells the host, and makes room among the ended.
+    pub(super) fn ended(&self, exec: &Arc<Exec>, result: Value) {
+        let mut table = self.lock();
+        table.ended.push_back(exec.clone());
+        if table.ended.len() > MAX_ENDED {
+            if let Some(oldest) = table.ended.pop_front() {
+                self.drop_exec(&mut table, &oldest);
+            }
+        }
+        drop(table);
+        let id = exec.about.id.as_str();
+        self.events.emit(&map! { "event" => "exec.exit", "id" => id, "result" => result.clone() });
+        if exec.about.main {
+            self.events.emit(&map! { "event" => "main.exit", "result" => result });
+        }
+    }
+
+    /// The session with that id.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn find(&self, id: &str) -> Result<Arc<Exec>, Failure> {
+        let missing = || Failure::new(Code::NotFound, format!("there is no exec {id}"));
+        self.lock().execs.get(id).cloned().ok_or_else(missing)
+    }
+
+    /// All sessions, oldest first.
+    pub fn all(&self) -> Vec<Arc<Exec>> {
+        let mut execs: Vec<_> = self.lock().execs.values().cloned().collect();
+        execs.sort_by_key(|exec| exec.about.serial);
+        execs
+    }
+
+    /// Forgets an ended session.
+    ///
+    /// # Errors
+    /// `not_found`, or `busy` while it runs.
+    pub fn release(&self, id: &str) -> Result<(), Failure> {
+        let exec = self.find(id)?;
+        let mut table = self.lock();
+        let Some(at) = table.ended.iter().position(|ended| Arc::ptr_eq(ended, &exec)) else {
+            return Err(Failure::new(Code::Busy, format!("exec {id} is running")));
+        };
+        table.ended.remove(at);
+        self.drop_exec(&mut table, &exec);
+        Ok(())
+    }
+
+    fn drop_exec(&self, table: &mut Table, exec: &Arc<Exec>) {
+        table.execs.remove(&exec.about.id);
+        self.io.forget(exec.about.serial);
+        if exec.group.as_ref().is_some_and(|group| group.remove().is_err()) {
+            table.lingering.push(exec.clone());
+        }
+    }
+
+    /// The namespaces of the init that runs, those of the agent where none does.
+    pub(super) fn namespaces(&self) -> io::Result<Namespaces> {
+        let init = self.all().into_iter().find(|exec| exec.about.init && exec.is_running());
+        let Some(init) = init else { return Ok(Namespaces::Agent) };
+        let open = |kind: &str| -> io::Result<OwnedFd> {
+            sys::open(format!("/proc/{}/ns/{kind}", init.pid()), libc::O_RDONLY, 0)
+        };
+        Ok(Namespaces::Join { pid: open("pid")?, mount: open("mnt")? })
+    }
+
+    /// The session with that serial, for naming processes.
+    pub fn by_serial(&self, serial: u64) -> Option<Arc<Exec>> {
+        self.lock().execs.values().find(|exec| exec.about.serial == serial).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
