@@ -348,7 +348,7 @@ class Guest(Protocol):
         """
 
     async def identify(self, identity: Identity) -> bool:
-        """Send the identity with the host's clock (less half a round trip).
+        """Send the identity with the host's clock (half a round trip ahead).
 
         Returns whether the guest reseeded its generator.
         """
