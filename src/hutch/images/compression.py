@@ -154,7 +154,7 @@ class _Reader:
 
 
 def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield the content of all members; padding of zeros after the last is allowed, as gzip does."""
+    """Yield the content of all members; zeros after the last are padding, as gzip has it."""
     waiting = b""
     while True:
         waiting = waiting or read(_CHUNK)

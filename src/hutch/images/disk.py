@@ -53,7 +53,8 @@ async def base_disk(home: Path, size: int) -> Path:
         await process.run(
             [
                 program, "-q", "-F", "-b", str(_BLOCK), "-m", "0", "-i", str(_INODE_RATIO),
-                "-L", "hutch", "-J", f"size={_JOURNAL_MIB}", "-O", _FEATURES, "-E", _OPTIONS, str(part),
+                "-L", "hutch", "-J", f"size={_JOURNAL_MIB}",
+                "-O", _FEATURES, "-E", _OPTIONS, str(part),
             ],
             timeout=_MKFS_TIMEOUT,
         )  # fmt: skip

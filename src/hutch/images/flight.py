@@ -18,7 +18,7 @@ class Flights:
 
     @asynccontextmanager
     async def over(self, key: str) -> AsyncIterator[None]:
-        """Be the only one to work on `key`; the body looks first whether the work is already done."""
+        """Be the only one to work on `key`; the body looks first whether the work is done."""
         lock, users = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = (lock, users + 1)
         try:

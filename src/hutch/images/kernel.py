@@ -97,7 +97,7 @@ class KernelStore:
         if name is not None and not _NAME.fullmatch(name):
             raise error("bad_request", f"{name!r} is no name for a kernel")
         async with self._flights.over("load"):
-            return await in_thread(self._install, path, modules, name, str(path.absolute()))
+            return await in_thread(self._install, path, modules, name, None)
 
     async def use(self, name: str) -> KernelInfo:
         """Make a kernel the one that sandboxes boot. Raises kernel_not_found."""
@@ -156,7 +156,7 @@ class KernelStore:
         return self._install(kernel, modules if modules.is_dir() else None, None, "host")
 
     def _install(
-        self, kernel: Path, modules: Path | None, name: str | None, source: str
+        self, kernel: Path, modules: Path | None, name: str | None, source: str | None
     ) -> KernelInfo:
         if not kernel.is_file():
             raise error("kernel_not_found", f"there is no kernel file {kernel}")
@@ -181,7 +181,11 @@ class KernelStore:
             tree = ModuleTree(made / "modules")
             found = [m.name for m in tree.closure((*BOOT, *FILESYSTEMS, *EXTRA))]
             (made / "vmlinux").write_bytes(elf)
-            record = {"version": version, "source": source, "modules": found}
+            record = {
+                "version": version,
+                "source": source or os.path.abspath(kernel),
+                "modules": found,
+            }
             write_atomic(made / "kernel.json", json.dumps(record, indent=1).encode())
             old = self._root / name
             if old.exists():

@@ -168,7 +168,7 @@ class Tree:
         return self._walk(parts, create=False)
 
     def _directory(self, parts: list[bytes]) -> _Node:
-        """Return the directory at a path; what is missing or in the way is replaced by directories."""
+        """Return the directory at a path; what is missing or in the way becomes a directory."""
         found = self._walk(parts, create=True)
         assert found is not None
         return found
@@ -214,6 +214,11 @@ class Tree:
     def _children(node: _Node) -> dict[bytes, _Node]:
         assert node.children is not None
         return node.children
+
+    def content_size(self) -> int:
+        """Return the bytes of all files, hard links counted once."""
+        sizes = {id(i): i.member.size for _, i in self.inodes() if i.member.kind == tar.FILE}
+        return sum(sizes.values())
 
     def inodes(self) -> Iterator[tuple[bytes, _Inode]]:
         """Yield each name's path and inode, directories before what is in them."""
@@ -267,11 +272,12 @@ def write_tar(
             continue
         with Decompressed(layer.path, limit=layer.limit, advance=advance) as stream:
             for ordinal, member in enumerate(tar.read_members(stream)):
-                if (inode := inodes.get(ordinal)) is not None:
-                    out.write(tar.header(replace(inode.member, name=inode.paths[0])))
+                kept = inodes.get(ordinal)
+                if kept is not None:
+                    out.write(tar.header(replace(kept.member, name=kept.paths[0])))
                     copy_stream(stream, out, member.size)
                     out.write(tar.padding(member.size))
-                    _write_links(inode, out)
+                    _write_links(kept, out)
     tar.finish(out)
 
 

@@ -46,7 +46,7 @@ class Entry:
 
 
 class Pins:
-    """Digests that a running pull or import needs: `gc` leaves them alone until the batch is over."""
+    """Digests that a running pull or import needs: `gc` leaves them alone until it is over."""
 
     def __init__(self, counts: Counter[str], lock: threading.Lock) -> None:
         self._counts = counts

@@ -95,7 +95,7 @@ class ModuleTree:
 
 
 def decompress(body: bytes, name: str) -> bytes:
-    """Return a module's ELF from a .ko, .ko.xz, .ko.zst or .ko.gz. Raises ImageError (bad_image)."""
+    """Return a module's ELF from a .ko, .ko.xz, .ko.zst or .ko.gz. Raises bad_image."""
     try:
         if name.endswith(".xz"):
             body = lzma.decompress(body)

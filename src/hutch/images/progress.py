@@ -74,7 +74,7 @@ class Meter:
 async def in_metered_thread(
     meter: Meter, work: Callable[Concatenate[Meter, P], T], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run `work(meter, …)` in a thread; when cancelled, stop it and wait until it has cleaned up."""
+    """Run `work(meter, …)` in a thread; when cancelled, stop it and wait for its end."""
     call = functools.partial(work, meter, *args, **kwargs)
     # A future of the executor, not a task: cancelling the caller must not lose sight of the thread.
     running = asyncio.get_running_loop().run_in_executor(None, call)

@@ -101,6 +101,7 @@ async def build(directory: Path, image_id: str, layers: Sequence[Layer], report:
 async def _pack(
     builder: Builder, tree: Tree, layers: Sequence[Layer], part: Path, meter: Meter
 ) -> None:
+    free = shutil.disk_usage(part.parent).free
     reader, writer = os.pipe()
     failure: HutchError | None = None
     async with asyncio.TaskGroup() as group:
@@ -118,7 +119,8 @@ async def _pack(
     if fed.failure is not None:
         raise fed.failure
     if failure is not None:
-        if "No space left" in failure.message or _is_full(part.parent):
+        # The builder says "I/O error" and removes its file, so the reason has to be worked out.
+        if tree.content_size() > free:
             raise disk_full(part.parent) from failure
         raise failure
     if not fed.whole:
@@ -170,6 +172,3 @@ def _settle(part: Path, target: Path) -> None:
     os.chmod(part, 0o644)
     os.replace(part, target)
 
-
-def _is_full(directory: Path) -> bool:
-    return shutil.disk_usage(directory).free < 1 << 20

@@ -31,7 +31,7 @@ _FILE_ALIASES = (b"\0", b"7")
 
 @dataclass(slots=True)
 class Member:
-    """One entry: times are whole seconds ≥ 0, `size` that of the content that follows (files only)."""
+    """One entry: times are whole seconds ≥ 0, `size` that of the content of a file."""
 
     name: bytes
     kind: bytes
