@@ -76,7 +76,10 @@ pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     // It cannot have been set: this stage is passed once.
     let _ = agent.disk.set(opened);
     let workloads = guest_env::prepare()?;
-    let limit = crate::agent::memory_bytes().saturating_sub(RESERVED_MEMORY);
+    // Of what is available, not of the total: the kernel itself has taken its part already, and a
+    // machine that runs out before the workloads' limit thrashes for minutes instead of killing.
+    let available = crate::stats::meminfo("MemAvailable").unwrap_or(u64::MAX);
+    let limit = available.saturating_sub(RESERVED_MEMORY).max(RESERVED_MEMORY);
     if let Err(error) = workloads.limit_memory(limit) {
         log(format_args!("cannot limit the workloads' memory: {error}"));
     }

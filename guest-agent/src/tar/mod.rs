@@ -1,3 +1,9 @@
 //! Trees as tar streams, with owners, modes, links and extended attributes.
+//!
+//! `header` knows the format, `pack` walks a tree, `source` and `unpack` build one.
+
+pub mod header;
 pub mod pack;
+mod place;
+mod source;
 pub mod unpack;
