@@ -1,0 +1,122 @@
+"""One host's service, put together: the implementation of the API's `Operations` for this machine.
+
+`open_host` wires it with the real engine and stores; tests give `HostService` fakes. Entering it
+reconciles the records with reality; leaving it lets go of the VMs, or stops them when that was
+asked for.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Self
+
+from hutch.engine.base import Engine
+from hutch.engine.qemu import QemuEngine
+from hutch.guest.session import connect_guest
+from hutch.images.base import Images, Kernels
+from hutch.images.disk import base_disk
+from hutch.images.kernel import KernelStore
+from hutch.images.store import ImageStore
+from hutch.models import timestamp
+from hutch.service.connection import ConnectGuest
+from hutch.service.content import HostImages, HostKernels
+from hutch.service.events import EventLog
+from hutch.service.lives import Lives
+from hutch.service.parts import MakeBaseDisk, Parts, Places
+from hutch.service.reconcile import reconcile
+from hutch.service.registry import Registry
+from hutch.service.sandboxes import HostExecs, HostFiles, HostSandboxes
+from hutch.service.spec import HostSize
+from hutch.service.system import HostSystem
+from hutch.settings import SETTINGS, Settings, resolve_settings
+from hutch.state.base import Store
+from hutch.state.sqlite import SqliteStore
+
+log = logging.getLogger(__name__)
+
+DATABASE = "hutch.db"
+
+
+class HostService:
+    """Everything that the API offers, for this host; an async context manager."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        origins: Mapping[str, str] | None = None,
+        *,
+        store: Store,
+        engine: Engine,
+        images: Images,
+        kernels: Kernels,
+        connect_guest: ConnectGuest,
+        base_disk: MakeBaseDisk,
+        host: HostSize | None = None,
+    ) -> None:
+        """`origins` says for each setting where its value came from (default: `default`)."""
+        registry, events = Registry(), EventLog()
+        parts = Parts(
+            settings=settings,
+            store=store,
+            engine=engine,
+            images=images,
+            kernels=kernels,
+            connect_guest=connect_guest,
+            base_disk=base_disk,
+            events=events,
+            host=host or HostSize.of_this_host(),
+            places=Places(settings.home, settings.runtime_dir),
+        )
+        known = origins or {row.key: "default" for row in SETTINGS}
+        self._parts = parts
+        self._registry = registry
+        self._lives = Lives(parts, registry)
+        self.sandboxes = HostSandboxes(parts, registry, self._lives)
+        self.execs = HostExecs(registry)
+        self.files = HostFiles(registry)
+        self.images = HostImages(parts, registry)
+        self.kernels = HostKernels(parts, registry)
+        self.system = HostSystem(parts, registry, known, timestamp())
+
+    async def __aenter__(self) -> Self:
+        await self._parts.store.open()
+        try:
+            await reconcile(self._parts, self._registry, self._lives)
+        except BaseException:
+            await self._close(stop_sandboxes=False)
+            raise
+        log.info("%d sandboxes on record, %d run", len(self._registry), self.system.running)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._close(stop_sandboxes=self.system.stop_sandboxes)
+
+    async def _close(self, *, stop_sandboxes: bool) -> None:
+        try:
+            await self._lives.close(stop_sandboxes=stop_sandboxes)
+        finally:
+            self._parts.events.close()
+            await self._parts.store.close()
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    settings: Settings, origins: Mapping[str, str] | None = None
+) -> AsyncIterator[HostService]:
+    """Serve this host with QEMU, the stores below `settings.home`, and SQLite.
+
+    `settings.runtime_dir` is this home's own. Raises daemon_version, disk_full.
+    """
+    known = origins or {key: origin for key, (_, origin) in resolve_settings().items()}
+    service = HostService(
+        settings,
+        known,
+        store=SqliteStore(settings.home / DATABASE),
+        engine=QemuEngine(settings),
+        images=ImageStore(settings.home, settings),
+        kernels=KernelStore(settings.home, settings),
+        connect_guest=connect_guest,
+        base_disk=base_disk,
+    )
+    async with service:
+        yield service

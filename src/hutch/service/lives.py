@@ -1,0 +1,395 @@
+"""Sandboxes from their making to their removal: every change of state happens here.
+
+Each step is on record before it is taken, and undone when it fails or is cancelled. The boot and
+the end of a sandbox are tasks of their own; whoever asked for them may go away.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hutch.errors import HutchError, error
+from hutch.images.base import Report
+from hutch.models import (
+    ErrorInfo,
+    ExitStatus,
+    Removed,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    StopReason,
+    TtySize,
+    timestamp,
+)
+from hutch.service.exec import MAIN
+from hutch.service.lifecycle import (
+    FAILED,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    STOPPING,
+    rest_state,
+    sources,
+    wrong_state,
+)
+from hutch.service.machine import Booter
+from hutch.service.names import ID_PREFIX, new_id
+from hutch.service.parts import Parts
+from hutch.service.registry import Entry, Registry
+from hutch.service.sandbox import Sandbox
+from hutch.service.session import AttachedSession, LoggedSession
+from hutch.service.spec import check_request, resolve, running_spec
+from hutch.service.stats import disk_use
+from hutch.tasks import Scope, in_thread
+
+log = logging.getLogger(__name__)
+
+Session = AttachedSession | LoggedSession
+
+
+class Lives:
+    """The lives of one host's sandboxes."""
+
+    def __init__(self, parts: Parts, registry: Registry) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._booter = Booter(parts)
+        self._boots = Scope("boots")
+        self._ends = Scope("ends")
+        self._closing = False
+
+    # ---- making
+
+    async def create(self, spec: SandboxSpec, report: Report) -> Entry:
+        """Make a sandbox, fetching image and kernel first; nothing is left when it fails."""
+        self._check_open()
+        parts = self._parts
+        check_request(spec, parts.settings, parts.host)
+        with self._registry.reserve(spec.name) as name:
+            image = await parts.images.ensure(spec.image, spec.pull, report)
+            info = resolve(
+                spec,
+                image,
+                parts.settings,
+                parts.host,
+                sandbox_id=new_id(ID_PREFIX),
+                name=name,
+                created_at=timestamp(),
+            )
+            await parts.kernels.ensure(info.kernel, report)
+            return await self._put_on_record(running_spec(spec, info), info)
+
+    async def _put_on_record(self, spec: SandboxSpec, info: SandboxInfo) -> Entry:
+        parts = self._parts
+        directory = parts.places.sandbox(info.id)
+        try:
+            row = await parts.store.add_sandbox(spec, info, slots=parts.settings.uid_count)
+            await in_thread(_make_directory, directory)
+        except BaseException:
+            await parts.store.remove_sandbox(info.id)
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            raise
+        entry = self._registry.add(row)
+        self._emit("sandbox.created", entry, image=info.image)
+        return entry
+
+    # ---- starting
+
+    async def start(self, entry: Entry, size: TtySize | None, *, attach: bool) -> Session | None:
+        """Boot a sandbox and start its main process; with `attach` return a session of it.
+
+        One that runs already is left as it is, but cannot be attached to this way. When this is
+        cancelled, or `stop` comes first, the sandbox is as it was before.
+        """
+        self._check_open()
+        if attach and entry.info.idle:
+            raise error(
+                "bad_command",
+                f"sandbox {entry.info.name} is idle: it has no main process to attach to",
+                hint=f"start it, then use `hutch exec {entry.info.name} COMMAND`",
+            )
+        async with entry.lock:
+            if entry.sandbox is not None and entry.sandbox.ending:
+                await entry.rest()
+            self._check_open()
+            self._check_present(entry)
+            if entry.sandbox is not None:
+                if attach:
+                    raise wrong_state(entry.info, "stopped")
+                return None
+            boot = self._boots.start(entry.info.id, self._try_boot(entry, size, attach=attach))
+            entry.boot = boot
+            try:
+                return await self._await_boot(entry, boot)
+            finally:
+                entry.boot = None
+                entry.notify()
+
+    async def _await_boot(
+        self, entry: Entry, boot: "asyncio.Task[Session | HutchError | None]"
+    ) -> Session | None:
+        try:
+            await asyncio.wait({boot})
+        except asyncio.CancelledError:
+            boot.cancel()
+            while not boot.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({boot})
+            entry.boot = None
+            if entry.sandbox is not None:
+                # It ran before it could be cancelled: a client that is gone wants nothing of it.
+                await self.kill(entry, "its start was cancelled")
+            raise
+        if boot.cancelled():
+            raise error(
+                "sandbox_died",
+                f"sandbox {entry.info.name} was stopped while it was starting",
+                hint=f"start it again with `hutch start {entry.info.name}`",
+            )
+        result = boot.result()
+        if isinstance(result, HutchError):
+            raise result
+        return result
+
+    async def _try_boot(
+        self, entry: Entry, size: TtySize | None, *, attach: bool
+    ) -> Session | HutchError | None:
+        try:
+            return await self._boot(entry, size, attach=attach)
+        except HutchError as failure:
+            return failure
+
+    async def _boot(self, entry: Entry, size: TtySize | None, *, attach: bool) -> Session | None:
+        parts, sandbox_id = self._parts, entry.info.id
+        rest = rest_state(entry.info)
+        try:
+            await self._move(entry, STARTING, error=None)
+            entry.row = await parts.store.next_generation(sandbox_id)
+
+            async def record(machine: Mapping[str, Any] | None) -> None:
+                entry.row = await parts.store.set_machine(sandbox_id, machine)
+
+            booted = await self._booter.boot(entry.row, record)
+            sandbox = self.adopt(entry, booted.machine)
+            try:
+                await sandbox.begin(booted.guest, size)
+                session = await sandbox.execs.attach(MAIN, None) if attach else None
+                now, timeout = time.time(), entry.info.timeout
+                await self._move(
+                    entry,
+                    RUNNING,
+                    started_at=timestamp(now),
+                    timeout_at=timestamp(now + timeout) if timeout else None,
+                    ended_at=None,
+                    exit=None,
+                    pid=booted.machine.record.process.pid,
+                    engine=parts.engine.name,
+                    accelerator=booted.verdict.accelerator.value,
+                    machine=booted.machine.record.machine.value,
+                    kernel=booted.kernel,
+                    boot_seconds=round(booted.seconds, 4),
+                )
+            except BaseException:
+                entry.sandbox = None
+                await booted.machine.kill()
+                await sandbox.close()
+                await self.clear_machine(entry)
+                raise
+        except BaseException as cause:
+            await self._undo_start(entry, rest, cause)
+            raise
+        self.supervise(entry, sandbox)
+        self._emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
+        return session
+
+    async def _undo_start(self, entry: Entry, rest: SandboxState, cause: BaseException) -> None:
+        """Record how a start has failed; one that removes itself is gone with it."""
+        if isinstance(cause, HutchError):
+            failure = ErrorInfo(cause.code, cause.message, cause.hint)
+        else:
+            failure = ErrorInfo("internal", f"{type(cause).__name__}: {cause}")
+        cancelled = isinstance(cause, asyncio.CancelledError)
+        if cancelled:
+            await self.settle(entry, rest)
+        else:
+            await self.settle(entry, FAILED, error=failure)
+            self._emit("sandbox.failed", entry, code=failure.code, message=failure.message)
+            if entry.info.auto_remove:
+                entry.removed = True
+                await self.erase(entry)
+
+    def adopt(self, entry: Entry, machine: Any) -> Sandbox:
+        """Make the running sandbox of a machine, booted or found again."""
+        sandbox = Sandbox(
+            self._parts,
+            lambda: entry.info,
+            machine,
+            detached=entry.row.spec.detached,
+            stopping=lambda: self._note_stopping(entry),
+        )
+        entry.sandbox = sandbox
+        return sandbox
+
+    def supervise(self, entry: Entry, sandbox: Sandbox) -> None:
+        """Let a sandbox run until it ends."""
+        sandbox.supervise()
+        self._ends.start(entry.info.id, self._see_it_out(entry, sandbox))
+
+    # ---- ending
+
+    async def stop(self, entry: Entry, timeout: float, signal: int | None) -> None:
+        """End a sandbox gracefully; one that does not run is left as it is."""
+        self._abort_boot(entry)
+        async with entry.lock:
+            self._check_present(entry)
+            if entry.sandbox is not None:
+                entry.sandbox.end(StopReason.STOPPED, grace=timeout, signal=signal)
+        await entry.rest()
+
+    async def kill(self, entry: Entry, message: str | None = None) -> None:
+        """End a sandbox at once, also while it boots or stops."""
+        self._abort_boot(entry)
+        if entry.sandbox is not None:
+            await entry.sandbox.kill(message)
+        await entry.rest()
+
+    async def remove(self, entry: Entry, *, force: bool) -> Removed:
+        """Remove a sandbox with all that it has; with `force` also one that runs."""
+        if force:
+            await self.kill(entry)
+        elif entry.boot is not None or entry.sandbox is not None:
+            raise wrong_state(entry.info, "stopped")
+        async with entry.lock:
+            self._check_present(entry)
+            if entry.sandbox is not None:
+                raise wrong_state(entry.info, "stopped")
+            entry.removed = True
+            return Removed([entry.info.id], await self.erase(entry))
+
+    async def wait(self, entry: Entry, timeout: float | None) -> SandboxInfo:
+        """Return the last state of a sandbox once it is at rest. Raises guest_timeout."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await entry.rest()
+        except TimeoutError:
+            raise error(
+                "guest_timeout", f"sandbox {entry.info.name} still runs after {timeout:g} s"
+            ) from None
+
+    def _abort_boot(self, entry: Entry) -> None:
+        if entry.boot is not None:
+            entry.boot.cancel()
+
+    def _note_stopping(self, entry: Entry) -> None:
+        if entry.info.state is RUNNING:
+            self._ends.start(f"note {entry.info.id}", self._record_stopping(entry))
+
+    async def _record_stopping(self, entry: Entry) -> None:
+        # The machine may be gone before this is written: then its end is on record already.
+        with contextlib.suppress(HutchError):
+            await self._move(entry, STOPPING)
+
+    async def _see_it_out(self, entry: Entry, sandbox: Sandbox) -> None:
+        status = await sandbox.wait_end()
+        await sandbox.close()
+        await self.record_end(entry, status)
+        entry.removed = entry.info.auto_remove
+        entry.sandbox = None
+        try:
+            if entry.removed:
+                await self.erase(entry)
+        finally:
+            entry.notify()
+
+    async def record_end(self, entry: Entry, status: ExitStatus) -> None:
+        """Put on record that a sandbox has stopped, and clear away what its VM leaves."""
+        await self.settle(entry, STOPPED, exit=status, ended_at=timestamp(), timeout_at=None)
+        await self.clear_machine(entry)
+        self._emit("sandbox.stopped", entry, reason=status.reason.value, exit_code=status.code)
+
+    async def erase(self, entry: Entry) -> int:
+        """Forget a sandbox whose entry is marked as removed; returns the bytes that are freed."""
+        parts, sandbox_id = self._parts, entry.info.id
+        directory = parts.places.sandbox(sandbox_id)
+        freed = await in_thread(disk_use, directory)
+        try:
+            try:
+                await parts.store.remove_sandbox(sandbox_id)
+            except HutchError as failure:
+                if failure.code != "disk_full":
+                    raise
+                # The records need a little room themselves: make it first.
+                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+                await parts.store.remove_sandbox(sandbox_id)
+        except BaseException:
+            entry.removed = False
+            raise
+        # From here on a crash leaves a directory without a row, which the next start removes.
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        self._registry.forget(entry)
+        self._emit("sandbox.removed", entry)
+        return freed
+
+    # ---- records
+
+    async def _move(self, entry: Entry, state: SandboxState, **changes: Any) -> None:
+        entry.row = await self._parts.store.move(entry.info.id, sources(state), state, **changes)
+
+    async def settle(self, entry: Entry, state: SandboxState, **changes: Any) -> None:
+        """Record a state that has come about, whatever the records say to it."""
+        changes |= {"pid": None}
+        try:
+            entry.row = await self._parts.store.move(
+                entry.info.id, tuple(SandboxState), state, **changes
+            )
+        except HutchError as failure:
+            # The next start of the daemon finds the row without its machine and mends it.
+            log.error("%s is %s, which cannot be recorded: %s", entry.info.name, state, failure)
+            info = dataclasses.replace(entry.info, state=state, **changes)
+            entry.row = dataclasses.replace(entry.row, info=info)
+
+    async def clear_machine(self, entry: Entry) -> None:
+        """Clear away what a VM that is gone leaves: its sockets, its directory, its record."""
+        parts, directory = self._parts, self._parts.places.machine(entry.info.id)
+        await parts.engine.discard(directory)
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        with contextlib.suppress(HutchError):
+            entry.row = await parts.store.set_machine(entry.info.id, None)
+
+    def _emit(self, kind: str, entry: Entry, **fields: Any) -> None:
+        self._parts.events.emit(kind, entry.info.id, entry.info.name, **fields)
+
+    def _check_present(self, entry: Entry) -> None:
+        if entry.removed:
+            raise error("sandbox_not_found", f"sandbox {entry.info.name} was removed")
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise error("daemon_unreachable", "the daemon is ending", hint="try again in a moment")
+
+    async def close(self, *, stop_sandboxes: bool) -> None:
+        """Undo boots under way, then stop all sandboxes or let go of them."""
+        self._closing = True
+        await self._boots.close()
+        running = [entry for entry in self._registry if entry.sandbox is not None]
+        if stop_sandboxes:
+            for entry in running:
+                if entry.sandbox is not None:
+                    grace = self._parts.settings.stop_timeout
+                    entry.sandbox.end(StopReason.STOPPED, grace=grace)
+            for entry in running:
+                await entry.rest()
+        await self._ends.close()
+        for entry in running:
+            if entry.sandbox is not None:
+                await entry.sandbox.close()
+
+
+def _make_directory(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True)

@@ -1,0 +1,68 @@
+"""What every part of one host's service works with: the seams, the settings, the places on disk.
+
+Made once by `host.py` and handed down. No behaviour but where things lie.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.engine.base import Engine
+from hutch.images.base import Images, Kernels
+from hutch.service.connection import ConnectGuest
+from hutch.service.events import EventLog
+from hutch.service.spec import HostSize
+from hutch.settings import Settings
+from hutch.state.base import Store
+
+MakeBaseDisk = Callable[[Path, int], Awaitable[Path]]
+"""Returns the empty base disk of a size, made on first use (images.disk.base_disk)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a sandbox's files are: what lasts under `home`, its VM's sockets under `runtime`."""
+
+    home: Path
+    runtime: Path
+
+    @property
+    def sandboxes(self) -> Path:
+        """The directory with one directory for each sandbox."""
+        return self.home / "sandboxes"
+
+    def sandbox(self, sandbox_id: str) -> Path:
+        """The directory of all that lasts of a sandbox."""
+        return self.sandboxes / sandbox_id
+
+    def disk(self, sandbox_id: str) -> Path:
+        """The writable disk."""
+        return self.sandbox(sandbox_id) / "disk.qcow2"
+
+    def console(self, sandbox_id: str) -> Path:
+        """The console's log."""
+        return self.sandbox(sandbox_id) / "console.log"
+
+    def logs(self, sandbox_id: str) -> Path:
+        """The directory of the programs' logs."""
+        return self.sandbox(sandbox_id) / "logs"
+
+    def machine(self, sandbox_id: str) -> Path:
+        """The directory of the VM's sockets, whose paths must be short."""
+        return self.runtime / sandbox_id
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The seams and values that the service is built from."""
+
+    settings: Settings
+    store: Store
+    engine: Engine
+    images: Images
+    kernels: Kernels
+    connect_guest: ConnectGuest
+    base_disk: MakeBaseDisk
+    events: EventLog
+    host: HostSize
+    places: Places

@@ -1,0 +1,119 @@
+"""After a restart: the rows against what is really there, before anyone is served.
+
+Living machines are adopted, half-done steps are finished or undone, and whatever of ours has no row
+is removed: directories, sockets, engine processes. A second run changes nothing.
+"""
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+
+from hutch.engine.base import Machine, MachineRecord
+from hutch.errors import HutchError
+from hutch.models import ExitStatus, SandboxState, StopReason
+from hutch.service.lifecycle import rest_state
+from hutch.service.lives import Lives
+from hutch.service.names import ID_PREFIX
+from hutch.service.parts import Parts
+from hutch.service.registry import Entry, Registry
+from hutch.tasks import in_thread
+
+log = logging.getLogger(__name__)
+
+_LOST = "its VM ended while the daemon was away"
+_UNDONE = "the daemon ended while it was starting"
+
+
+async def reconcile(parts: Parts, registry: Registry, lives: Lives) -> None:
+    """Fill the registry from the store and make both agree with the machine."""
+    for row in await parts.store.sandboxes():
+        registry.add(row)
+    await _remove_orphans(parts, registry)
+    async with asyncio.TaskGroup() as group:
+        for entry in registry:
+            group.create_task(_mend(parts, lives, entry))
+
+
+async def _mend(parts: Parts, lives: Lives, entry: Entry) -> None:
+    """Bring one sandbox to a state that is true. One that cannot be mended harms no other."""
+    try:
+        machine = await _find(parts, entry)
+        if entry.info.state is SandboxState.STARTING:
+            await _undo_start(lives, entry, machine)
+        elif entry.info.state in (SandboxState.RUNNING, SandboxState.STOPPING):
+            await _take_up(lives, entry, machine)
+        elif machine is not None or entry.row.machine is not None:
+            await _end(machine)
+            await lives.clear_machine(entry)
+        else:
+            await parts.engine.discard(parts.places.machine(entry.info.id))
+    except HutchError:
+        log.exception("sandbox %s could not be mended", entry.info.name)
+
+
+async def _find(parts: Parts, entry: Entry) -> Machine | None:
+    """Return the machine that a row names, if it lives and answers; a deaf one is ended."""
+    if entry.row.machine is None:
+        return None
+    try:
+        record = MachineRecord.from_json(entry.row.machine)
+    except (KeyError, ValueError, TypeError):
+        log.exception("the machine of %s is not on record in a readable way", entry.info.name)
+        return None
+    try:
+        return await parts.engine.adopt(record)
+    except HutchError as failure:
+        log.warning("the VM of %s is ended: %s", entry.info.name, failure)
+        record.process.kill()
+        await record.process.wait()
+        return None
+
+
+async def _undo_start(lives: Lives, entry: Entry, machine: Machine | None) -> None:
+    await _end(machine)
+    await lives.clear_machine(entry)
+    await lives.settle(entry, rest_state(entry.info))
+    log.info("the start of %s is undone: %s", entry.info.name, _UNDONE)
+    if entry.info.auto_remove:
+        entry.removed = True
+        await lives.erase(entry)
+
+
+async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
+    if machine is None:
+        await lives.record_end(entry, ExitStatus(StopReason.ENGINE, None, _LOST))
+        if entry.info.auto_remove:
+            entry.removed = True
+            await lives.erase(entry)
+        return
+    sandbox = lives.adopt(entry, machine)
+    lives.supervise(entry, sandbox)
+    if entry.info.state is SandboxState.STOPPING:
+        sandbox.end(StopReason.STOPPED, grace=0.0)
+    log.info("the VM of %s runs on", entry.info.name)
+
+
+async def _end(machine: Machine | None) -> None:
+    if machine is not None:
+        await machine.kill()
+
+
+async def _remove_orphans(parts: Parts, registry: Registry) -> None:
+    """Remove what belongs to no row: a crash came between two steps."""
+    known = {entry.info.id for entry in registry}
+    places = parts.places
+    machines = await in_thread(_directories, places.runtime)
+    lasting = await in_thread(_directories, places.sandboxes)
+    for sandbox_id in machines | lasting:
+        if sandbox_id not in known:
+            log.warning("removing what is left of %s", sandbox_id)
+            await parts.engine.discard(places.machine(sandbox_id))
+            for directory in (places.machine(sandbox_id), places.sandbox(sandbox_id)):
+                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _directories(parent: Path) -> set[str]:
+    if not parent.is_dir():
+        return set()
+    return {path.name for path in parent.iterdir() if path.name.startswith(ID_PREFIX)}

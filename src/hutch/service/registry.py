@@ -1,0 +1,188 @@
+"""All sandboxes of this host in memory: the rows as last written, and what goes with them now.
+
+Found by id, name or prefix without a look at the store, which keeps the hot path short. It must not
+know how a sandbox gets from one state to another; `lives.py` does.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from hutch.errors import HutchError, error
+from hutch.models import SandboxInfo, SandboxState
+from hutch.service.names import ID_PREFIX, friendly_name
+from hutch.service.sandbox import Sandbox
+from hutch.state.base import SandboxRow
+
+REMEMBERED: Final = 256
+"""Removed sandboxes whose last state can still be asked for."""
+
+_PREFIX_MIN: Final = 4
+
+
+class Entry:
+    """One sandbox: its row, and while it lives the task that boots it and the running sandbox.
+
+    `lock` is held by whoever starts or removes it.
+    """
+
+    def __init__(self, row: SandboxRow) -> None:
+        self._row = row
+        self.lock = asyncio.Lock()
+        self.boot: asyncio.Task[object] | None = None
+        self.sandbox: Sandbox | None = None
+        self.removed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def row(self) -> SandboxRow:
+        """The row as it was last written."""
+        return self._row
+
+    @row.setter
+    def row(self, row: SandboxRow) -> None:
+        self._row = row
+        self.notify()
+
+    @property
+    def info(self) -> SandboxInfo:
+        """The sandbox as `inspect` shows it."""
+        return self._row.info
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing runs and nothing is about to happen by itself."""
+        if self.removed and self.sandbox is None:
+            return self.forgotten
+        busy = self.info.state.has_machine or self.sandbox is not None or self.boot is not None
+        return not busy
+
+    forgotten = False
+    """Whether its removal is complete."""
+
+    def notify(self) -> None:
+        """Wake everyone who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def rest(self) -> SandboxInfo:
+        """Return the last state once the sandbox is at rest, or gone."""
+        while not self.at_rest:
+            await self._changed.wait()
+        return self.info
+
+    def running(self) -> Sandbox:
+        """Return the running sandbox. Raises wrong_state."""
+        if self.sandbox is None or self.info.state is not SandboxState.RUNNING:
+            raise error(
+                "wrong_state",
+                f"sandbox {self.info.name} is {self.info.state}, not running",
+                hint=f"start it with `hutch start {self.info.name}`",
+                details={"state": self.info.state.value},
+            )
+        return self.sandbox
+
+
+class Registry:
+    """The entries of one host, in the order of their making."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._names: dict[str, str] = {}
+        self._reserved: set[str] = set()
+        self._last: OrderedDict[str, Entry] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, row: SandboxRow) -> Entry:
+        """Add a sandbox that has just been put on record."""
+        entry = Entry(row)
+        self._entries[row.info.id] = entry
+        self._names[row.info.name] = row.info.id
+        return entry
+
+    def rename(self, entry: Entry, row: SandboxRow) -> None:
+        """Take note of another name."""
+        self._names.pop(entry.info.name, None)
+        entry.row = row
+        self._names[row.info.name] = row.info.id
+
+    def forget(self, entry: Entry) -> None:
+        """Take a removed sandbox out; its last state stays known for a while."""
+        self._entries.pop(entry.info.id, None)
+        self._names.pop(entry.info.name, None)
+        self._last[entry.info.id] = entry
+        if len(self._last) > REMEMBERED:
+            self._last.popitem(last=False)
+        entry.forgotten = True
+        entry.notify()
+
+    def find(self, ref: str) -> Entry:
+        """Find by id, name, or unique prefix (at least 4 characters) of an id.
+
+        Raises sandbox_not_found, bad_request for a prefix of several.
+        """
+        if (entry := self._entries.get(self._names.get(ref, ref))) is not None:
+            return entry
+        prefix = ref if ref.startswith(ID_PREFIX) else ID_PREFIX + ref
+        if len(ref) >= _PREFIX_MIN and len(prefix) > len(ID_PREFIX):
+            found = [entry for key, entry in self._entries.items() if key.startswith(prefix)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise error(
+                    "bad_request",
+                    f"{ref} is the beginning of {len(found)} ids",
+                    hint="give more of the id, or the name",
+                )
+        raise _not_found(ref)
+
+    def find_last(self, ref: str) -> Entry:
+        """Find as `find` does, and also one that was removed a while ago, by its id or name."""
+        try:
+            return self.find(ref)
+        except HutchError:
+            for entry in reversed(self._last.values()):
+                if ref in (entry.info.id, entry.info.name):
+                    return entry
+            raise
+
+    @contextlib.contextmanager
+    def reserve(self, name: str | None) -> Iterator[str]:
+        """Hold a name (None: a friendly one) while a sandbox is made. Raises name_taken."""
+        taken = self._names.keys() | self._reserved
+        if name is None:
+            name = friendly_name(taken)
+        elif name in taken:
+            raise error(
+                "name_taken",
+                f"there is already a sandbox named {name}",
+                hint=f"choose another name, or remove it with `hutch rm {name}`",
+            )
+        self._reserved.add(name)
+        try:
+            yield name
+        finally:
+            self._reserved.discard(name)
+
+    def used_images(self) -> Sequence[str]:
+        """Return the ids of all images that sandboxes need."""
+        return sorted({entry.info.image_id for entry in self._entries.values()})
+
+    def used_kernels(self) -> Sequence[str]:
+        """Return the names of all kernels that sandboxes ask for or run on."""
+        return sorted({e.info.kernel for e in self._entries.values() if e.info.kernel})
+
+
+def _not_found(ref: str) -> HutchError:
+    return error(
+        "sandbox_not_found",
+        f"there is no sandbox {ref}",
+        hint="`hutch ps -a` lists all of them",
+    )

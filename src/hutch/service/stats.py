@@ -1,0 +1,106 @@
+"""What a sandbox uses: the guest's own account, checked, beside the host's.
+
+The guest may claim anything; nothing here trusts a number beyond its type and sign.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hutch.guest.base import Guest
+from hutch.models import ProcessInfo, SandboxInfo, SandboxStats, timestamp
+from hutch.service.sandbox import Sandbox
+from hutch.tasks import in_thread
+
+_COMMAND_MAX = 4096
+_NANO = 1e9
+
+
+def disk_use(directory: Path) -> int:
+    """Return the bytes that all files below a directory take on disk; holes are free."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
+async def sandbox_stats(info: SandboxInfo, sandbox: Sandbox, directory: Path) -> SandboxStats:
+    """Return what a running sandbox uses; the percentage is since the last time it was asked."""
+    guest = await sandbox.connection.get()
+    body = await guest.stats()
+    memory, disk = _table(body, "memory"), _table(body, "disk")
+    cpu, uptime = _seconds(body, "cpu_total_ns"), _seconds(body, "uptime_ns")
+    load = body.get("load")
+    now = time.monotonic()
+    before, since = sandbox.sample or (0.0, now - max(uptime, 0.001))
+    sandbox.sample = (cpu, now)
+    return SandboxStats(
+        id=info.id,
+        name=info.name,
+        cpu_seconds=cpu,
+        cpu_percent=round(100 * max(0.0, cpu - before) / max(now - since, 0.001), 1),
+        cpus=_number(body, "cpu_count"),
+        load=[_real(item) for item in load[:3]] if isinstance(load, Sequence) else [0.0] * 3,
+        memory_total=_number(memory, "total"),
+        memory_used=_number(memory, "used"),
+        memory_cached=_number(memory, "cached"),
+        disk_total=_number(disk, "total"),
+        disk_used=_number(disk, "used"),
+        processes=_number(body, "processes"),
+        uptime_seconds=uptime,
+        oom_kills=_number(body, "oom_kills"),
+        host_memory=await in_thread(sandbox.machine.memory_use),
+        host_cpu_seconds=sandbox.machine.cpu_seconds(),
+        host_disk=await in_thread(disk_use, directory),
+    )
+
+
+async def processes(guest: Guest) -> Sequence[ProcessInfo]:
+    """Return the guest's process table."""
+    return [_process(row) for row in await guest.processes()]
+
+
+def _process(row: Mapping[str, Any]) -> ProcessInfo:
+    exec_id = row.get("exec_id")
+    return ProcessInfo(
+        pid=_number(row, "pid"),
+        ppid=_number(row, "ppid"),
+        user=_text(row.get("user")) or str(_number(row, "uid")),
+        state=_text(row.get("state")),
+        cpu_seconds=_seconds(row, "cpu_ns"),
+        memory=_number(row, "rss"),
+        threads=_number(row, "threads"),
+        started_at=timestamp(min(_seconds(row, "started_ns"), 1e11)),
+        command=_text(row.get("command")),
+        exec_id=None if exec_id is None else _text(exec_id),
+    )
+
+
+def _table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = body.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(body: Mapping[str, Any], key: str) -> int:
+    found = body.get(key)
+    return found if isinstance(found, int) and 0 <= found < 1 << 63 else 0
+
+
+def _seconds(body: Mapping[str, Any], key: str) -> float:
+    return _number(body, key) / _NANO
+
+
+def _real(item: object) -> float:
+    return float(item) if isinstance(item, int | float) and math.isfinite(item) else 0.0
+
+
+def _text(item: object) -> str:
+    if isinstance(item, bytes):
+        item = item.decode("utf-8", "replace")
+    return item[:_COMMAND_MAX] if isinstance(item, str) else ""
