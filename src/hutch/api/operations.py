@@ -236,12 +236,29 @@ class System(Protocol):
 class Operations(Protocol):
     """Everything the API offers."""
 
-    sandboxes: Sandboxes
-    execs: Execs
-    files: Files
-    images: Images
-    kernels: Kernels
-    system: System
+    @property
+    def sandboxes(self) -> Sandboxes:
+        """Sandboxes and their lives."""
+
+    @property
+    def execs(self) -> Execs:
+        """Programs in sandboxes."""
+
+    @property
+    def files(self) -> Files:
+        """Files in sandboxes, and streams to their ports."""
+
+    @property
+    def images(self) -> Images:
+        """The image store."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernel store."""
+
+    @property
+    def system(self) -> System:
+        """The daemon itself."""
 
 
 __all__ = [

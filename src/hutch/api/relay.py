@@ -56,6 +56,7 @@ class Relay:
         self._client = client
         self._session = session
         self._detached = False
+        self._cancel_due = False
         self._unacked = {Channel.STDOUT: 0, Channel.STDERR: 0}
         self._acked = asyncio.Event()
         self._stdin: deque[bytes] = deque()
@@ -84,6 +85,9 @@ class Relay:
             )
             await self._relay()
         finally:
+            if self._cancel_due:  # asked for with the client's last words
+                with contextlib.suppress(HutchError):
+                    await self._session.cancel()
             await self._session.close(detach=self._detached)
         return not self._detached
 
@@ -169,6 +173,7 @@ class Relay:
             control = (kind, validated(TtySize, message[kind], kind))
         elif kind == "cancel":
             control = (kind, None)
+            self._cancel_due = True
         else:
             raise error("bad_request", f"{kind!r} is no message of an exec's client")
         try:
@@ -204,5 +209,6 @@ class Relay:
                     await self._session.resize(value)
                 else:
                     await self._session.cancel()
+                    self._cancel_due = False
             except NotFound:
                 log.debug("%s for %s came after its end", kind, self._session.info.id)

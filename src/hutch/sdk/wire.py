@@ -12,10 +12,10 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
-from hutch.errors import error
+from hutch.errors import HutchError, error
 from hutch.sdk import http1
 from hutch.sdk.http1 import LAST_CHUNK, Query, ResponseParser, body_chunk, broken, request_head
 from hutch.sdk.websocket import (
@@ -44,6 +44,7 @@ class Response:
         self._connection = connection
         self._parser = parser
         self._pieces = first
+        self._ended = False
         self.status = parser.status
         self.headers: Mapping[str, str] = parser.headers
 
@@ -52,7 +53,7 @@ class Response:
             yield from self._pieces
             self._pieces = []
             if self._parser.done:
-                self._connection._finished(self._parser)
+                self._finish()
                 return
             self._pieces = self._parser.feed(self._connection._receive())
 
@@ -83,9 +84,14 @@ class Response:
 
     def close(self) -> None:
         """Let go of the body; when it has not ended, the connection with it."""
-        if not self._parser.done:
-            self._connection.close()
+        if self._parser.done:
+            self._finish()
         else:
+            self._connection.close()
+
+    def _finish(self) -> None:
+        if not self._ended:  # once: the connection may be another request's by now
+            self._ended = True
             self._connection._finished(self._parser)
 
 
@@ -173,11 +179,14 @@ class WebSocket:
                 # The server has gone since: what it said is still ours to read.
                 return
 
-    def close(self, code: int = 1000) -> None:
-        """Say goodbye and end the connection, without waiting for the answer."""
+    def close(self, last: Any = None) -> None:
+        """End the connection without waiting; `last` is a value to send before."""
         if self.close_code is None and self._sock.fileno() >= 0:
+            text = b"" if last is None else jsonlib.dumps(last).encode()
+            goodbye = frame_head(TEXT, len(text)) + text if text else b""
+            goodbye += frame_head(CLOSE, 2) + (1000).to_bytes(2, "big")
             with contextlib.suppress(OSError):  # a full or broken connection ends all the same
-                self._sock.send(frame_head(CLOSE, 2) + code.to_bytes(2, "big"), socket.MSG_DONTWAIT)
+                self._sock.send(goodbye, socket.MSG_DONTWAIT)
         self._sock.close()
 
     def __enter__(self) -> Self:
@@ -197,6 +206,8 @@ class Connection:
     def __init__(self, path: str | os.PathLike[str], sock: socket.socket | None) -> None:
         self._path = os.fspath(path)
         self._sock = sock
+        self.on_idle: Callable[[Connection], None] | None = None
+        """Called, once, when an answer has been read and the connection may carry another."""
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], timeout: float = 10.0) -> Self:
@@ -224,13 +235,16 @@ class Connection:
         """
         sock = self._socket()
         sock.settimeout(timeout)
-        headers, whole = _body_headers(json, body)
+        pieces = None if isinstance(body, bytes) else body
+        headers, start = encode_body(
+            json, body if isinstance(body, bytes) else None, chunked=pieces is not None
+        )
         head = request_head(method, http1.target(path, query), headers)
         parser = ResponseParser(method)
         complete = False
         try:
-            _send_all(sock, (head, whole))
-            complete = body is None or isinstance(body, bytes) or _send_body(sock, body)
+            _send_all(sock, (head, start))
+            complete = pieces is None or _send_body(sock, pieces)
         except BrokenPipeError:
             pass  # refused before its end: the reason is waiting to be read
         except OSError as cause:
@@ -248,7 +262,7 @@ class Connection:
         if parser.status >= 400:
             raise http1.error_of(parser.status, response.read())
         if parser.done:
-            self._finished(parser)
+            response._finish()
         return response
 
     def websocket(self, path: str, query: Query | None = None) -> WebSocket:
@@ -272,6 +286,11 @@ class Connection:
             raise broken("what listens on the daemon's socket speaks no WebSocket")
         self._sock = None
         return WebSocket(sock, parser.rest)
+
+    @property
+    def stale(self) -> bool:
+        """Tell whether the other side has closed while the connection was idle."""
+        return self._sock is None or bool(select.select([self._sock], [], [], 0)[0])
 
     def close(self) -> None:
         """End the connection; the next request makes a new one."""
@@ -305,6 +324,9 @@ class Connection:
     def _finished(self, parser: ResponseParser) -> None:
         if not parser.reusable:
             self.close()
+        elif self.on_idle is not None:
+            idle, self.on_idle = self.on_idle, None
+            idle(self)
 
 
 def open_socket(path: str, timeout: float = 10.0) -> socket.socket:
@@ -317,8 +339,7 @@ def open_socket(path: str, timeout: float = 10.0) -> socket.socket:
         sock.settimeout(timeout)
         sock.connect(path)
         sock.settimeout(None)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        owner = int.from_bytes(credentials[4:8], sys.byteorder)
+        check_peer(sock, path)
     except OSError as cause:
         sock.close()
         if isinstance(cause, PermissionError):
@@ -332,21 +353,28 @@ def open_socket(path: str, timeout: float = 10.0) -> socket.socket:
             f"no daemon answers at {path}: {cause.strerror or cause}",
             hint="start it with `hutch daemon start`",
         ) from cause
-    if owner not in (0, os.geteuid()):
+    except HutchError:
         sock.close()
-        raise error("forbidden", f"the socket {path} is served by the user {owner}, not by you")
+        raise
     return sock
 
 
-def _body_headers(json: Any, body: Iterable[bytes] | bytes | None) -> tuple[dict[str, str], bytes]:
+def check_peer(sock: socket.socket, path: str) -> None:
+    """Make sure that we or root serve a connected socket. Raises DaemonError (forbidden)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    owner = int.from_bytes(credentials[4:8], sys.byteorder)
+    if owner not in (0, os.geteuid()):
+        raise error("forbidden", f"the socket {path} is served by the user {owner}, not by you")
+
+
+def encode_body(json: Any, whole: bytes | None, *, chunked: bool) -> tuple[dict[str, str], bytes]:
+    """Return the headers of a request's body, and what of it is known at once."""
     if json is not None:
-        whole = jsonlib.dumps(json, separators=(",", ":")).encode()
-        return {"content-type": "application/json", "content-length": str(len(whole))}, whole
-    if isinstance(body, bytes):
-        return {"content-length": str(len(body))}, body
-    if body is not None:
+        text = jsonlib.dumps(json, separators=(",", ":")).encode()
+        return {"content-type": "application/json", "content-length": str(len(text))}, text
+    if chunked:
         return {"transfer-encoding": "chunked"}, b""
-    return {"content-length": "0"}, b""
+    return {"content-length": str(len(whole or b""))}, whole or b""
 
 
 def _send_body(sock: socket.socket, body: Iterable[bytes]) -> bool:

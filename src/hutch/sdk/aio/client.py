@@ -1,0 +1,284 @@
+"""The client of a daemon: its sandboxes as values, its images and kernels, the daemon itself.
+
+For working in one sandbox there is sandbox.py.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+from hutch import errors
+from hutch.models import (
+    Check,
+    DaemonInfo,
+    Event,
+    ImageInfo,
+    KernelInfo,
+    Progress,
+    Removed,
+    SandboxInfo,
+    SandboxSpec,
+    from_json,
+    to_json,
+)
+from hutch.sdk.aio.transport import Transport
+from hutch.sdk.http1 import Query, broken, quote
+from hutch.settings import Settings
+
+OnProgress = Callable[[Progress], None]
+T = TypeVar("T")
+
+
+class AsyncImages:
+    """The image store. Paths are on the daemon's host."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> list[ImageInfo]:
+        """Return all images, newest first."""
+        answer = await self._transport.request("GET", "/v1/images")
+        return [from_json(ImageInfo, item) for item in await answer.json()]
+
+    async def inspect(self, ref: str) -> ImageInfo:
+        """Return an image by reference, id, or unique prefix of one."""
+        answer = await self._transport.request("GET", "/v1/images/inspect", {"ref": ref})
+        return from_json(ImageInfo, await answer.json())
+
+    async def pull(self, ref: str, *, on_progress: OnProgress | None = None) -> ImageInfo:
+        """Fetch an image from its registry, also when it is already here."""
+        body = {"reference": ref}
+        result = await long_work(self._transport, "/v1/images/pull", body, on_progress)
+        return from_json(ImageInfo, result)
+
+    async def load(
+        self, path: str, *, tag: str | None = None, on_progress: OnProgress | None = None
+    ) -> Sequence[ImageInfo]:
+        """Import a `docker save` or OCI archive, or an OCI layout directory."""
+        body = {"path": path, "tag": tag}
+        result = await long_work(self._transport, "/v1/images/load", body, on_progress)
+        return [from_json(ImageInfo, item) for item in result]
+
+    async def build(
+        self,
+        context: str,
+        *,
+        tag: str,
+        dockerfile: str | None = None,
+        args: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ImageInfo:
+        """Build a Dockerfile. Raises Missing (tool_missing), ImageError (build_failed)."""
+        body = {
+            "context": context,
+            "tag": tag,
+            "dockerfile": dockerfile,
+            "args": dict(args or {}),
+        }
+        result = await long_work(self._transport, "/v1/images/build", body, on_progress)
+        return from_json(ImageInfo, result)
+
+    async def remove(self, ref: str, *, force: bool = False) -> Removed:
+        """Drop a reference, and the content that nobody else needs."""
+        query = {"ref": ref, "force": force}
+        answer = await self._transport.request("DELETE", "/v1/images", query)
+        return from_json(Removed, await answer.json())
+
+    async def prune(self, *, everything: bool = False) -> Removed:
+        """Drop unreferenced content; with `everything` also unused images."""
+        body = {"all": everything}
+        answer = await self._transport.request("POST", "/v1/images/prune", json=body)
+        return from_json(Removed, await answer.json())
+
+
+class AsyncKernels:
+    """The kernel store. Paths are on the daemon's host."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> list[KernelInfo]:
+        """Return all kernels."""
+        answer = await self._transport.request("GET", "/v1/kernels")
+        return [from_json(KernelInfo, item) for item in await answer.json()]
+
+    async def pull(
+        self, package: str | None = None, *, on_progress: OnProgress | None = None
+    ) -> KernelInfo:
+        """Fetch the distribution's kernel, without installing it."""
+        body = {"package": package}
+        result = await long_work(self._transport, "/v1/kernels/pull", body, on_progress)
+        return from_json(KernelInfo, result)
+
+    async def load(
+        self, path: str, *, modules: str | None = None, name: str | None = None
+    ) -> KernelInfo:
+        """Import a vmlinuz or vmlinux with its modules directory."""
+        body = {"path": path, "modules": modules, "name": name}
+        answer = await self._transport.request("POST", "/v1/kernels/load", json=body)
+        return from_json(KernelInfo, await answer.json())
+
+    async def use(self, name: str) -> KernelInfo:
+        """Make a kernel the one to boot."""
+        answer = await self._transport.request("POST", "/v1/kernels/use", json={"name": name})
+        return from_json(KernelInfo, await answer.json())
+
+    async def remove(self, name: str) -> Removed:
+        """Delete a kernel that no sandbox uses."""
+        answer = await self._transport.request("DELETE", "/v1/kernels", {"name": name})
+        return from_json(Removed, await answer.json())
+
+
+class AsyncClient:
+    """A daemon's client; the daemon is started when it is first needed.
+
+    >>> async with AsyncClient() as client:  # doctest: +SKIP
+    ...     for info in await client.list(all=True):
+    ...         print(info.name, info.state)
+    """
+
+    def __init__(self, settings: Settings | None = None, *, socket: str | None = None) -> None:
+        """Use the daemon of `settings` (default: those in force), or the one at `socket`."""
+        self.transport = Transport(settings, socket)
+        self.images = AsyncImages(self.transport)
+        self.kernels = AsyncKernels(self.transport)
+
+    async def create(
+        self, spec: SandboxSpec, *, on_progress: OnProgress | None = None
+    ) -> SandboxInfo:
+        """Make a sandbox and start it; when that fails, or is cancelled, nothing is left of it."""
+        socket = await self.transport.websocket("/v1/run")
+        try:
+            await socket.send_json({"spec": to_json(spec), "attach": False, "size": None})
+            while (message := await socket.receive()) is not None:
+                value = message.json()
+                if "error" in value:
+                    raise errors.from_json(value["error"])
+                if "progress" in value and on_progress is not None:
+                    on_progress(from_json(Progress, value["progress"]))
+                if "running" in value:
+                    return from_json(SandboxInfo, value["running"])
+        finally:
+            socket.close()
+        raise broken("the daemon ended the connection before the sandbox ran")
+
+    async def list(
+        self,
+        *,
+        all: bool = False,
+        labels: Mapping[str, str] | None = None,
+        states: tuple[str, ...] = (),
+        name: str | None = None,
+        image: str | None = None,
+    ) -> list[SandboxInfo]:
+        """Return the sandboxes that match; without `all` and `states` only those not stopped."""
+        query = {
+            "all": all,
+            "label": [f"{key}={value}" if value else key for key, value in (labels or {}).items()],
+            "state": list(states),
+            "name": name,
+            "image": image,
+        }
+        answer = await self.transport.request("GET", "/v1/sandboxes", query)
+        return [from_json(SandboxInfo, item) for item in await answer.json()]
+
+    async def get(self, ref: str) -> SandboxInfo:
+        """Return a sandbox by id, name or unique id prefix. Raises NotFound."""
+        return await self.sandbox_request("GET", ref, "")
+
+    async def start(self, ref: str) -> SandboxInfo:
+        """Start a sandbox that is created or stopped."""
+        return await self.sandbox_request("POST", ref, "/start")
+
+    async def stop(
+        self, ref: str, *, timeout: float | None = None, signal: str | None = None
+    ) -> SandboxInfo:
+        """Stop a sandbox: a signal to its main process, and after `timeout` seconds its end."""
+        body = {"timeout": timeout, "signal": signal}
+        return await self.sandbox_request("POST", ref, "/stop", json=body)
+
+    async def restart(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
+        """Stop a sandbox, if it runs, and start it."""
+        body = {"timeout": timeout, "signal": None}
+        return await self.sandbox_request("POST", ref, "/restart", json=body)
+
+    async def kill(self, ref: str, signal: str = "KILL") -> SandboxInfo:
+        """End a sandbox at once (KILL), or signal its main process."""
+        return await self.sandbox_request("POST", ref, "/kill", json={"signal": signal})
+
+    async def rename(self, ref: str, name: str) -> SandboxInfo:
+        """Give a sandbox another name."""
+        return await self.sandbox_request("POST", ref, "/rename", json={"name": name})
+
+    async def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
+        """Return a sandbox once it is not running. Raises GuestError (guest_timeout)."""
+        return await self.sandbox_request("GET", ref, "/wait", {"timeout": timeout})
+
+    async def remove(self, ref: str, *, force: bool = False) -> Removed:
+        """Delete a sandbox; with `force` also one that runs."""
+        path = f"/v1/sandboxes/{quote(ref)}"
+        answer = await self.transport.request("DELETE", path, {"force": force})
+        return from_json(Removed, await answer.json())
+
+    async def info(self) -> DaemonInfo:
+        """Return the daemon's own state."""
+        answer = await self.transport.request("GET", "/v1/daemon")
+        return from_json(DaemonInfo, await answer.json())
+
+    async def doctor(self) -> Sequence[Check]:
+        """Check everything that Hutch needs of the daemon's host."""
+        answer = await self.transport.request("GET", "/v1/doctor")
+        return [from_json(Check, item) for item in await answer.json()]
+
+    async def settings(self) -> dict[str, dict[str, Any]]:
+        """Return the daemon's settings, each with its value and origin."""
+        answer = await self.transport.request("GET", "/v1/settings")
+        values: dict[str, dict[str, Any]] = await answer.json()
+        return values
+
+    async def events(
+        self, *, since: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Event]:
+        """Yield the events still kept, from sequence number `since` on; with `follow` for ever."""
+        query = {"since": since, "follow": follow}
+        answer = await self.transport.request("GET", "/v1/events", query)
+        try:
+            async for line in answer.lines():
+                yield from_json(Event, line["event"])
+        finally:
+            await answer.close()
+
+    async def close(self) -> None:
+        """End the client's connections; the daemon goes on."""
+        await self.transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def sandbox_request(
+        self, method: str, ref: str, path: str, query: Query | None = None, *, json: Any = None
+    ) -> SandboxInfo:
+        """Send a request whose answer is a sandbox."""
+        where = f"/v1/sandboxes/{quote(ref)}{path}"
+        answer = await self.transport.request(method, where, query, json=json)
+        return from_json(SandboxInfo, await answer.json())
+
+
+async def long_work(
+    transport: Transport, path: str, body: Any, on_progress: OnProgress | None
+) -> Any:
+    """Run long work of the API and return its result; leaving early cancels it."""
+    answer = await transport.request("POST", path, json=body)
+    try:
+        async for line in answer.lines():
+            if "progress" in line and on_progress is not None:
+                on_progress(from_json(Progress, line["progress"]))
+            if "error" in line:
+                raise errors.from_json(line["error"])
+            if "result" in line:
+                return line["result"]
+    finally:
+        await answer.close()
+    raise broken("the daemon ended the connection before the result")

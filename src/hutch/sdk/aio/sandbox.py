@@ -1,0 +1,226 @@
+"""One sandbox: made or found, worked in, stopped, removed."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Self
+
+from hutch import errors
+from hutch.models import ProcessInfo, PullPolicy, SandboxInfo, SandboxSpec, SandboxStats, from_json
+from hutch.sdk.aio.client import AsyncClient, OnProgress
+from hutch.sdk.aio.commands import AsyncCommands, AsyncPty
+from hutch.sdk.aio.files import AsyncFiles
+from hutch.sdk.http1 import quote
+from hutch.sdk.values import CHANNELS, LogChunk
+from hutch.sdk.websocket import BINARY
+
+
+class AsyncSandbox:
+    """A sandbox. As a context manager, one that `create` made is removed at the end.
+
+    >>> async with await AsyncSandbox.create("busybox") as box:  # doctest: +SKIP
+    ...     result = await box.commands.run("echo hello")
+    ...     print(result.stdout, result.exit_code)
+    """
+
+    def __init__(
+        self, info: SandboxInfo, client: AsyncClient, *, owned: bool, own_client: bool
+    ) -> None:
+        """Use `create` or `connect`. `owned`: removed at the context's end."""
+        self.info = info
+        """The sandbox as it was last seen; `refresh` looks again."""
+        self.client = client
+        self.commands = AsyncCommands(client.transport, info.id)
+        self.files = AsyncFiles(client.transport, info.id)
+        self.pty = AsyncPty(self.commands)
+        self._owned = owned
+        self._own_client = own_client
+
+    @classmethod
+    async def create(
+        cls,
+        image: str = "busybox",
+        *,
+        name: str | None = None,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        cpus: int | None = None,
+        memory: int | None = None,
+        disk: int | None = None,
+        timeout: float = 0.0,
+        labels: Mapping[str, str] | None = None,
+        hostname: str | None = None,
+        kernel: str | None = None,
+        auto_remove: bool = False,
+        pull: PullPolicy | str = PullPolicy.MISSING,
+        on_progress: OnProgress | None = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """Make a sandbox of an image and start it.
+
+        Without `command` it has no main process, and lives until it is stopped. `memory` and `disk`
+        are bytes, `timeout` is seconds from each start (0: none). Raises what the daemon raises:
+        NotFound (image_not_found), Conflict (name_taken), NoCapacity …
+        """
+        spec = SandboxSpec(
+            image=image,
+            name=name,
+            command=None if command is None else list(command),
+            entrypoint=None if entrypoint is None else list(entrypoint),
+            env=dict(env or {}),
+            workdir=cwd,
+            user=user,
+            idle=command is None and entrypoint is None,
+            cpus=cpus,
+            memory=memory,
+            disk=disk,
+            timeout=timeout,
+            auto_remove=auto_remove,
+            labels=dict(labels or {}),
+            hostname=hostname,
+            kernel=kernel,
+            pull=PullPolicy(pull),
+        )
+        mine = client or AsyncClient()
+        try:
+            info = await mine.create(spec, on_progress=on_progress)
+        except BaseException:
+            if client is None:
+                await mine.close()
+            raise
+        return cls(info, mine, owned=True, own_client=client is None)
+
+    @classmethod
+    async def connect(cls, ref: str, *, client: AsyncClient | None = None) -> Self:
+        """Return an existing sandbox, by id, name or unique id prefix. Raises NotFound."""
+        mine = client or AsyncClient()
+        try:
+            info = await mine.get(ref)
+        except BaseException:
+            if client is None:
+                await mine.close()
+            raise
+        return cls(info, mine, owned=False, own_client=client is None)
+
+    @classmethod
+    async def list(
+        cls,
+        *,
+        all: bool = False,
+        labels: Mapping[str, str] | None = None,
+        client: AsyncClient | None = None,
+    ) -> Sequence[SandboxInfo]:
+        """Return the sandboxes that are not stopped, or all; `connect` to work in one."""
+        if client is not None:
+            return await client.list(all=all, labels=labels)
+        async with AsyncClient() as mine:
+            return await mine.list(all=all, labels=labels)
+
+    @property
+    def id(self) -> str:
+        """The sandbox's id."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """The sandbox's name, as last seen."""
+        return self.info.name
+
+    async def refresh(self) -> SandboxInfo:
+        """Look at the sandbox again."""
+        self.info = await self.client.get(self.id)
+        return self.info
+
+    async def start(self) -> SandboxInfo:
+        """Start it after a stop, with its files as they were."""
+        self.info = await self.client.start(self.id)
+        return self.info
+
+    async def stop(self, *, timeout: float | None = None, signal: str | None = None) -> SandboxInfo:
+        """Stop it; its files stay. After `timeout` seconds (None: the setting's) it is killed."""
+        self.info = await self.client.stop(self.id, timeout=timeout, signal=signal)
+        return self.info
+
+    async def kill(self, signal: str = "KILL") -> SandboxInfo:
+        """End it at once (KILL), or signal its main process."""
+        self.info = await self.client.kill(self.id, signal)
+        return self.info
+
+    async def wait(self, *, timeout: float | None = None) -> SandboxInfo:
+        """Return once it is not running. Raises GuestError (guest_timeout) after `timeout` s."""
+        self.info = await self.client.wait(self.id, timeout=timeout)
+        return self.info
+
+    async def remove(self) -> None:
+        """Delete it, running or not, with its files."""
+        await self.client.remove(self.id, force=True)
+        self._owned = False
+
+    async def stats(self) -> SandboxStats:
+        """Return its use of resources."""
+        path = f"/v1/sandboxes/{quote(self.id)}/stats"
+        answer = await self.client.transport.request("GET", path)
+        return from_json(SandboxStats, await answer.json())
+
+    async def processes(self) -> Sequence[ProcessInfo]:
+        """Return its process table."""
+        path = f"/v1/sandboxes/{quote(self.id)}/processes"
+        answer = await self.client.transport.request("GET", path)
+        return [from_json(ProcessInfo, item) for item in await answer.json()]
+
+    async def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        boot: bool = False,
+        exec_id: str = "main",
+    ) -> AsyncIterator[LogChunk]:
+        """Yield what its main process (or a detached exec) wrote, with `boot` the console.
+
+        `since` and `until` are RFC 3339 timestamps, `tail` counts lines; with `follow` what comes
+        from now on, too.
+        """
+        query = {
+            "follow": follow,
+            "tail": tail,
+            "since": since,
+            "until": until,
+            "boot": boot,
+            "exec": exec_id,
+        }
+        path = f"/v1/sandboxes/{quote(self.id)}/logs"
+        socket = await self.client.transport.websocket(path, query)
+        try:
+            while (message := await socket.receive()) is not None:
+                if message.kind == BINARY:
+                    moment = int.from_bytes(message.data[1:9], "little")
+                    yield LogChunk(CHANNELS[message.data[0]], moment, message.data[9:])
+                    continue
+                value = message.json()
+                if "error" in value:
+                    raise errors.from_json(value["error"])
+                gap = value["gap"]
+                yield LogChunk(CHANNELS[gap["channel"]], 0, b"", gap["size"])
+        finally:
+            socket.close()
+
+    async def close(self) -> None:
+        """Let go of it: it lives on."""
+        if self._own_client:
+            await self.client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            if self._owned:
+                await self.remove()
+        except errors.NotFound:
+            return  # it has removed itself, or somebody else has
+        finally:
+            await self.close()
