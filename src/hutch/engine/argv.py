@@ -49,7 +49,8 @@ class Descriptors:
 def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool) -> list[str]:
     """Return the argv that boots `spec`, stopped before its first instruction (see `cont`).
 
-    `jail` adds the seccomp filter with everything denied. Raises ValueError for too many drives.
+    `jail` adds the seccomp filter with everything denied. Raises ValueError for drives that
+    cannot be.
     """
     if len(spec.drives) > DRIVE_LIMIT:
         raise ValueError(f"{len(spec.drives)} drives, at most {DRIVE_LIMIT} have an address")
@@ -157,8 +158,10 @@ def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
     argv += _file(f"{node}-file", 1 + index, files.image, read_only=drive.read_only)
     top = f"driver={_value(drive.format)},node-name={node},file={node}-file"
     if drive.format == "qcow2":
-        # The node, or null: a path in the image's header is never followed.
-        top += ",backing=" + ("" if files.backing is None else f"{node}-base")
+        if files.backing is None:
+            raise ValueError(f"the qcow2 drive {drive.serial} names no file behind it")
+        # A node that is given here goes before the path in the header, which is never followed.
+        top += f",backing={node}-base"
     top += ",read-only=on" if drive.read_only else ",discard=unmap,detect-zeroes=unmap"
     argv += ["-blockdev", top]
     slot = f"bus=pcie.0,addr={_SLOT_DRIVES + index:#x}"

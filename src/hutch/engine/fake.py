@@ -8,6 +8,7 @@ package knows no guest.
 import asyncio
 import contextlib
 import itertools
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -36,19 +37,11 @@ _PIDS = itertools.count((1 << 22) + 1)
 
 @contextlib.asynccontextmanager
 async def silent_agent(path: Path) -> AsyncIterator[None]:
-    """Serve an agent that accepts connections and never says a word."""
-
-    async def ignore(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-
-    writers: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_unix_server(ignore, path)
-    try:
+    """Serve an agent that can be connected to and never says a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen()
         yield
-    finally:
-        server.close()
-        for writer in writers:
-            writer.close()
 
 
 class FakeEngine:
@@ -139,7 +132,7 @@ class FakeProcess:
         self.console = 0
         self.changed = asyncio.Event()
         self.deaf = engine.deaf
-        self._die = (engine.die_after, engine.die_as)
+        self._after, self._outcome = engine.die_after, engine.die_as
         self._scope = Scope(f"fake {identity.pid}")
         self._over = asyncio.Event()
         self._gone = asyncio.Event()
@@ -157,12 +150,11 @@ class FakeProcess:
 
     async def _live(self, serve: Serve, ready: "asyncio.Future[None]") -> None:
         path = self.record.directory / AGENT_SOCKET
-        after, outcome = self._die
         try:
             async with serve(path):
                 ready.set_result(None)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(after):
+                    async with asyncio.timeout(self._after):
                         await self._over.wait()
         except (OSError, HutchError) as cause:
             if ready.done():
@@ -172,13 +164,13 @@ class FakeProcess:
         finally:
             path.unlink(missing_ok=True)
             self._gone.set()
-        self._settle(outcome)
+        self._settle()
 
-    def _settle(self, outcome: MachineExit) -> None:
+    def _settle(self) -> None:
         if self.exit is None:
-            self.exit = outcome
+            self.exit = self._outcome
             for handle in self.handles:
-                handle.ended(outcome)
+                handle.ended(self.exit)
             self._notify()
 
     def say(self, data: bytes) -> None:
@@ -195,10 +187,10 @@ class FakeProcess:
     async def end(self, outcome: MachineExit) -> None:
         """End the machine; returns when its agent's socket is gone too."""
         if self.exit is None:
-            self._die = (None, outcome)
+            self._outcome = outcome
             self._over.set()
             await self._gone.wait()
-            self._settle(outcome)
+            self._settle()
 
 
 class FakeMachine:

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Handover:
 
     fds: Descriptors
     inherited: tuple[int, ...]
+    close: Callable[[], None]
     qmp: socket.socket
     console: socket.socket
 
@@ -81,7 +82,8 @@ def prepare(spec: MachineSpec) -> Iterator[Handover]:
         inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent]
         for drive in fds.drives:
             inherited += [drive.image, *([] if drive.backing is None else [drive.backing])]
-        yield Handover(fds, tuple(inherited), clients[QMP_SOCKET], clients[CONSOLE_SOCKET])
+        own_ends = clients[QMP_SOCKET], clients[CONSOLE_SOCKET]
+        yield Handover(fds, tuple(inherited), always.close, *own_ends)
         on_error.pop_all()
 
 

@@ -4,6 +4,7 @@ What a process is handed lies in `jail`, its command line in `argv`, its life in
 the choice of the accelerator in `accel`.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -30,6 +31,7 @@ from hutch.tasks import in_thread
 log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT = 20.0
+_END_GRACE = 2.0
 
 
 class QemuEngine:
@@ -58,6 +60,7 @@ class QemuEngine:
         with jail.prepare(spec) as handover:
             argv = build_argv(program, spec, handover.fds, jail=self._settings.jail)
             started = _spawn(argv, spec, handover.inherited)
+            handover.close()
             async with _undone_on_error(started):
                 qmp = await Qmp.open(handover.qmp, timeout=self._handshake_timeout)
                 try:
@@ -182,23 +185,43 @@ async def _undone_on_error(started: _Started) -> AsyncIterator[None]:
     """End the process when the block raises, and add QEMU's own reason to the error."""
     try:
         yield
-    except BaseException as cause:
-        # A child that nobody has waited for yet: its pid cannot mean another process.
+    except EngineError as cause:
+        if cause.code == "sandbox_died":
+            await _grant_end(started)
         broke_off = started.child.poll()
-        started.child.kill()
-        # After SIGKILL this takes a millisecond, and must not be cut short by a second
-        # cancellation.
-        started.child.wait()
-        words = started.words.text()
-        started.words.close()
-        if isinstance(cause, EngineError):
-            message = cause.message
-            if broke_off is not None:
-                message = f"QEMU ended at once, with exit code {broke_off}"
-            raise error(
-                "engine_failed",
-                f"{message}: {words}" if words else message,
-                hint=cause.hint or "see `hutch doctor`",
-                details={"stderr": words},
-            ) from cause
+        words = _put_down(started)
+        message = cause.message
+        if broke_off is not None:
+            message = f"QEMU ended at once, with exit code {broke_off}"
+        raise error(
+            "engine_failed",
+            f"{message}: {words}" if words else message,
+            hint="see `hutch doctor`",
+            details={"stderr": words},
+        ) from cause
+    except BaseException:
+        _put_down(started)
         raise
+
+
+async def _grant_end(started: _Started) -> None:
+    """Give a process that has hung up the moment it needs to end, so that its exit code is its own."""
+    try:
+        async with asyncio.timeout(_END_GRACE):
+            await started.identity.wait()
+    except TimeoutError:
+        log.debug("QEMU (pid %d) hung up and runs on", started.child.pid)
+    except BaseException:
+        _put_down(started)
+        raise
+
+
+def _put_down(started: _Started) -> str:
+    """Kill and reap the process, and return its last words."""
+    # A child that nobody has waited for: its pid cannot mean another process. It is gone within a
+    # millisecond of SIGKILL, and the wait must not be cut short by a second cancellation.
+    started.child.kill()
+    started.child.wait()
+    words = started.words.text()
+    started.words.close()
+    return words

@@ -17,7 +17,7 @@ from hutch.errors import error
 
 # The library reports a peer that goes away, which is how every machine ends, as an error of its
 # own.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 COMMAND_TIMEOUT = 10.0
 
@@ -34,8 +34,8 @@ class Qmp:
     async def open(cls, sock: socket.socket, *, timeout: float) -> "Qmp":
         """Negotiate over a connected socket, which is closed when that fails.
 
-        Raises EngineError (engine_failed) when QEMU hangs up, talks nonsense or says nothing for
-        `timeout` seconds.
+        Raises EngineError: engine_failed when QEMU says nothing for `timeout` seconds, sandbox_died
+        when it hangs up or talks nonsense.
         """
         client = QMPClient()
         # Listening begins before the first byte is read: no event is lost.
@@ -52,7 +52,7 @@ class Qmp:
             ) from None
         except QMPError as cause:
             sock.close()
-            raise error("engine_failed", "QEMU ended before it answered") from cause
+            raise error("sandbox_died", "QEMU hung up before it answered") from cause
         except BaseException:
             sock.close()
             raise

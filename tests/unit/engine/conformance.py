@@ -1,0 +1,128 @@
+"""What every engine does. Subclasses give the fixtures `engine` and `new_spec`."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hutch.engine.base import Engine, ExitKind, Machine, MachineRecord, MachineSpec
+from hutch.errors import EngineError
+from tests.waiting import until
+
+NewSpec = Callable[[str], MachineSpec]
+
+
+class EngineConformance:
+    """The suite. Each machine is ended by the test that boots it."""
+
+    async def test_boot_then_kill_leaves_nothing(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        assert machine.agent_socket.is_socket()
+        first, second = await machine.kill(), await machine.kill()
+        assert first.kind is ExitKind.KILLED
+        assert second == first
+        assert not list(new_spec("a").directory.iterdir())
+
+    async def test_every_waiter_gets_the_exit(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        async with asyncio.TaskGroup() as tasks:
+            waiters = [tasks.create_task(machine.wait()) for _ in range(3)]
+            tasks.create_task(machine.kill())
+        assert {waiter.result().kind for waiter in waiters} == {ExitKind.KILLED}
+        assert (await machine.wait()).kind is ExitKind.KILLED
+
+    async def test_a_cancelled_waiter_harms_no_other(
+        self, engine: Engine, new_spec: NewSpec
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await machine.wait()
+        assert (await machine.kill()).kind is ExitKind.KILLED
+
+    async def test_the_agent_can_be_reached(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        _, writer = await asyncio.open_unix_connection(machine.agent_socket)
+        writer.close()
+        await machine.kill()
+
+    async def test_a_released_machine_is_adopted_from_its_record(
+        self, engine: Engine, new_spec: NewSpec
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        waiter = asyncio.ensure_future(machine.wait())
+        await asyncio.sleep(0)
+        await machine.release()
+        await machine.release()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        record = MachineRecord.from_json(json.loads(json.dumps(machine.record.to_json())))
+        assert record == machine.record
+        adopted = await engine.adopt(record)
+        assert adopted is not None
+        assert adopted.agent_socket == machine.agent_socket
+        assert (await adopted.kill()).kind is ExitKind.KILLED
+        assert await engine.adopt(record) is None
+
+    async def test_a_reused_pid_is_not_adopted(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        process = machine.record.process
+        other = dataclasses.replace(process, start_time=process.start_time + 1)
+        assert await engine.adopt(dataclasses.replace(machine.record, process=other)) is None
+        await machine.kill()
+
+    async def test_console_progress_ends_with_the_machine(
+        self, engine: Engine, new_spec: NewSpec
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+
+        async def watch() -> list[int]:
+            return [total async for total in machine.console_progress()]
+
+        async with asyncio.TaskGroup() as tasks:
+            seen = tasks.create_task(watch())
+            await machine.kill()
+        assert seen.result() == sorted(seen.result())
+
+    async def test_use_of_resources(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        assert 0 < machine.memory_use() < 1 << 32
+        await until(lambda: machine.cpu_seconds() > 0, what="CPU time of a new machine")
+        await machine.kill()
+        assert machine.memory_use() == 0
+        assert machine.cpu_seconds() == 0
+
+    async def test_a_missing_disk_is_named_and_nothing_is_left(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        spec = new_spec("a")
+        gone = dataclasses.replace(spec.drives[0], path=short_tmp / "gone.img")
+        with pytest.raises(EngineError, match=r"gone\.img") as caught:
+            await engine.boot(dataclasses.replace(spec, drives=[gone]))
+        assert caught.value.code == "engine_failed"
+        assert not spec.directory.exists() or not list(spec.directory.iterdir())
+
+    async def test_two_boots_at_once(self, engine: Engine, new_spec: NewSpec) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            boots = [tasks.create_task(engine.boot(new_spec(name))) for name in "ab"]
+        machines: list[Machine] = [boot.result() for boot in boots]
+        assert machines[0].record.process != machines[1].record.process
+        for machine in machines:
+            await machine.kill()
+
+    async def test_discard_ends_what_nobody_recorded(
+        self, engine: Engine, new_spec: NewSpec
+    ) -> None:
+        spec = new_spec("a")
+        machine = await engine.boot(spec)
+        other = await engine.boot(new_spec("b"))
+        await machine.release()
+        await engine.discard(spec.directory)
+        assert await engine.adopt(machine.record) is None
+        assert not list(spec.directory.iterdir())
+        assert other.memory_use() > 0
+        await other.kill()
+        await engine.discard(spec.directory)

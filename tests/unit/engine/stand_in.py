@@ -1,0 +1,118 @@
+"""A program that looks like QEMU from outside: it takes QEMU's argv and descriptors and speaks QMP.
+
+Run as `stand_in.py MODE ARGV...`; the modes are the ways in which a QEMU process may go wrong. It
+boots nothing, and of the command line it knows only the descriptors of the three sockets.
+"""
+
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+PANIC = b"[    1.0] Kernel panic - not syncing: told to\n"
+
+
+def requests(control: socket.socket) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a stream in which nothing separates them."""
+    text = ""
+    while data := control.recv(4096):
+        text += data.decode()
+        while text.strip():
+            try:
+                request, end = json.JSONDecoder().raw_decode(text.lstrip())
+            except ValueError:
+                break
+            text = text.lstrip()[end:]
+            yield request
+
+
+class StandIn:
+    """One process."""
+
+    def __init__(self, mode: str, argv: list[str]) -> None:
+        self.mode = mode
+        self.sockets = dict(self._sockets(argv))
+
+    @staticmethod
+    def _sockets(argv: list[str]) -> Iterator[tuple[str, socket.socket]]:
+        for word in argv:
+            if found := re.fullmatch(r"socket,id=(\w+),fd=(\d+),server=on,wait=off", word):
+                yield found[1], socket.socket(fileno=int(found[2]))
+
+    def run(self) -> None:
+        """Serve until told to end."""
+        if self.mode == "exit":
+            sys.stderr.write("stand-in: warning: nic net0 has no peer\nstand-in: no such machine\n")
+            sys.exit(3)
+        if self.mode == "mute":
+            time.sleep(600)
+        for name, serve in (("console", self.console), ("agent", self.agent)):
+            threading.Thread(target=serve, args=(self.sockets[name],), daemon=True).start()
+        while True:
+            control, _ = self.sockets["qmp"].accept()
+            self.control(control)
+
+    def control(self, control: socket.socket) -> None:
+        """Serve one QMP connection."""
+        file = control.makefile("rwb", buffering=0)
+
+        def send(body: object) -> None:
+            file.write(json.dumps(body).encode() + b"\r\n")
+
+        def shutdown(reason: str) -> None:
+            stamp = {"seconds": 1, "microseconds": 0}
+            data = {"guest": True, "reason": reason}
+            send({"event": "SHUTDOWN", "timestamp": stamp, "data": data})
+            os._exit(0)
+
+        if self.mode == "nonsense":
+            file.write(b"hello\r\n")
+            return
+        version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
+        send({"QMP": {"version": version, "capabilities": ["oob"]}})
+        for request in requests(control):
+            command = request["execute"]
+            if command == "cont" and self.mode == "refuse":
+                send(
+                    {"error": {"class": "GenericError", "desc": "not now"}, "id": request.get("id")}
+                )
+                continue
+            if command == "silence":
+                continue
+            send({"return": {}, "id": request.get("id")})
+            if command == "cont" and self.mode == "die":
+                os.kill(os.getpid(), 6)
+            if command == "cont" and self.mode == "panic":
+                self.stream.sendall(PANIC)
+                shutdown("guest-reset")
+            if command == "cont" and self.mode == "reboot":
+                shutdown("guest-reset")
+            if command == "system_powerdown":
+                shutdown("guest-shutdown")
+
+    def console(self, server: socket.socket) -> None:
+        """Say who is there; take the next connection when one is gone."""
+        while True:
+            self.stream, _ = server.accept()
+            self.stream.sendall(b"stand-in\n")
+            while self.stream.recv(1):
+                pass
+
+    def agent(self, server: socket.socket) -> None:
+        """Echo."""
+        while True:
+            stream, _ = server.accept()
+            while data := stream.recv(4096):
+                stream.sendall(data)
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["--version"]:
+        sys.stdout.write("Stand-in version 1\n")
+    else:
+        StandIn(sys.argv[1], sys.argv[2:]).run()
