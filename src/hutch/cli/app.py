@@ -1,28 +1,26 @@
 """What a command finds in its context: output mode, settings, and a client of the daemon.
 
-Settings and client are made on first use, so that `hutch --help` touches neither.
+Settings and client are made on first use, so that `hutch --help` touches neither. On the hot path:
+imports nothing.
 """
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import click
+from hutch.errors import HutchError
 
 if TYPE_CHECKING:
     from hutch.cli.client import Client
     from hutch.settings import Settings
 
 
-@dataclass(slots=True)
 class App:
-    """The state of one command line."""
+    """The state of one command line: `json` output, and `flags` of `hutch` itself as text."""
 
-    json: bool = False
-    flags: dict[str, str] = field(default_factory=dict)
-    """Settings given as flags of `hutch` itself, as text."""
-
-    _settings: "Settings | None" = None
-    _client: "Client | None" = None
+    def __init__(self) -> None:
+        self.json = False
+        self.flags: dict[str, str] = {}
+        self._settings: Settings | None = None
+        self._client: Client | None = None
 
     @property
     def settings(self) -> "Settings":
@@ -48,8 +46,9 @@ class App:
         if self._client is None:
             from hutch.cli.client import Client
 
-            self._client = Client(self.settings)
+            self._client = Client(self)
         return self._client
 
-
-pass_app = click.make_pass_decorator(App, ensure=True)
+    def explain(self, failure: HutchError) -> HutchError:
+        """Return a failure with a better hint where the daemon can give one."""
+        return failure if self._client is None else self._client.explain(failure)

@@ -7,13 +7,13 @@ command. Answers stay JSON values on the hot path; `decode` makes models of them
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hutch.errors import NotFound, error, from_json
+from hutch.cli.quick import running_daemon
+from hutch.errors import HutchError, error, from_json
 from hutch.sdk.http1 import quote
-from hutch.sdk.start import ensure_daemon
 from hutch.sdk.wire import Connection, Response, WebSocket
 
 if TYPE_CHECKING:
-    from hutch.settings import Settings
+    from hutch.cli.app import App
 
 Json = dict[str, Any]
 
@@ -33,14 +33,19 @@ def segment(text: str) -> str:
 class Client:
     """A connection to the daemon, kept from request to request."""
 
-    def __init__(self, settings: "Settings") -> None:
-        self._settings = settings
+    def __init__(self, app: "App") -> None:
+        self._app = app
         self._connection: Connection | None = None
+        self._path = ""  # of the last request
 
     def connect(self) -> Connection:
         """Return the connection, starting the daemon when none runs. Raises DaemonError."""
         if self._connection is None:
-            self._connection = Connection.connect(ensure_daemon(self._settings))
+            self._connection = running_daemon(self._app.flags.get("home"))
+        if self._connection is None:
+            from hutch.sdk.start import ensure_daemon
+
+            self._connection = Connection.connect(ensure_daemon(self._app.settings))
         return self._connection
 
     def close(self) -> None:
@@ -59,10 +64,8 @@ class Client:
         body: Iterable[bytes] | bytes | None = None,
     ) -> Response:
         """Send a request and return the answer with its body unread. Raises what it answers."""
-        try:
-            return self.connect().request(method, path, query, json=json, body=body)
-        except NotFound as failure:
-            raise self._with_suggestion(failure, path) from None
+        self._path = path
+        return self.connect().request(method, path, query, json=json, body=body)
 
     def call(
         self, method: str, path: str, query: Mapping[str, Any] | None = None, *, json: Any = None
@@ -101,23 +104,23 @@ class Client:
 
     def websocket(self, path: str, query: Mapping[str, Any] | None = None) -> WebSocket:
         """Open a WebSocket, on a connection of its own."""
+        self._path = path
         connection = self.connect()
         self._connection = None
-        try:
-            return connection.websocket(path, query)
-        except NotFound as failure:
-            raise self._with_suggestion(failure, path) from None
+        return connection.websocket(path, query)
 
-    def _with_suggestion(self, failure: NotFound, path: str) -> NotFound:
-        """Return the failure with the name that was perhaps meant as its hint."""
-        if failure.code == "sandbox_not_found" and path.startswith("/v1/sandboxes/"):
-            failure.hint = self.suggestion(path.split("/")[3]) or failure.hint
+    def explain(self, failure: HutchError) -> HutchError:
+        """Return the failure; of a sandbox that is not found, with the name perhaps meant."""
+        if failure.code == "sandbox_not_found" and self._path.startswith("/v1/sandboxes/"):
+            failure.hint = self._suggestion(self._path.split("/")[3]) or failure.hint
         return failure
 
-    def suggestion(self, wrong: str) -> str | None:
-        """Return a hint with the sandbox name closest to a wrong one, or None."""
+    def _suggestion(self, wrong: str) -> str | None:
         from difflib import get_close_matches
 
-        names = [info["name"] for info in self.call("GET", "/v1/sandboxes", {"all": True})]
+        try:
+            names = [info["name"] for info in self.call("GET", "/v1/sandboxes", {"all": True})]
+        except HutchError:
+            return None  # the failure that is being explained is the one to tell
         close = get_close_matches(wrong, names, 1, 0.6)
         return f"did you mean {close[0]}? `hutch ps -a` lists all" if close else None

@@ -2,8 +2,8 @@
 
 import click
 
-from hutch.cli.app import App, pass_app
-from hutch.cli.options import command
+from hutch.cli.app import App
+from hutch.cli.options import command, pass_app
 from hutch.cli.render import print_json
 
 _WHERE = {
@@ -20,7 +20,8 @@ def completion(app: App, /, shell: str) -> None:
     """Print the completion script of a shell."""
     from click.shell_completion import get_completion_class
 
-    from hutch.cli.main import COMPLETE_VARIABLE, cli
+    from hutch.cli.main import COMPLETE_VARIABLE
+    from hutch.cli.tree import cli
 
     cls = get_completion_class(shell)
     assert cls is not None

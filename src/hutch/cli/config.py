@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
-from hutch.cli.options import Group, command, example_text
+from hutch.cli.app import App
+from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.render import print_json, table
 from hutch.errors import error
 from hutch.settings import SETTINGS, Setting, config_path, resolve_settings

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from hutch import __version__
-from hutch.cli.app import App, pass_app
-from hutch.cli.options import Group, command, example_text
+from hutch.cli.app import App
+from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.render import age, pairs, print_json, size
 from hutch.cli.signals import Signals
 from hutch.errors import DaemonError, error

@@ -2,9 +2,9 @@
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.escape import escape_lines
-from hutch.cli.options import command
+from hutch.cli.options import command, pass_app
 from hutch.cli.render import print_json
 from hutch.cli.terminal import no_color
 

@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.escape import escape
-from hutch.cli.options import command
+from hutch.cli.options import command, pass_app
 from hutch.cli.render import print_json_line
 from hutch.models import Event, from_json
 

@@ -1,23 +1,18 @@
-"""`hutch exec`, `shell` and `attach`: programs in a running sandbox.
+"""`hutch exec`: a program in a running sandbox.
 
-On the hot path: imports no models, asyncio, httpx or pydantic, so that requests are plain JSON here
-(a test holds them against hutch.models).
+On the hot path: imports no click, models, asyncio, httpx or pydantic, so that requests are plain
+JSON here (a test holds them against hutch.models).
 """
 
+import sys
 from typing import Any
 
-import click
-
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
-from hutch.cli.options import DURATION, collect_env, command, env_options, user_options
+from hutch.cli.grammar import ENVIRONMENT, USER, Option, Verb
 from hutch.cli.session import Session, result_json, started_message
-from hutch.cli.terminal import is_tty, window_size
-
-_FIND_SHELL = (
-    'for shell in "$SHELL" /bin/bash /usr/bin/bash; do '
-    '[ -x "$shell" ] && exec "$shell" {flag}; done; exec sh {flag}'
-)
+from hutch.cli.terminal import window_size
+from hutch.cli.variables import collect_env
 
 
 def exec_spec(
@@ -45,52 +40,22 @@ def run_attached(app: App, ref: str, spec: dict[str, Any]) -> int:
     return ended.exit_code
 
 
-@command(
-    "exec",
-    verbatim=True,
-    examples=[
-        "hutch exec web uname -a",
-        "hutch exec -it web bash",
-        "tar c src | hutch exec -i web tar x -C /srv",
-        "hutch exec --timeout 30s web make test",
-    ],
-)
-@click.option("-i", "--interactive", is_flag=True, help="Pass stdin on.")
-@click.option("-t", "--tty", is_flag=True, help="Give the program a terminal.")
-@click.option("-d", "--detach", is_flag=True, help="Leave it running; print its id.")
-@click.option(
-    "--timeout", type=DURATION, metavar="TIME", help="End it after TIME, with the exit code 124."
-)
-@env_options
-@user_options
-@click.argument("name")
-@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
-@pass_app
-def exec_command(
-    app: App,
-    /,
-    name: str,
-    argv: tuple[str, ...],
-    interactive: bool,
-    tty: bool,
-    detach: bool,
-    timeout: float | None,
-    **options: Any,
-) -> int | None:
+def execute(app: App, values: dict[str, Any], name: str, words: tuple[str, ...]) -> int:
     """Run a program in a sandbox.
 
     Its exit code is that of `hutch exec`; 128+n for signal n, 124 for --timeout, 126 and 127 when
     it cannot be run or found, 125 when Hutch fails. ^C goes to the program; a second one within
     2 seconds kills it. With -it, ctrl-p ctrl-q lets go of it.
     """
+    detach = values["detach"]
     spec = exec_spec(
-        _program(argv),
-        stdin=interactive and not detach,
-        tty=tty,
-        env=collect_env(options["env"], options["env_file"]),
-        workdir=options["workdir"],
-        user=options["user"],
-        timeout=timeout,
+        program(words),
+        stdin=values["interactive"] and not detach,
+        tty=values["tty"],
+        env=collect_env(values["env"], values["env_file"]),
+        workdir=values["workdir"],
+        user=values["user"],
+        timeout=values["timeout"],
     )
     if not detach:
         return run_attached(app, name, spec)
@@ -100,71 +65,39 @@ def exec_command(
 
         print_json(info)
     else:
-        click.echo(info["id"])
-    return None
+        sys.stdout.write(f"{info['id']}\n")
+    return 0
 
 
-def _program(argv: tuple[str, ...]) -> list[str]:
+def program(words: tuple[str, ...]) -> list[str]:
     """Return the words of a program; a `--` before them, as other tools want it, is dropped."""
-    return list(argv[1:] if argv[0] == "--" and len(argv) > 1 else argv)
+    return list(words[1:] if words[0] == "--" and len(words) > 1 else words)
 
 
-@command(
-    "shell",
-    examples=["hutch shell web", "echo 'id; pwd' | hutch shell web", "hutch shell -u nobody web"],
+EXEC = Verb(
+    name="exec",
+    handler=execute,
+    options=(
+        Option(("-i", "--interactive"), "interactive", "Pass stdin on."),
+        Option(("-t", "--tty"), "tty", "Give the program a terminal."),
+        Option(("-d", "--detach"), "detach", "Leave it running; print its id."),
+        Option(
+            ("--timeout",),
+            "timeout",
+            "End it after TIME, with the exit code 124.",
+            "TIME",
+            kind="duration",
+        ),
+        *ENVIRONMENT,
+        *USER,
+    ),
+    positional="name",
+    words="COMMAND [ARG]...",
+    needs_words=True,
+    examples=(
+        "hutch exec web uname -a",
+        "hutch exec -it web bash",
+        "tar c src | hutch exec -i web tar x -C /srv",
+        "hutch exec --timeout 30s web make test",
+    ),
 )
-@env_options
-@user_options
-@click.argument("name")
-@pass_app
-def shell(app: App, /, name: str, **options: Any) -> int:
-    """Open a shell in a sandbox: the image's $SHELL, else bash, else sh.
-
-    With a terminal on stdin it is interactive; otherwise it reads a script from stdin.
-    """
-    tty = is_tty(0) and not app.json
-    script = _FIND_SHELL.format(flag="-i" if tty else "-s")
-    spec = exec_spec(
-        ["/bin/sh", "-c", script],
-        stdin=True,
-        tty=tty,
-        env=collect_env(options["env"], options["env_file"]),
-        workdir=options["workdir"],
-        user=options["user"],
-    )
-    return run_attached(app, name, spec)
-
-
-@command(
-    "attach",
-    examples=["hutch attach web", "hutch attach --no-stdin web", "hutch attach web ex_4k2"],
-)
-@click.option("--no-stdin", is_flag=True, help="Only show output.")
-@click.argument("name")
-@click.argument("exec_id", default="main", metavar="[EXEC]")
-@pass_app
-def attach(app: App, /, name: str, exec_id: str, no_stdin: bool) -> int:
-    """Attach to the main process of a sandbox, or to a detached exec.
-
-    ctrl-p ctrl-q lets go of a program with a terminal; closing this command never ends it, ^C does
-    what it does to a program.
-    """
-    info = app.client.call("GET", sandbox_path(name))
-    ws = app.client.websocket(sandbox_path(name, "exec"))
-    ws.send_json({"attach": exec_id, "offsets": None})
-    started = started_message(ws)
-    takes_stdin = info["stdin"] if exec_id == "main" else True
-    session = Session(
-        app,
-        name,
-        exec_id,
-        stdin=takes_stdin and not no_stdin,
-        tty=bool(started.get("tty")),
-        owns=False,
-    )
-    ended = session.run(ws, started)
-    if session.captured is not None:
-        from hutch.cli.render import print_json
-
-        print_json(result_json(ended, session.captured))
-    return ended.exit_code

@@ -5,6 +5,7 @@ its name and renamed over it. So neither `..`, absolute names, symlinks that the
 ones that were there before lead outside.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -68,9 +69,9 @@ class Extractor:
 
     def _refused(self, path: list[bytes], cause: OSError) -> HutchError:
         shown = escape(os.path.join(self._directory, *map(os.fsdecode, path)))
-        if isinstance(cause, NotADirectoryError) or cause.errno == 40:  # ELOOP: a symlink
+        if cause.errno in (errno.ENOTDIR, errno.ELOOP):
             return error("bad_path", f"{shown}: the way there is a symlink or a file, not followed")
-        code = "disk_full" if cause.errno in (28, 122) else "bad_path"  # ENOSPC, EDQUOT
+        code = "disk_full" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "bad_path"
         return error(code, f"{shown}: {cause.strerror}")
 
     def _place(self, raw: bytes) -> list[bytes]:
@@ -79,12 +80,11 @@ class Extractor:
         if raw.startswith(b"/") or b".." in parts or b"" in parts:
             shown = escape(os.fsdecode(raw[:200]))
             raise error("bad_image", f"the archive from the sandbox names the path {shown!r}")
-        top = parts[0] if parts else b""
         if self._top is None:
-            self._top = top
-        if top != self._top:
+            self._top = parts[0] if parts else b""
+        # A top called "." (the root of the guest) has its children at the first level.
+        if self._top and parts[:1] != [self._top]:
             raise error("bad_image", "the archive from the sandbox has more than one top")
-        # A top called "." has its children at the first level.
         inner = parts[1:] if self._top else parts
         return [self._name, *inner] if self._name != b"." else inner
 

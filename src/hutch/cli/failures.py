@@ -6,25 +6,11 @@ details}}` on stdout, where the result would have been. Counterpart of hutch.err
 
 import sys
 
-import click
-
 from hutch.cli.escape import escape_lines
-from hutch.errors import HutchError, error
+from hutch.errors import HutchError
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-
-
-def usage_error(cause: click.ClickException) -> HutchError:
-    """Return a mistake in the command line as an error of the table."""
-    context = getattr(cause, "ctx", None)
-    where = context.command_path if context is not None else "hutch"
-    message = cause.format_message().rstrip(".")
-    return error(
-        "bad_request",
-        message[:1].lower() + message[1:],
-        hint=f"see `{where} --help`",
-    )
 
 
 def report_failure(failure: HutchError, *, json_output: bool) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import Client, sandbox_path
 from hutch.cli.extract import Extractor
 from hutch.cli.failures import warn
-from hutch.cli.options import command
+from hutch.cli.options import command, pass_app
 from hutch.cli.pack import PIECE, Packer
 from hutch.cli.placement import Kind, Place, parse_place, place_target
 from hutch.cli.progress import Transfer
@@ -174,17 +174,18 @@ def _done(source: Place, target: Place, entries: int, transfer: Transfer) -> dic
     }
 
 
-def _source_in_guest(client: Client, place: Place, *, follow: bool) -> tuple[Place, Kind, int]:
+def _source_in_guest(client: Client, place: Place, *, follow: bool) -> tuple[str, Kind, int]:
     """Return what to read in a sandbox: the path, its kind, and the size of a file."""
-    if follow or place.wants_directory:
+    wants_directory = place.wants_directory
+    path = place.path.removesuffix("/.") if place.contents_only else place.path
+    place = Place(place.sandbox, path.rstrip("/") or "/")
+    if follow or wants_directory:
         resolved, kind = resolve_guest(client, place)
-        suffix = "/." if place.contents_only else ""
-        place = Place(place.sandbox, resolved.path + suffix) if suffix else resolved
-        return place, kind, 0
+        return resolved.path, kind, 0
     found = _stat_guest(client, place)
     if found is None:
-        return place, Kind.MISSING, 0
-    return place, Kind.DIR if found["type"] == "dir" else Kind.FILE, int(found["size"])
+        return place.path, Kind.MISSING, 0
+    return place.path, Kind.DIR if found["type"] == "dir" else Kind.FILE, int(found["size"])
 
 
 def _download(
@@ -200,7 +201,7 @@ def _download(
         directory, name = where.path, "."
     elif os.path.islink(where.path) and kind is Kind.FILE:
         directory, name = os.path.split(os.path.realpath(where.path))
-    query = {"path": read.path, "follow": follow}
+    query = {"path": read, "follow": follow}
     response = app.client.send("GET", sandbox_path(source.sandbox, "archive"), query)
     with Transfer(str(source), size or None, enabled=not app.json) as transfer:
         extractor = Extractor(
@@ -223,12 +224,12 @@ def _across(
     query: dict[str, Any] = {"path": where.directory}
     if not archive:
         query |= {"uid": 0, "gid": 0}
-    other = Client(app.settings)
+    other = Client(app)
     try:
         response = other.send(
             "GET",
             sandbox_path(source.sandbox, "archive"),
-            {"path": read.path, "name": where.name, "follow": follow},
+            {"path": read, "name": where.name, "follow": follow},
         )
         with Transfer(str(target), None, enabled=not app.json) as transfer:
             answer = app.client.send(

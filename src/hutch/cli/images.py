@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
-from hutch.cli.options import Group, command, example_text
+from hutch.cli.app import App
+from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.progress import Progress
 from hutch.cli.render import age, print_json, size, table
 from hutch.cli.sandboxes import for_each

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
-from hutch.cli.options import command
+from hutch.cli.options import command, pass_app
 from hutch.cli.render import age, print_json, size, table
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState, from_json
@@ -121,7 +121,7 @@ def inspect(app: App, names: tuple[str, ...]) -> int:
         try:
             infos.append(app.client.call("GET", sandbox_path(name)))
         except HutchError as cause:
-            failures.append(cause)
+            failures.append(app.explain(cause))
     if failures and app.json:
         raise failures[0]
     print_json(infos)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import warn
-from hutch.cli.options import command
+from hutch.cli.options import command, pass_app
 from hutch.cli.render import print_json_line
 from hutch.errors import InvalidInput, error, from_json
 from hutch.models import parse_timestamp, timestamp

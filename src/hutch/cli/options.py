@@ -1,18 +1,19 @@
-"""What commands share in parsing: the command class with --json, value types, common options.
+"""What click commands share: the command class with --json, value types, rows made options.
 
 Values are checked here, before the daemon hears of them. Knows no command.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from hutch.cli.app import App
+from hutch.cli.grammar import JSON, Option, Verb
 from hutch.errors import InvalidInput, error
 from hutch.settings import parse_duration, parse_size
 
-F = TypeVar("F", bound=Callable[..., Any])
+pass_app = click.make_pass_decorator(App, ensure=True)
 
 
 def _use_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -20,21 +21,24 @@ def _use_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.ensure_object(App).json = True
 
 
+def json_option(help_text: str = JSON.help) -> click.Option:
+    """Return the option --json, which sets the App's mode."""
+    return click.Option(
+        ["--json"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_use_json,
+        help=help_text,
+    )
+
+
 class Command(click.Command):
     """A command that has --json."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(
-            click.Option(
-                ["--json"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=_use_json,
-                help="Print JSON.",
-            )
-        )
+        self.params.append(json_option())
 
 
 class Group(click.Group):
@@ -93,78 +97,58 @@ class _Parsed(click.ParamType[Any]):
 
 SIZE = _Parsed("size", parse_size)
 DURATION = _Parsed("duration", parse_duration)
+_TYPES: dict[str, Any] = {"text": str, "int": int, "size": SIZE, "duration": DURATION}
 
 
-def parse_env(text: str) -> tuple[str, str | None]:
-    """Return the name and value of `K=V`; of `K` alone, None: the value is this process's own.
-
-    Raises InvalidInput (bad_request).
-    """
-    name, equals, value = text.partition("=")
-    if not name or "\0" in text or any(c.isspace() for c in name):
-        raise error("bad_request", f"{text!r} is no variable", hint="write it like NAME=VALUE")
-    return name, value if equals else None
-
-
-def collect_env(variables: Sequence[str], files: Sequence[str]) -> dict[str, str]:
-    """Return the variables of `--env-file`s, then of `-e`s; later ones win.
-
-    A name without a value takes it from this process, and is left out where it has none. Lines
-    of a file that are empty or begin with # are skipped. Raises InvalidInput (bad_request).
-    """
-    out: dict[str, str] = {}
-    texts: list[str] = []
-    for path in files:
-        texts += _env_lines(path)
-    import os
-
-    for text in [*texts, *variables]:
-        name, value = parse_env(text)
-        value = os.environ.get(name) if value is None else value
-        if value is not None:
-            out[name] = value
-    return out
+def click_option(row: Option) -> click.Option:
+    """Return a row of grammar.py as an option of click."""
+    if row.metavar is None:
+        return click.Option([*row.flags, row.dest], is_flag=True, help=row.help)
+    return click.Option(
+        [*row.flags, row.dest],
+        type=click.Choice(row.choices) if row.choices else _TYPES[row.kind],
+        multiple=row.multiple,
+        metavar=row.metavar,
+        help=row.help,
+    )
 
 
-def _env_lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        reason = cause.strerror if isinstance(cause, OSError) else "it is not UTF-8"
-        raise error("bad_request", f"--env-file {path}: {reason}") from cause
-    stripped = (line.lstrip() for line in lines)
-    return [line for line in stripped if line and not line.startswith("#")]
+def rows(*groups: Sequence[Option]) -> Callable[[Any], Any]:
+    """Return a decorator that adds rows of grammar.py to a command."""
+
+    def add(function: Any) -> Any:
+        wanted = [row for group in groups for row in group]
+        for row in reversed(wanted):
+            function.__dict__.setdefault("__click_params__", []).append(click_option(row))
+        return function
+
+    return add
 
 
-def parse_labels(labels: Sequence[str]) -> dict[str, str]:
-    """Return labels given as `k=v` or `k`. Raises InvalidInput (bad_request)."""
-    out = {}
-    for text in labels:
-        name, _, value = text.partition("=")
-        if not name:
-            raise error("bad_request", f"{text!r} is no label", hint="write it like KEY=VALUE")
-        out[name] = value
-    return out
+def verb_command(verb: Verb) -> Command:
+    """Return a verb of grammar.py as a command of click."""
 
+    def callback(**values: Any) -> int:
+        app = click.get_current_context().ensure_object(App)
+        positional, words = values.pop(verb.positional), values.pop("words")
+        return verb.handler(app, values, positional, words)
 
-def env_options(function: F) -> F:
-    """Add -e and --env-file; the command gets `env` and `env_file`, for `collect_env`."""
-    function = click.option(
-        "--env-file", multiple=True, metavar="FILE", help="Read variables from a file of lines K=V."
-    )(function)
-    return click.option(
-        "-e",
-        "--env",
-        multiple=True,
-        metavar="K=V",
-        help="Set a variable; K alone passes this shell's own on.",
-    )(function)
-
-
-def user_options(function: F) -> F:
-    """Add -w and -u; the command gets `workdir` and `user`."""
-    function = click.option(
-        "-u", "--user", metavar="USER[:GROUP]", help="User, by name or number."
-    )(function)
-    return click.option("-w", "--workdir", metavar="DIR", help="Working directory.")(function)
+    words = verb.words if verb.needs_words else f"[{verb.words}]"
+    return Command(
+        verb.name,
+        callback=callback,
+        help=verb.handler.__doc__,
+        epilog=example_text(verb.examples),
+        context_settings={"allow_interspersed_args": False},
+        params=[
+            *(click_option(row) for row in verb.options),
+            click.Argument([verb.positional]),
+            click.Argument(
+                ["words"],
+                nargs=-1,
+                required=verb.needs_words,
+                type=click.UNPROCESSED,
+                metavar=words,
+            ),
+        ],
+    )

@@ -10,8 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hutch.cli.failures import EXIT_BROKEN_PIPE, warn
 from hutch.cli.signals import FORWARDED, Repeats, Signals
@@ -27,8 +26,7 @@ _CANCEL_WAIT = 5.0
 _READ, _WRITE = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL, select.POLLOUT
 
 
-@dataclass(slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How an attachment ended: `outcome` is an ExecOutcome as JSON, None when nothing is known."""
 
     exit_code: int
@@ -111,9 +109,7 @@ class Relay:
 
     def _result(self) -> Ended:
         ended = self._ended or Ended(0)
-        if self._given_up is not None:
-            ended.exit_code = self._given_up
-        return ended
+        return ended if self._given_up is None else ended._replace(exit_code=self._given_up)
 
     def _step(self, ws: WebSocket) -> None:
         poller = select.poll()

@@ -1,60 +1,49 @@
 """`hutch run`: make a sandbox, start it, and be its main process's terminal.
 
-On the hot path: imports no models, asyncio, httpx or pydantic. Requests are plain JSON here (a test
-holds them against hutch.models).
+On the hot path: imports no click, models, asyncio, httpx or pydantic. Requests are plain JSON here
+(a test holds them against hutch.models).
 """
 
+import sys
 from typing import Any
 
-import click
-
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
-from hutch.cli.options import (
-    DURATION,
-    SIZE,
-    collect_env,
-    command,
-    env_options,
-    parse_labels,
-    user_options,
-)
+from hutch.cli.grammar import ENVIRONMENT, USER, Option, Verb
 from hutch.cli.progress import Progress
 from hutch.cli.session import Session, result_json
 from hutch.cli.terminal import window_size
+from hutch.cli.variables import collect_env, parse_labels
 from hutch.errors import error, from_json
 from hutch.sdk.wire import WebSocket
 
-
-def spec_options(function: Any) -> Any:
-    """Add the options that say what a sandbox is; `sandbox_spec` takes their values."""
-    options = [
-        click.option("--name", metavar="NAME", help="Name; one is made up otherwise."),
-        click.option("--entrypoint", metavar="WORDS", help="Replace the image's entrypoint."),
-        click.option("--cpus", type=int, metavar="N", help="CPUs."),
-        click.option("-m", "--memory", type=SIZE, metavar="SIZE", help="Memory, like 512m or 2g."),
-        click.option("--disk", type=SIZE, metavar="SIZE", help="Size of the writable disk."),
-        click.option(
-            "--timeout", type=DURATION, metavar="TIME", help="Stop after TIME of running."
-        ),
-        click.option("-l", "--label", multiple=True, metavar="K=V", help="Label."),
-        click.option("--hostname", metavar="NAME", help="Host name in the sandbox."),
-        click.option("--stop-signal", metavar="SIGNAL", help="Signal that asks it to stop."),
-        click.option("--kernel", metavar="NAME", help="Kernel to boot, of `hutch kernel ls`."),
-        click.option(
-            "--pull",
-            type=click.Choice(["missing", "always", "never"]),
-            help="When to ask the registry (missing).",
-        ),
-        click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it stops."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return user_options(env_options(function))
+SPEC = (
+    Option(("--name",), "name", "Name; one is made up otherwise.", "NAME"),
+    Option(("--entrypoint",), "entrypoint", "Replace the image's entrypoint.", "WORDS"),
+    Option(("--cpus",), "cpus", "CPUs.", "N", kind="int"),
+    Option(("-m", "--memory"), "memory", "Memory, like 512m or 2g.", "SIZE", kind="size"),
+    Option(("--disk",), "disk", "Size of the writable disk.", "SIZE", kind="size"),
+    Option(("--timeout",), "timeout", "Stop after TIME of running.", "TIME", kind="duration"),
+    Option(("-l", "--label"), "label", "Label.", "K=V", multiple=True),
+    Option(("--hostname",), "hostname", "Host name in the sandbox.", "NAME"),
+    Option(("--stop-signal",), "stop_signal", "Signal that asks it to stop.", "SIGNAL"),
+    Option(("--kernel",), "kernel", "Kernel to boot, of `hutch kernel ls`.", "NAME"),
+    Option(
+        ("--pull",),
+        "pull",
+        "When to ask the registry: missing (default), always or never.",
+        "WHEN",
+        choices=("missing", "always", "never"),
+    ),
+    Option(("--rm",), "auto_remove", "Remove it when it stops."),
+    *ENVIRONMENT,
+    *USER,
+)
+"""What a sandbox is; `sandbox_spec` takes the values."""
 
 
 def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Return a SandboxSpec as JSON from the values of `spec_options`; absent ones are left out."""
+    """Return a SandboxSpec as JSON from the values of `SPEC`; absent ones are left out."""
     entrypoint = options["entrypoint"]
     if entrypoint:
         import shlex
@@ -74,61 +63,29 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
     return {key: value for key, value in spec.items() if value is not None}
 
 
-@command(
-    "run",
-    verbatim=True,
-    examples=[
-        "hutch run --rm busybox uname -a",
-        "hutch run -it --rm debian bash",
-        "hutch run -d --name web -m 1g debian sleep infinity",
-        "hutch run -d --idle --name box debian",
-    ],
-)
-@click.option("-d", "--detach", is_flag=True, help="Leave it running; print its id.")
-@click.option("-i", "--interactive", is_flag=True, help="Pass stdin on.")
-@click.option("-t", "--tty", is_flag=True, help="Give the program a terminal.")
-@click.option("--idle", is_flag=True, help="Run no main process; live until stopped. Implies -d.")
-@spec_options
-@click.argument("image")
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]...]")
-@pass_app
-def run(
-    app: App,
-    /,
-    image: str,
-    argv: tuple[str, ...],
-    detach: bool,
-    interactive: bool,
-    tty: bool,
-    idle: bool,
-    **options: Any,
-) -> int:
+def execute(app: App, values: dict[str, Any], image: str, words: tuple[str, ...]) -> int:
     """Run an image as a virtual machine.
 
     Its main process is the image's, or COMMAND. `hutch run` ends with its exit code; 128+n for
     signal n, 125 when Hutch fails, 126 and 127 when COMMAND cannot be run or found. The sandbox
     is kept, stopped, unless --rm is given.
     """
-    if argv and argv[0] == "--":
-        argv = argv[1:]
-    if idle and argv:
+    if words[:1] == ("--",):
+        words = words[1:]
+    idle, tty = values["idle"], values["tty"]
+    if idle and words:
         raise error("bad_command", "--idle runs no main process, so there can be no command")
-    detached = detach or idle
-    spec = sandbox_spec(image, argv, options) | {
+    detached = values["detach"] or idle
+    spec = sandbox_spec(image, words, values) | {
         "tty": tty,
-        "stdin": interactive,
+        "stdin": values["interactive"],
         "idle": idle,
         "detached": detached,
     }
     rows, cols = window_size()
+    size = {"rows": rows, "cols": cols} if tty else None
     ws = app.client.websocket("/v1/run")
-    ws.send_json(
-        {
-            "spec": spec,
-            "attach": not detached,
-            "size": {"rows": rows, "cols": cols} if tty else None,
-        }
-    )
+    ws.send_json({"spec": spec, "attach": not detached, "size": size})
     info, started = _follow_start(ws, show=not app.json)
     if started is None:
         return _print_started(app, info)
@@ -160,7 +117,7 @@ def _print_started(app: App, info: dict[str, Any]) -> int:
 
         print_json(info)
     else:
-        click.echo(info["id"])
+        sys.stdout.write(f"{info['id']}\n")
     return 0
 
 
@@ -195,3 +152,25 @@ def _await_stopped(
         if "stopped" in body:
             return dict(body["stopped"])
     return None
+
+
+RUN = Verb(
+    name="run",
+    handler=execute,
+    options=(
+        Option(("-d", "--detach"), "detach", "Leave it running; print its id."),
+        Option(("-i", "--interactive"), "interactive", "Pass stdin on."),
+        Option(("-t", "--tty"), "tty", "Give the program a terminal."),
+        Option(("--idle",), "idle", "Run no main process; live until stopped. Implies -d."),
+        *SPEC,
+    ),
+    positional="image",
+    words="COMMAND [ARG]...",
+    needs_words=False,
+    examples=(
+        "hutch run --rm busybox uname -a",
+        "hutch run -it --rm debian bash",
+        "hutch run -d --name web -m 1g debian sleep infinity",
+        "hutch run -d --idle --name box debian",
+    ),
+)

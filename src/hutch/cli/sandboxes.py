@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
-from hutch.cli.options import DURATION, command
+from hutch.cli.options import DURATION, command, pass_app, rows
 from hutch.cli.render import print_json
-from hutch.cli.run import sandbox_spec, spec_options
+from hutch.cli.run import SPEC, sandbox_spec
 from hutch.errors import HutchError, error
 
 
@@ -28,6 +28,7 @@ def for_each(app: App, names: Sequence[str], act: Callable[[str], Any]) -> int:
         try:
             answer = act(name)
         except HutchError as failure:
+            app.explain(failure)
             results.append({"name": name, "ok": False, "error": failure.to_json()})
             if not app.json:
                 write_failure(failure)
@@ -49,7 +50,7 @@ names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME.
     examples=["hutch create --name box debian", "hutch create --start -m 2g --name box debian"],
 )
 @click.option("--start", "starts", is_flag=True, help="Start it as well.")
-@spec_options
+@rows(SPEC)
 @click.argument("image")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]...]")
 @pass_app

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from hutch.cli.app import App, pass_app
+from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
-from hutch.cli.options import DURATION, command
+from hutch.cli.options import DURATION, command, pass_app
 from hutch.cli.render import age, duration, print_json, print_json_line, size, table
 from hutch.cli.signals import Signals
 from hutch.cli.terminal import no_color

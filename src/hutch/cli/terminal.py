@@ -5,8 +5,6 @@ Knows no protocol; relay.py uses it.
 
 import os
 import sys
-import termios
-import tty
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,12 +43,17 @@ class RawMode:
         self._saved: list[Any] | None = None
 
     def __enter__(self) -> Self:
+        import termios  # here, as most programs have no terminal
+
         self._saved = termios.tcgetattr(self._fd)
         self.renew()
         return self
 
     def renew(self) -> None:
         """Set raw mode again: after SIGCONT the shell may have taken it back."""
+        import termios
+        import tty
+
         tty.setraw(self._fd, termios.TCSANOW)
 
     def __exit__(
@@ -61,6 +64,8 @@ class RawMode:
     ) -> None:
         if self._saved is None:
             return
+        import termios
+
         try:
             # DRAIN, so that what the program wrote last is shown under its own mode.
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
