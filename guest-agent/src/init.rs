@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::agent::{Agent, Setup, Stage};
+use crate::canary;
 use crate::console::log;
 use crate::session::{self, EndOfInput};
 use crate::sys;
@@ -30,6 +31,9 @@ pub enum InitError {
     /// The port did not appear, or cannot be used.
     #[error("cannot use the port {PORT_NAME}: {0}")]
     Port(io::Error),
+    /// A canary's boot could not say what it is for, or not end.
+    #[error("the canary failed: {0}")]
+    Canary(io::Error),
     /// A thread or descriptor that the agent needs is not to be had.
     #[error("cannot start the agent: {0}")]
     Start(io::Error),
@@ -42,6 +46,9 @@ pub enum InitError {
 pub fn run() -> Result<(), InitError> {
     mount_kernel_file_systems()?;
     log(format_args!("version {} starting", env!("CARGO_PKG_VERSION")));
+    if canary::requested() {
+        canary::run().map_err(InitError::Canary)?;
+    }
     become_unkillable();
     raise_limits();
     load_modules(Path::new("/modules.list"));

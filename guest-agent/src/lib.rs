@@ -6,6 +6,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod agent;
+pub mod canary;
 pub mod cgroup;
 pub mod codec;
 pub mod console;
