@@ -100,7 +100,7 @@ def _commands(
 
 def cli_page() -> str:
     """Return docs/cli.md."""
-    root = importlib.import_module("hutch.cli.main").cli
+    root = importlib.import_module("hutch.cli.tree").cli
     top = _context(root, "hutch")
     parts = [NOTICE, "# The command line\n", f"```\n{root.get_help(top)}\n```\n"]
     for command, context in _commands(root, top):

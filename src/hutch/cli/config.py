@@ -22,7 +22,10 @@ from hutch.settings import SETTINGS, Setting, config_path, resolve_settings
 )
 @click.pass_context
 def config(ctx: click.Context) -> None:
-    """Settings: from flags, HUTCH_* variables, the file, or defaults, in this order."""
+    """Settings in force, and the file that holds them.
+
+    A value comes from a flag, a HUTCH_* variable, the file, or the default, in this order.
+    """
     if ctx.invoked_subcommand is None:
         ctx.invoke(show)
 

@@ -168,7 +168,7 @@ def _follow(path: str, offset: int) -> None:
 @command("version", examples=["hutch version", "hutch version --json"])
 @pass_app
 def version(app: App) -> None:
-    """Print the versions of this program and, if it runs, of the daemon."""
+    """Print the versions of this program and of the daemon."""
     running = None
     try:
         path = find_daemon(app.settings)

@@ -16,7 +16,7 @@ from hutch.models import Event, from_json
 @click.option("--since", type=int, metavar="SEQ", help="From that sequence number on.")
 @pass_app
 def events(app: App, /, follow: bool, since: int | None) -> None:
-    """Show events: the recent ones, and with -f new ones as they come.
+    """Show what happened: recent events, and with -f new ones.
 
     With --json, one object a line.
     """

@@ -259,7 +259,10 @@ def _counted(pieces: Iterable[bytes], transfer: Transfer) -> Iterator[bytes]:
 def upload(
     app: App, /, name: str, paths: tuple[str, ...], directory: str | None, archive: bool
 ) -> None:
-    """Copy files and directories into a directory of a sandbox, which is made if missing."""
+    """Copy files and directories into a sandbox.
+
+    They go into DIR, which is made if missing.
+    """
     if directory is None:
         directory = app.client.call("GET", sandbox_path(name))["workdir"]
     target = parse_place(f"{name}:{directory}")
@@ -277,7 +280,10 @@ def upload(
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @pass_app
 def download(app: App, /, name: str, paths: tuple[str, ...], directory: str, archive: bool) -> None:
-    """Copy files and directories of a sandbox into a directory, which is made if missing."""
+    """Copy files and directories out of a sandbox.
+
+    They go into DIR, which is made if missing.
+    """
     os.makedirs(directory, exist_ok=True)
     target = Place(None, directory)
     done = [

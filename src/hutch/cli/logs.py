@@ -66,9 +66,9 @@ def logs(
     timestamps: bool,
     exec_id: str | None,
 ) -> None:
-    """Show the output of a sandbox's main process; what it wrote to stderr goes to stderr.
+    """Show the output of a sandbox's main process.
 
-    The console (--boot) is shown with control characters escaped. With --json, a line for each
+    What it wrote to stderr goes to stderr. The console (--boot) is shown with control characters escaped. With --json, a line for each
     piece: {channel, time, text}.
     """
     query: dict[str, Any] = {"follow": follow, "tail": tail, "boot": boot, "exec": exec_id}

@@ -92,7 +92,7 @@ def _stop_options(function: Any) -> Any:
 @names_argument
 @pass_app
 def stop(app: App, names: tuple[str, ...], timeout: float | None, signal: str | None) -> int:
-    """Stop sandboxes: ask the main process to end, then, after a time, kill."""
+    """Stop sandboxes: a signal to the main process, a kill after a time."""
     body = {"timeout": timeout, "signal": signal}
     return for_each(
         app, names, lambda n: app.client.call("POST", sandbox_path(n, "stop"), json=body)
@@ -116,7 +116,10 @@ def restart(app: App, names: tuple[str, ...], timeout: float | None, signal: str
 @names_argument
 @pass_app
 def kill(app: App, names: tuple[str, ...], signal: str) -> int:
-    """End sandboxes at once; with another signal than KILL, send it to the main process."""
+    """End sandboxes at once.
+
+    Another signal than KILL goes to the main process, which may go on.
+    """
     body = {"signal": signal}
     return for_each(
         app, names, lambda n: app.client.call("POST", sandbox_path(n, "kill"), json=body)
@@ -167,7 +170,7 @@ def rename(app: App, /, name: str, new_name: str) -> None:
 @names_argument
 @pass_app
 def wait(app: App, names: tuple[str, ...], timeout: float | None) -> int:
-    """Wait until sandboxes are no longer running; print the exit code of each."""
+    """Wait until sandboxes have stopped; print the exit code of each."""
     infos = []
     for name in names:
         info = app.client.call("GET", sandbox_path(name, "wait"), {"timeout": timeout})

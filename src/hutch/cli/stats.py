@@ -21,7 +21,10 @@ from hutch.models import ProcessInfo, SandboxStats, from_json
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @pass_app
 def stats(app: App, /, names: tuple[str, ...], watch: float | None) -> None:
-    """Show the use of CPU, memory and disk, once; of all running sandboxes where none is named."""
+    """Show the use of CPU, memory and disk.
+
+    Once, unless --watch is given; of all running sandboxes where none is named.
+    """
     if watch is None:
         _show(app, _collect(app, names), line=False)
         return

@@ -113,6 +113,16 @@ class LazyGroup(click.Group):
                 formatter.write_dl(rows)
 
 
+EPILOG = """\b
+Exit codes: `run` and `exec` end with their program's, or 128+n for signal n.
+124: --timeout of exec. 125: Hutch failed. 126, 127: cannot be run, not found.
+Failures: `hutch: MESSAGE (CODE)` and `hint: ...` on stderr; with --json,
+{"error": {"code", "message", "hint", "details"}} on stdout.
+
+`hutch COMMAND --help` tells more. The daemon starts by itself on first use.
+"""
+
+
 def _use_home(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.ensure_object(App).flags["home"] = value
@@ -121,7 +131,7 @@ def _use_home(ctx: click.Context, _param: click.Parameter, value: str | None) ->
 cli = LazyGroup(
     "hutch",
     help="Run OCI images as virtual machines of their own.",
-    epilog="`hutch COMMAND --help` tells more. The daemon starts by itself on first use.",
+    epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[
         click.Option(
