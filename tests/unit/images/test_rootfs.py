@@ -69,7 +69,9 @@ def listing(path: Path) -> dict[str, str]:
 
 
 def content(path: Path, name: str) -> bytes:
-    return subprocess.run(["rdsquashfs", "-c", name, str(path)], check=True, capture_output=True).stdout
+    return subprocess.run(
+        ["rdsquashfs", "-c", name, str(path)], check=True, capture_output=True
+    ).stdout
 
 
 def check_whole(path: Path) -> None:
@@ -181,7 +183,9 @@ async def test_a_layer_that_changes_under_the_build_leaves_nothing(
     assert list(target.iterdir()) == []
 
 
-async def test_a_failing_builder_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_builder_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken() -> rootfs.Builder:
         return rootfs.Builder("squashfs", ("/bin/false",))
 

@@ -33,7 +33,8 @@ async def test_busybox_is_made_once(
     monkeypatch.setattr(builtin, "make_layer", counted)
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(store.ensure("busybox", PullPolicy.MISSING, reports)) for _ in range(5)
+            group.create_task(store.ensure("busybox", PullPolicy.MISSING, reports))
+            for _ in range(5)
         ]
     images = {task.result().id for task in tasks}
     assert len(images) == 1
@@ -45,7 +46,9 @@ async def test_busybox_is_made_once(
     assert (await store.inspect("busybox")).references == ["busybox"]
 
 
-async def test_an_image_is_found_by_reference_id_and_prefix(store: ImageStore, tmp_path: Path) -> None:
+async def test_an_image_is_found_by_reference_id_and_prefix(
+    store: ImageStore, tmp_path: Path
+) -> None:
     made = simple_image()
     [info] = await store.load(made.write_layout(tmp_path / "in"), no_report)
     assert info.id == made.id
@@ -68,7 +71,9 @@ async def test_never_pulling_says_so(store: ImageStore) -> None:
     assert caught.value.code == "image_not_found"
 
 
-async def test_removing_drops_the_content_with_the_last_name(store: ImageStore, home: Path, tmp_path: Path) -> None:
+async def test_removing_drops_the_content_with_the_last_name(
+    store: ImageStore, home: Path, tmp_path: Path
+) -> None:
     path = simple_image().write_layout(tmp_path / "in")
     await store.load(path, no_report)
     await store.load(path, no_report, tag="example.org/other:2")
@@ -81,7 +86,9 @@ async def test_removing_drops_the_content_with_the_last_name(store: ImageStore, 
     assert left_over(home) == []
 
 
-async def test_removing_by_id_drops_all_names(store: ImageStore, home: Path, tmp_path: Path) -> None:
+async def test_removing_by_id_drops_all_names(
+    store: ImageStore, home: Path, tmp_path: Path
+) -> None:
     made = simple_image()
     path = made.write_layout(tmp_path / "in")
     await store.load(path, no_report)
@@ -151,7 +158,9 @@ async def test_config_is_honoured_and_recorded(store: ImageStore, tmp_path: Path
     assert (run.volumes, run.exposed_ports, run.labels) == (["/data"], ["80/tcp"], {"k": "v"})
 
 
-async def test_a_hostile_layer_leaves_nothing(store: ImageStore, home: Path, tmp_path: Path) -> None:
+async def test_a_hostile_layer_leaves_nothing(
+    store: ImageStore, home: Path, tmp_path: Path
+) -> None:
     made = MadeImage([layer(entry("../../evil", data=b""))])
     with pytest.raises(HutchError) as caught:
         await store.load(made.write_layout(tmp_path / "in"), no_report)
@@ -187,7 +196,9 @@ async def test_an_own_name_cannot_be_a_builtin(store: ImageStore, tmp_path: Path
 
 
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
-async def test_another_tool_reads_and_writes_the_layout(store: ImageStore, home: Path, tmp_path: Path) -> None:
+async def test_another_tool_reads_and_writes_the_layout(
+    store: ImageStore, home: Path, tmp_path: Path
+) -> None:
     image = await store.ensure("busybox", PullPolicy.MISSING, no_report)
     oci = home / "images/oci"
     shown = subprocess.run(
@@ -204,7 +215,9 @@ async def test_another_tool_reads_and_writes_the_layout(store: ImageStore, home:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
-async def test_a_full_disk_is_said_and_leaves_nothing(make_store: MakeStore, home: Path, tmp_path: Path) -> None:
+async def test_a_full_disk_is_said_and_leaves_nothing(
+    make_store: MakeStore, home: Path, tmp_path: Path
+) -> None:
     home.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(home)], capture_output=True
