@@ -9,6 +9,7 @@ thread. It must not know where the bytes come from; `output.py` does.
 import contextlib
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -75,6 +76,7 @@ class LogWriter:
         self._fd = -1
         self._number = 0
         self._position = 0
+        self._lock = threading.Lock()
         self.ends = {1: 0, 2: 0}
         """For each channel the offset after the last byte that is on record."""
 
@@ -83,10 +85,14 @@ class LogWriter:
 
         A log that is new begins at the offsets `begin`.
         """
+        with self._lock:
+            self._open(begin or {})
+
+    def _open(self, begin: Mapping[int, int]) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = log_files(self._directory, self._name)
         if not found:
-            self.ends |= dict(begin or {})
+            self.ends |= dict(begin)
             self._start_file()
             return
         self._number, path = found[-1]
@@ -105,20 +111,26 @@ class LogWriter:
 
     def close(self) -> None:
         """Let go of the file."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def begin_run(self) -> None:
         """Note that the program starts anew: offsets begin at 0."""
-        self._write(_Kind.RUN, 0, 0, 0, b"")
+        with self._lock:
+            self._write(_Kind.RUN, 0, 0, 0, b"")
 
     def append(self, channel: int, offset: int, data: bytes, time_ns: int) -> None:
         """Write bytes that begin at `offset`; those that are on record already are left out."""
-        known = max(0, min(self.ends[channel] - offset, len(data)))
-        for start in range(known, len(data), PIECE):
-            piece = data[start : start + PIECE]
-            self._write(_Kind.DATA, channel, offset + start, time_ns, piece)
+        with self._lock:
+            known = max(0, min(self.ends[channel] - offset, len(data)))
+            for start in range(known, len(data), PIECE):
+                piece = data[start : start + PIECE]
+                self._write(_Kind.DATA, channel, offset + start, time_ns, piece)
 
     def _write(self, kind: _Kind, channel: int, offset: int, time_ns: int, data: bytes) -> None:
         record = _RECORD.pack(kind, channel, 0, len(data), time_ns, offset) + data
@@ -145,7 +157,7 @@ class LogWriter:
             self.ends[channel] = offset + size
 
     def _start_file(self) -> None:
-        self.close()
+        self._close()
         self._number += 1
         path = self._directory / f"{self._name}.{self._number:06d}.log"
         self._position = _HEAD.size
@@ -154,7 +166,7 @@ class LogWriter:
             self._fd = os.open(path, flags, 0o600)
             os.write(self._fd, _HEAD.pack(_MAGIC, self.ends[1], self.ends[2]))
         except OSError:
-            self.close()
+            self._close()
             path.unlink(missing_ok=True)
         for _, old in log_files(self._directory, self._name)[: -self._files - 1]:
             old.unlink(missing_ok=True)

@@ -258,6 +258,6 @@ class Sandbox:
     async def close(self) -> None:
         """Stop to watch over it and hang up. The VM, if it still runs, goes on."""
         await self.connection.close()
-        await self.execs.close()
         await self._scope.close()
+        await self.execs.close()
         await self.machine.release()

@@ -1,0 +1,275 @@
+"""A sandbox from its making to its removal, and what every failure on the way leaves: nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from hutch.engine.base import ExitKind, MachineExit
+from hutch.errors import HutchError, error
+from hutch.guest.base import Channel, Output
+from hutch.images.base import no_report
+from hutch.models import ExecOutcome, ExecSpec, SandboxState, StopReason
+from hutch.service.host import HostService
+from tests.unit.service.world import World, spec
+from tests.waiting import until
+
+
+@pytest.fixture
+async def service(world: World) -> AsyncIterator[HostService]:
+    async with world.service() as service:
+        yield service
+
+
+async def output(session: Any) -> tuple[bytes, bytes, ExecOutcome]:
+    """Read a session to its end, acknowledging all."""
+    parts = {Channel.STDOUT: b"", Channel.STDERR: b""}
+    async for event in session:
+        if isinstance(event, Output):
+            assert event.offset == len(parts[event.channel])
+            parts[event.channel] += event.data
+            session.ack(event.channel, len(event.data))
+    assert isinstance(event, ExecOutcome)
+    return parts[Channel.STDOUT], parts[Channel.STDERR], event
+
+
+async def test_create_start_exec_stop_remove(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(name="one"), no_report)
+    assert (info.name, info.state) == ("one", SandboxState.CREATED)
+    info = await service.sandboxes.start("one")
+    assert info.state is SandboxState.RUNNING
+    assert info.pid is not None
+    assert info.machine == "microvm"
+    session = await service.execs.start("one", ExecSpec(["sh", "-c", "echo hi; echo no >&2; exit 3"]))
+    out, err, outcome = await output(session)
+    assert (out, err, outcome.exit_code) == (b"hi\n", b"no\n", 3)
+    await session.close(detach=False)
+    info = await service.sandboxes.stop("one")
+    assert info.state is SandboxState.STOPPED
+    assert info.exit is not None
+    assert info.exit.reason is StopReason.STOPPED
+    assert info.exit.code == 143
+    assert world.engine.running() == []
+    removed = await service.sandboxes.remove("one")
+    assert removed.removed == [info.id]
+    assert world.leftovers() == []
+    with pytest.raises(HutchError, match="no sandbox one"):
+        await service.sandboxes.get("one")
+
+
+async def test_main_process_ends_the_sandbox_with_its_code(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec("sh", "-c", "echo bye; exit 7"), no_report)
+    _, session = await service.sandboxes.start_attached(info.id)
+    out, _, outcome = await output(session)
+    assert (out, outcome.exit_code) == (b"bye\n", 7)
+    await session.close(detach=False)
+    info = await service.sandboxes.wait(info.id, timeout=5)
+    assert info.exit is not None
+    assert (info.exit.reason, info.exit.code) == (StopReason.EXITED, 7)
+
+
+async def test_auto_remove_tells_its_waiters_the_last_state(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec("true", auto_remove=True), no_report)
+    _, session = await service.sandboxes.start_attached(info.id)
+    await output(session)
+    last = await service.sandboxes.wait(info.id, timeout=5)
+    assert last.exit is not None
+    assert last.exit.code == 0
+    assert world.leftovers() == []
+    assert (await service.sandboxes.wait(info.name, timeout=5)).id == info.id
+
+
+async def test_start_after_stop_keeps_the_disk(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(), no_report)
+    await service.sandboxes.start(info.id)
+    disk = world.settings.home / "sandboxes" / info.id / "disk.qcow2"
+    before = disk.stat().st_ino
+    await service.sandboxes.restart(info.id)
+    assert (await service.sandboxes.get(info.id)).state is SandboxState.RUNNING
+    assert disk.stat().st_ino == before
+    assert world.agent(info).identity["generation"] == 2
+
+
+async def test_unknown_command_fails_the_start(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec("nonsense"), no_report)
+    with pytest.raises(HutchError) as caught:
+        await service.sandboxes.start(info.id)
+    assert caught.value.code == "command_not_found"
+    info = await service.sandboxes.get(info.id)
+    assert info.state is SandboxState.FAILED
+    assert info.error is not None
+    assert info.error.code == "command_not_found"
+    assert world.engine.running() == []
+    assert list(world.settings.runtime_dir.iterdir()) == []
+
+
+async def test_two_starts_at_once_make_one_machine(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(), no_report)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(service.sandboxes.start(info.id))
+    assert len(world.engine.running()) == 1
+
+
+async def test_stop_while_it_starts(world: World, service: HostService) -> None:
+    world.engine.hang_boot = True
+    info = await service.sandboxes.create(spec(), no_report)
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(expect("sandbox_died", service.sandboxes.start(info.id)))
+        await until(lambda: world.engine.booted)
+        stopped = await service.sandboxes.stop(info.id)
+        await starting
+    assert stopped.state is SandboxState.CREATED
+    assert world.engine.running() == []
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_remove_by_force_while_it_starts(
+    world: World, service: HostService, silent: bool
+) -> None:
+    world.engine.hang_boot, world.silent = not silent, silent
+    info = await service.sandboxes.create(spec(), no_report)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(expect("sandbox_died", service.sandboxes.start(info.id)))
+        await until(lambda: world.engine.booted)
+        await expect("wrong_state", service.sandboxes.remove(info.id))
+        await service.sandboxes.remove(info.id, force=True)
+    assert world.leftovers() == []
+
+
+async def test_remove_by_force_while_it_stops(world: World, service: HostService) -> None:
+    world.obeys_shutdown, world.engine.deaf = False, True
+    info = await service.sandboxes.create(spec(), no_report)
+    await service.sandboxes.start(info.id)
+    async with asyncio.TaskGroup() as group:
+        stopping = group.create_task(service.sandboxes.stop(info.id, timeout=60))
+        await until(lambda: world.agent(info).sessions["main"].result)
+        await service.sandboxes.remove(info.id, force=True)
+        last = await stopping
+    assert last.exit is not None
+    assert last.exit.reason is StopReason.KILLED
+    assert world.leftovers() == []
+
+
+async def test_a_cancelled_start_leaves_the_sandbox_as_it_was(
+    world: World, service: HostService
+) -> None:
+    world.silent = True
+    info = await service.sandboxes.create(spec(), no_report)
+    start = asyncio.timeout(None)
+    with pytest.raises(TimeoutError):
+        async with start:
+            await asyncio.wait_for(service.sandboxes.start(info.id), 0.2)
+    assert (await service.sandboxes.get(info.id)).state is SandboxState.CREATED
+    assert world.engine.running() == []
+
+
+async def expect(code: str, work: Any) -> None:
+    with pytest.raises(HutchError) as caught:
+        await work
+    assert caught.value.code == code
+
+
+async def test_a_guest_that_never_answers(world: World, service: HostService) -> None:
+    world.silent = True
+    info = await service.sandboxes.create(spec(name="mute"), no_report)
+    with pytest.raises(HutchError) as caught:
+        await service.sandboxes.start(info.id)
+    assert caught.value.code == "boot_failed"
+    assert "hutch logs --boot mute" in str(caught.value)
+    assert [s.machine.value for s in world.engine.booted] == ["microvm", "microvm", "q35"]
+    assert world.engine.running() == []
+
+
+async def test_the_last_board_boots(world: World, service: HostService) -> None:
+    world.silent = True
+    info = await service.sandboxes.create(spec(), no_report)
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(service.sandboxes.start(info.id))
+        await until(lambda: len(world.engine.booted) == 2)
+        world.silent = False
+        info = await starting
+    assert info.machine == "q35"
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (MachineExit(ExitKind.PANIC), StopReason.PANIC),
+        (MachineExit(ExitKind.REBOOT), StopReason.REBOOT),
+        (MachineExit(ExitKind.POWEROFF), StopReason.POWEROFF),
+        (MachineExit(ExitKind.CRASHED, "SIGSEGV"), StopReason.ENGINE),
+    ],
+)
+async def test_a_machine_that_ends_by_itself(
+    world: World, service: HostService, end: MachineExit, reason: StopReason
+) -> None:
+    info = await service.sandboxes.create(spec(), no_report)
+    _, session = await service.sandboxes.start_attached(info.id)
+    world.end_machine(info.id, end)
+    with pytest.raises(HutchError) as caught:
+        await output(session)
+    assert caught.value.code == "sandbox_died"
+    info = await service.sandboxes.wait(info.id, timeout=5)
+    assert info.state is SandboxState.STOPPED
+    assert info.exit is not None
+    assert info.exit.reason is reason
+    assert list(world.settings.runtime_dir.iterdir()) == []
+
+
+async def test_kill_gives_137_to_everyone(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(), no_report)
+    _, main = await service.sandboxes.start_attached(info.id)
+    other = await service.execs.start(info.id, ExecSpec(["sleep", "1000"]))
+    info = await service.sandboxes.kill(info.id)
+    assert info.exit is not None
+    assert (info.exit.reason, info.exit.code) == (StopReason.KILLED, 137)
+    for session in (main, other):
+        _, _, outcome = await output(session)
+        assert outcome.exit_code == 137
+
+
+async def test_time_limit(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(timeout=0.1), no_report)
+    await service.sandboxes.start(info.id)
+    info = await service.sandboxes.wait(info.id, timeout=5)
+    assert info.exit is not None
+    assert (info.exit.reason, info.exit.code) == (StopReason.TIMEOUT, 124)
+
+
+async def test_names_collide(world: World, service: HostService) -> None:
+    await service.sandboxes.create(spec(name="one"), no_report)
+    await expect("name_taken", service.sandboxes.create(spec(name="one"), no_report))
+    other = await service.sandboxes.create(spec(), no_report)
+    await expect("name_taken", service.sandboxes.rename(other.id, "one"))
+    assert (await service.sandboxes.rename(other.id, "two")).name == "two"
+    assert world.images.asked == ["busybox", "busybox"]
+
+
+@pytest.mark.parametrize("where", ["images", "kernels", "boot", "base disk"])
+async def test_a_failing_step_leaves_nothing(
+    world: World, service: HostService, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = error("disk_full", "the disk is full")
+    if where == "boot":
+        world.engine.fail_boot = failure
+    elif where == "base disk":
+        monkeypatch.setattr(world.engine, "create_disk", raiser(failure))
+    else:
+        getattr(world, where).fail = failure
+
+    async def run() -> None:
+        info = await service.sandboxes.create(spec(auto_remove=True), no_report)
+        await service.sandboxes.start(info.id)
+
+    await expect("disk_full", run())
+    assert world.leftovers() == []
+    assert len(service.sandboxes._registry) == 0
+
+
+def raiser(failure: HutchError) -> Any:
+    def fail(*args: object) -> None:
+        raise failure
+
+    return fail

@@ -1,0 +1,139 @@
+"""What is around a service under test: engine, agents and stores, which outlive it as VMs do."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from hutch.engine.base import ExitKind, MachineExit
+from hutch.engine.fake import FakeEngine
+from hutch.errors import HutchError
+from hutch.guest.fake import FakeAgent
+from hutch.guest.session import connect_guest
+from hutch.images.base import Image, Kernel, Report, RootFs
+from hutch.models import ImageConfig, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.service.host import DATABASE, HostService
+from hutch.service.spec import HostSize
+from hutch.settings import GIB, Settings
+from hutch.state.sqlite import SqliteStore
+from hutch.tasks import Scope
+
+IMAGE_ID = "sha256:" + "ab" * 32
+
+
+class TinyImages:
+    """One image, `busybox`; `fail` is raised instead, `hang` makes `ensure` wait."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "root.squashfs"
+        self.path.write_bytes(b"root")
+        self.config = ImageConfig(command=["sleep", "1000"], env={"PATH": "/bin"})
+        self.fail: HutchError | None = None
+        self.asked: list[str] = []
+
+    async def ensure(self, reference: str, pull: PullPolicy, report: Report) -> Image:
+        self.asked.append(reference)
+        if self.fail is not None:
+            raise self.fail
+        return Image(IMAGE_ID, reference, self.config, RootFs(self.path, "squashfs", 4))
+
+    def rootfs_path(self, image_id: str) -> RootFs | None:
+        return RootFs(self.path, "squashfs", 4) if self.path.exists() else None
+
+
+class TinyKernels:
+    """One kernel of a few bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.kernel = Kernel("tiny", "6.1", directory / "vmlinux", directory / "initramfs")
+        self.kernel.vmlinux.write_bytes(b"kernel")
+        self.kernel.initramfs.write_bytes(b"initramfs")
+        self.fail: HutchError | None = None
+
+    async def ensure(self, name: str | None, report: Report) -> Kernel:
+        if self.fail is not None:
+            raise self.fail
+        return self.kernel
+
+    async def list(self) -> Sequence[Any]:
+        return []
+
+
+class World:
+    """Machines and files of one host; `service` makes a daemon's life on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        settings.home.mkdir(parents=True)
+        settings.runtime_dir.mkdir(parents=True)
+        self.agents: dict[str, FakeAgent] = {}
+        self.silent = False
+        self.engine = FakeEngine(self._serve)
+        self.images: Any = TinyImages(settings.home)
+        self.kernels: Any = TinyKernels(settings.home)
+        self._scope = Scope("world")
+        self.obeys_shutdown = True
+
+    @contextlib.asynccontextmanager
+    async def _serve(self, path: Path) -> AsyncIterator[None]:
+        sandbox_id = path.parent.name
+
+        def power_off(action: str) -> None:
+            kind = ExitKind.REBOOT if action == "reboot" else ExitKind.POWEROFF
+            if self.obeys_shutdown:
+                self.end_machine(sandbox_id, MachineExit(kind))
+
+        agent = FakeAgent(path, on_shutdown=power_off)
+        agent.silent = self.silent
+        self.agents[sandbox_id] = agent
+        async with agent:
+            yield
+
+    def end_machine(self, sandbox_id: str, end: MachineExit) -> None:
+        """End a VM from outside, in the background."""
+        for process in self.engine.running():
+            if process.record.directory.name == sandbox_id:
+                self._scope.start("end", process.end(end))
+
+    async def base_disk(self, home: Path, size: int) -> Path:
+        path = home / f"base-{size}"
+        if not path.exists():
+            with path.open("wb") as file:
+                file.truncate(size)
+        return path
+
+    def service(self, **changes: Any) -> HostService:
+        """Return a service; another one on the same world is the daemon's next life."""
+        parts: dict[str, Any] = {
+            "store": SqliteStore(self.settings.home / DATABASE),
+            "engine": self.engine,
+            "images": self.images,
+            "kernels": self.kernels,
+            "connect_guest": connect_guest,
+            "base_disk": self.base_disk,
+            "host": HostSize(8, 64 * GIB),
+        }
+        return HostService(self.settings, **(parts | changes))
+
+    def agent(self, info: SandboxInfo) -> FakeAgent:
+        """Return the agent in a sandbox's VM."""
+        return self.agents[info.id]
+
+    def leftovers(self) -> list[str]:
+        """Return what no sandbox should leave: machines, directories, sockets."""
+        found = [f"machine {process.record.directory.name}" for process in self.engine.running()]
+        for parent in (self.settings.runtime_dir, self.settings.home / "sandboxes"):
+            found += [str(path) for path in parent.glob("sb_*")]
+        return found
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.engine.close()
+        await self._scope.close()
+
+
+def spec(*command: str, **fields: Any) -> SandboxSpec:
+    """Return a request for a sandbox of the tiny image."""
+    return SandboxSpec("busybox", command=list(command) or None, **fields)
