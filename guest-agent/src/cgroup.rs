@@ -114,9 +114,9 @@ impl Workloads {
 }
 
 impl Group {
-    /// The file through which a process enters.
+    /// Its directory, for a process to begin in.
     pub fn entrance(&self) -> io::Result<OwnedFd> {
-        sys::open(self.path.join("cgroup.procs"), libc::O_WRONLY, 0)
+        sys::open(&self.path, libc::O_RDONLY | libc::O_DIRECTORY, 0)
     }
 
     /// Signals every process of the group.

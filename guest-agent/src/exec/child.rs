@@ -55,7 +55,7 @@ pub struct Plan {
     pub stdio: [RawFd; 3],
     /// Whether standard input is a terminal to be controlled by.
     pub tty: bool,
-    /// The `cgroup.procs` to enter.
+    /// The directory of the cgroup to begin in.
     pub cgroup: Option<OwnedFd>,
     /// Limit of open files, 0 to leave it.
     pub nofile: u64,
@@ -140,10 +140,6 @@ fn fork(
         }
         _ => None,
     };
-    let flags = match plan.namespaces {
-        Namespaces::Own => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
-        _ => 0,
-    };
     let mut all: libc::sigset_t;
     let mut before: libc::sigset_t;
     // No handler of ours may run in the child, so signals are blocked across the fork.
@@ -154,7 +150,7 @@ fn fork(
         before = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
-        let result = libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0);
+        let result = clone(plan);
         if result == 0 {
             run(plan, report.as_raw_fd(), argv, env);
         }
@@ -167,6 +163,34 @@ fn fork(
         sys::check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) })?;
     }
     result
+}
+
+/// clone3(2) as fork(2), into the plan's cgroup and namespaces.
+///
+/// To be moved into a cgroup afterwards would cost a grace period of the kernel's RCU, 15 ms.
+///
+/// # Safety
+/// As for fork: until it execs, the child may only make system calls.
+unsafe fn clone(plan: &Plan) -> libc::c_long {
+    let mut flags = match plan.namespaces {
+        Namespaces::Own => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+        _ => 0,
+    };
+    let Some(cgroup) = &plan.cgroup else {
+        // Not clone3, which containers that run the tests may forbid.
+        // SAFETY: the caller's, and all arguments are integers.
+        return unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+    };
+    flags |= libc::CLONE_INTO_CGROUP;
+    // SAFETY: the caller's; clone_args is a structure of integers, for which zero is valid, and its
+    // size is what is passed.
+    unsafe {
+        let mut args: libc::clone_args = std::mem::zeroed();
+        args.flags = flags as u64;
+        args.exit_signal = libc::SIGCHLD as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+        libc::syscall(libc::SYS_clone3, &args, std::mem::size_of_val(&args))
+    }
 }
 
 /// The child.
@@ -220,9 +244,6 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
     let setup = |result: i32| at(Step::Setup, i64::from(result));
     // SAFETY: plain system calls on data that the plan keeps alive.
     unsafe {
-        if let Some(cgroup) = &plan.cgroup {
-            at(Step::Setup, libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) as i64)?;
-        }
         adjust_oom_score();
         setup(libc::setsid())?;
         for (target, fd) in plan.stdio.iter().enumerate() {
@@ -240,8 +261,7 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
             }
         }
         if plan.nofile > 0 {
-            let limit = libc::rlimit { rlim_cur: plan.nofile, rlim_max: plan.nofile };
-            setup(libc::setrlimit(libc::RLIMIT_NOFILE, &limit))?;
+            setup(limit_files(plan.nofile))?;
         }
         libc::umask(0o022);
         at(Step::Cwd, i64::from(libc::chdir(plan.cwd.as_ptr())))?;
@@ -272,6 +292,23 @@ unsafe fn adjust_oom_score() {
             libc::write(file, c"0".as_ptr().cast(), 1);
             libc::close(file);
         }
+    }
+}
+
+/// Sets the limit of open files; without the right to raise the hard one, as near as possible.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn limit_files(wanted: u64) -> i32 {
+    // SAFETY: plain system calls on a local structure.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: wanted, rlim_max: wanted };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 {
+            return 0;
+        }
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = wanted.min(limit.rlim_max);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit)
     }
 }
 

@@ -42,8 +42,8 @@ pub fn read(fields: &Fields, stream: &Arc<Stream>) -> Result<(), Failure> {
         Packer { stream, buffer: Stream::buffer(), links: HashMap::new(), entries: 0, bytes: 0 };
     packer.tree(name, path, &meta)?;
     packer.put(&[0; 2 * BLOCK])?;
-    let (entries, bytes) = (packer.entries, packer.bytes);
     packer.flush()?;
+    let (entries, bytes) = (packer.entries, packer.bytes);
     stream.end()?;
     let result = map! { "entries" => entries, "bytes" => bytes };
     stream.finish(frame::Kind::Result, Ok(result));
@@ -56,6 +56,7 @@ struct Packer<'a> {
     /// The first name of each file that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     entries: u64,
+    /// Of the stream, not of the files in it.
     bytes: u64,
 }
 
@@ -141,7 +142,7 @@ impl Packer<'_> {
             let used = self.buffer.len();
             let room = (HEADER_LEN + DATA_CHUNK - used).min(left.min(1 << 30) as usize);
             if room == 0 {
-                self.flush_full().map_err(Broken::Send)?;
+                self.flush().map_err(Broken::Send)?;
                 continue;
             }
             self.buffer.resize(used + room, 0);
@@ -154,7 +155,6 @@ impl Packer<'_> {
             self.buffer.truncate(used + count);
             left -= count as u64;
         }
-        self.bytes += size;
         self.put(&[0; BLOCK][..padding(size)]).map_err(Broken::Send)
     }
 
@@ -162,7 +162,7 @@ impl Packer<'_> {
         while !bytes.is_empty() {
             let room = HEADER_LEN + DATA_CHUNK - self.buffer.len();
             if room == 0 {
-                self.flush_full()?;
+                self.flush()?;
                 continue;
             }
             let (head, tail) = bytes.split_at(room.min(bytes.len()));
@@ -172,15 +172,9 @@ impl Packer<'_> {
         Ok(())
     }
 
-    fn flush_full(&mut self) -> Result<(), Failure> {
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.bytes += (self.buffer.len() - HEADER_LEN) as u64;
         self.stream.send(std::mem::replace(&mut self.buffer, Stream::buffer()))
-    }
-
-    fn flush(self) -> Result<(), Failure> {
-        match self.buffer.len() > HEADER_LEN {
-            true => self.stream.send(self.buffer),
-            false => Ok(()),
-        }
     }
 }
 

@@ -24,12 +24,13 @@ pub struct Source<'a> {
     chunk: Vec<u8>,
     at: usize,
     ended: bool,
+    taken: u64,
 }
 
 impl<'a> Source<'a> {
     /// The bytes of `stream` from now on.
     pub fn new(stream: &'a Stream) -> Source<'a> {
-        Source { stream, chunk: Vec::new(), at: 0, ended: false }
+        Source { stream, chunk: Vec::new(), at: 0, ended: false, taken: 0 }
     }
 
     /// The bytes that are there, none at the end.
@@ -53,6 +54,12 @@ impl<'a> Source<'a> {
     /// `count` bytes of [`Source::available`] have been used.
     pub fn consume(&mut self, count: usize) {
         self.at += count;
+        self.taken += count as u64;
+    }
+
+    /// How many bytes have been used.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// The next block, `None` at the end of the bytes.

@@ -38,14 +38,13 @@ pub fn write(fields: &Fields, stream: &Arc<Stream>) -> Result<(), Failure> {
         gid,
         times: Vec::new(),
         entries: 0,
-        bytes: 0,
     };
     while let Some(entry) = unpacker.next_entry()? {
         unpacker.unpack(&entry)?;
     }
     unpacker.source.drain()?;
     unpacker.set_times();
-    let result = map! { "entries" => unpacker.entries, "bytes" => unpacker.bytes };
+    let result = map! { "entries" => unpacker.entries, "bytes" => unpacker.source.taken() };
     stream.finish(frame::Kind::Result, Ok(result));
     Ok(())
 }
@@ -57,7 +56,6 @@ struct Unpacker<'a> {
     gid: Option<u32>,
     times: Vec<(PathBuf, i64)>,
     entries: u64,
-    bytes: u64,
 }
 
 impl Unpacker<'_> {
@@ -121,7 +119,6 @@ impl Unpacker<'_> {
         let mut file = self.place.file(path).context(what)?;
         self.source.content(entry.size, |bytes| file.write_all(bytes).context(what))?;
         drop(file);
-        self.bytes += entry.size;
         self.place.finish(path, entry).context(what)?;
         self.place.set_time(path, entry.mtime).context(what)
     }
