@@ -263,7 +263,8 @@ async def _set_up(guest: Guest, info: SandboxInfo, rootfs: RootFs, generation: i
             generation=generation,
             hosts=[
                 ("127.0.0.1", "localhost"),
-                ("::1", "localhost ip6-localhost ip6-loopback"),
+                ("::1", "ip6-localhost"),
+                ("::1", "ip6-loopback"),
                 ("127.0.1.1", info.hostname),
             ],
         )
