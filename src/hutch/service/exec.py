@@ -256,7 +256,7 @@ class SandboxExecs:
         self, exec_id: str, offsets: Mapping[int, int] | None
     ) -> AttachedSession | LoggedSession:
         """Attach a client to a program. Raises exec_not_found."""
-        await self._until_resumed()
+        await self.until_resumed()
         pump = self._pumps.get(exec_id)
         if pump is not None:
             info = self._logged[exec_id]
@@ -271,7 +271,7 @@ class SandboxExecs:
         follower = Follower(self._connection, guest, stream, starts | dict(offsets or {}))
         return AttachedSession(self, self._shown(state), follower)
 
-    async def _until_resumed(self) -> None:
+    async def until_resumed(self) -> None:
         """Wait until the programs that ran on without us are followed again."""
         await self._connection.get()
         with contextlib.suppress(TimeoutError):

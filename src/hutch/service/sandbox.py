@@ -189,6 +189,8 @@ class Sandbox:
         with contextlib.suppress(HutchError, TimeoutError):
             async with asyncio.timeout(grace + POWER_OFF_SLACK):
                 guest = await self.connection.get()
+                # Else the main process might end unheard, and its exit code with it.
+                await self.execs.until_resumed()
                 await guest.shutdown(signal=signal, grace=grace)
                 await self.machine.wait()
                 return

@@ -8,11 +8,10 @@ import pytest
 
 from hutch.engine.base import ExitKind, MachineExit
 from hutch.errors import HutchError, error
-from hutch.guest.base import Channel, Output
 from hutch.images.base import no_report
-from hutch.models import ExecOutcome, ExecSpec, SandboxState, StopReason
+from hutch.models import ExecSpec, SandboxState, StopReason
 from hutch.service.host import HostService
-from tests.unit.service.world import World, spec
+from tests.unit.service.world import World, expect, output, spec
 from tests.waiting import until
 
 
@@ -22,18 +21,6 @@ async def service(world: World) -> AsyncIterator[HostService]:
         yield service
 
 
-async def output(session: Any) -> tuple[bytes, bytes, ExecOutcome]:
-    """Read a session to its end, acknowledging all."""
-    parts = {Channel.STDOUT: b"", Channel.STDERR: b""}
-    async for event in session:
-        if isinstance(event, Output):
-            assert event.offset == len(parts[event.channel])
-            parts[event.channel] += event.data
-            session.ack(event.channel, len(event.data))
-    assert isinstance(event, ExecOutcome)
-    return parts[Channel.STDOUT], parts[Channel.STDERR], event
-
-
 async def test_create_start_exec_stop_remove(world: World, service: HostService) -> None:
     info = await service.sandboxes.create(spec(name="one"), no_report)
     assert (info.name, info.state) == ("one", SandboxState.CREATED)
@@ -41,7 +28,9 @@ async def test_create_start_exec_stop_remove(world: World, service: HostService)
     assert info.state is SandboxState.RUNNING
     assert info.pid is not None
     assert info.machine == "microvm"
-    session = await service.execs.start("one", ExecSpec(["sh", "-c", "echo hi; echo no >&2; exit 3"]))
+    session = await service.execs.start(
+        "one", ExecSpec(["sh", "-c", "echo hi; echo no >&2; exit 3"])
+    )
     out, err, outcome = await output(session)
     assert (out, err, outcome.exit_code) == (b"hi\n", b"no\n", 3)
     await session.close(detach=False)
@@ -58,7 +47,9 @@ async def test_create_start_exec_stop_remove(world: World, service: HostService)
         await service.sandboxes.get("one")
 
 
-async def test_main_process_ends_the_sandbox_with_its_code(world: World, service: HostService) -> None:
+async def test_main_process_ends_the_sandbox_with_its_code(
+    world: World, service: HostService
+) -> None:
     info = await service.sandboxes.create(spec("sh", "-c", "echo bye; exit 7"), no_report)
     _, session = await service.sandboxes.start_attached(info.id)
     out, _, outcome = await output(session)
@@ -69,7 +60,9 @@ async def test_main_process_ends_the_sandbox_with_its_code(world: World, service
     assert (info.exit.reason, info.exit.code) == (StopReason.EXITED, 7)
 
 
-async def test_auto_remove_tells_its_waiters_the_last_state(world: World, service: HostService) -> None:
+async def test_auto_remove_tells_its_waiters_the_last_state(
+    world: World, service: HostService
+) -> None:
     info = await service.sandboxes.create(spec("true", auto_remove=True), no_report)
     _, session = await service.sandboxes.start_attached(info.id)
     await output(session)
@@ -163,12 +156,6 @@ async def test_a_cancelled_start_leaves_the_sandbox_as_it_was(
             await asyncio.wait_for(service.sandboxes.start(info.id), 0.2)
     assert (await service.sandboxes.get(info.id)).state is SandboxState.CREATED
     assert world.engine.running() == []
-
-
-async def expect(code: str, work: Any) -> None:
-    with pytest.raises(HutchError) as caught:
-        await work
-    assert caught.value.code == code
 
 
 async def test_a_guest_that_never_answers(world: World, service: HostService) -> None:

@@ -1,19 +1,23 @@
 """What is around a service under test: engine, agents and stores, which outlive it as VMs do."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from hutch.engine.base import ExitKind, MachineExit
 from hutch.engine.fake import FakeEngine
 from hutch.errors import HutchError
+from hutch.guest.base import Channel, Output, OutputGap
 from hutch.guest.fake import FakeAgent
 from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel, Report, RootFs
-from hutch.models import ImageConfig, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.models import ExecOutcome, ImageConfig, PullPolicy, SandboxInfo, SandboxSpec
 from hutch.service.host import DATABASE, HostService
 from hutch.service.spec import HostSize
+from hutch.service.values import LogQuery
 from hutch.settings import GIB, Settings
 from hutch.state.sqlite import SqliteStore
 from hutch.tasks import Scope
@@ -137,3 +141,35 @@ class World:
 def spec(*command: str, **fields: Any) -> SandboxSpec:
     """Return a request for a sandbox of the tiny image."""
     return SandboxSpec("busybox", command=list(command) or None, **fields)
+
+
+async def output(session: Any) -> tuple[bytes, bytes, ExecOutcome]:
+    """Read a session to its end, acknowledging all; offsets must be without a hole."""
+    parts = {Channel.STDOUT: b"", Channel.STDERR: b""}
+    starts = dict(session.offsets)
+    event = None
+    async for event in session:
+        if isinstance(event, Output):
+            assert event.offset == starts[event.channel] + len(parts[event.channel])
+            parts[event.channel] += event.data
+            session.ack(event.channel, len(event.data))
+        else:
+            assert not isinstance(event, OutputGap), event
+    assert isinstance(event, ExecOutcome)
+    return parts[Channel.STDOUT], parts[Channel.STDERR], event
+
+
+async def expect(code: str, work: Awaitable[object]) -> HutchError:
+    """Await `work`, which must fail with an error of that code."""
+    with pytest.raises(HutchError) as caught:
+        await work
+    assert caught.value.code == code
+    return caught.value
+
+
+async def read_logs(service: HostService, ref: str, **query: Any) -> bytes:
+    """Return the bytes of a log, both channels as they come; gaps as `<N missing>`."""
+    text = b""
+    async for record in service.sandboxes.logs(ref, LogQuery(**query)):
+        text += record.data if not record.missing else b"<%d missing>" % record.missing
+    return text
