@@ -205,7 +205,7 @@ async def _undone_on_error(started: _Started) -> AsyncIterator[None]:
 
 
 async def _grant_end(started: _Started) -> None:
-    """Give a process that has hung up the moment it needs to end, so that its exit code is its own."""
+    """Give a process that hung up the moment it needs to end with an exit code of its own."""
     try:
         async with asyncio.timeout(_END_GRACE):
             await started.identity.wait()
