@@ -261,12 +261,7 @@ async def _set_up(guest: Guest, info: SandboxInfo, rootfs: RootFs, generation: i
             entropy=secrets.token_bytes(64),
             nonce=secrets.token_bytes(16),
             generation=generation,
-            hosts=[
-                ("127.0.0.1", "localhost"),
-                ("::1", "ip6-localhost"),
-                ("::1", "ip6-loopback"),
-                ("127.0.1.1", info.hostname),
-            ],
+            hosts=[("127.0.1.1", info.hostname)],
         )
     )
 
