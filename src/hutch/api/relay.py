@@ -16,7 +16,7 @@ from hutch.api.bodies import validated
 from hutch.api.operations import Channel, ExecSession
 from hutch.errors import HutchError, NotFound, error
 from hutch.guest.base import Output, OutputEnd, OutputGap
-from hutch.models import TtySize
+from hutch.models import ExecOutcome, TtySize
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Relay:
         self._session = session
         self._detached = False
         self._cancel_due = False
+        self._outcome: ExecOutcome | None = None
         self._unacked = {Channel.STDOUT: 0, Channel.STDERR: 0}
         self._acked = asyncio.Event()
         self._stdin: deque[bytes] = deque()
@@ -65,8 +66,8 @@ class Relay:
         self._stdin_ready = asyncio.Event()
         self._controls: asyncio.Queue[tuple[str, Any]] = asyncio.Queue(CONTROL_LIMIT)
 
-    async def run(self) -> bool:
-        """Relay until the program has exited (True) or the client has detached (False).
+    async def run(self) -> ExecOutcome | None:
+        """Relay until the program has exited, or the client has detached (None).
 
         Raises what the client's side raises when it is gone.
         """
@@ -89,7 +90,7 @@ class Relay:
                 with contextlib.suppress(HutchError):
                     await self._session.cancel()
             await self._session.close(detach=self._detached)
-        return not self._detached
+        return self._outcome
 
     async def _relay(self) -> None:
         try:
@@ -113,6 +114,7 @@ class Relay:
                 await self._client.send({"end": int(event.channel)})
             else:
                 await self._client.send({"exit": event})
+                self._outcome = event
                 return
 
     async def _send_output(self, channel: Channel, data: bytes) -> None:

@@ -6,6 +6,7 @@ sandbox. From then on it is an exec's client like any other. Messages: spec/api.
 
 import asyncio
 import contextlib
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
@@ -16,7 +17,7 @@ from hutch.api.operations import ExecSession, Operations
 from hutch.api.relay import Relay
 from hutch.api.sockets import Client, first_message, serve, until_lost
 from hutch.errors import NotFound
-from hutch.models import SandboxInfo
+from hutch.models import ExecOutcome, ExitStatus, SandboxInfo, SandboxState, StopReason
 from hutch.tasks import Scope
 
 
@@ -26,15 +27,13 @@ def routes(operations: Operations) -> APIRouter:
 
     async def handle(client: Client, socket: WebSocket) -> None:
         request = validated(RunStart, await first_message(client))
-        session = await _launch(operations, client, request)
-        if session is None:
-            return
-        info, main = session
         async with Scope("run") as scope:
-            # From before its end, as a sandbox that removes itself is not found after it.
-            ended = scope.start("wait", operations.sandboxes.wait(info.id))
-            if await Relay(client, main).run():
-                await client.send({"stopped": await ended})
+            launched = await _launch(operations, client, request, scope)
+            if launched is None:
+                return
+            outcome = await Relay(client, launched.main).run()
+            if outcome is not None:
+                await client.send({"stopped": await launched.ended or launched.last(outcome)})
 
     async def run(socket: WebSocket) -> None:
         await serve(socket, handle)
@@ -43,30 +42,51 @@ def routes(operations: Operations) -> APIRouter:
     return router
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A sandbox that runs, its main process, and the wait for its end."""
+
+    info: SandboxInfo
+    main: ExecSession
+    ended: asyncio.Task[SandboxInfo | None]
+
+    def last(self, outcome: ExecOutcome) -> SandboxInfo:
+        """Return what became of one that had removed itself before it could be waited for."""
+        status = ExitStatus(StopReason.EXITED, outcome.exit_code)
+        return replace(self.info, state=SandboxState.STOPPED, exit=status)
+
+
 async def _launch(
-    operations: Operations, client: Client, request: RunStart
-) -> tuple[SandboxInfo, ExecSession] | None:
+    operations: Operations, client: Client, request: RunStart, scope: Scope
+) -> _Launched | None:
     """Create and start while the client is there; return what is attached, if that was asked."""
-    attached: tuple[SandboxInfo, ExecSession] | None = None
+    launched: _Launched | None = None
     created: SandboxInfo | None = None
 
+    async def wait(ref: str) -> SandboxInfo | None:
+        try:
+            return await operations.sandboxes.wait(ref)
+        except NotFound:
+            return None
+
     async def work() -> None:
-        nonlocal attached, created
+        nonlocal launched, created
         created = await _create(operations, client, request)
         await client.send({"created": created})
         if request.attach:
-            attached = await operations.sandboxes.start_attached(created.id, size=request.size)
-            running = attached[0]
+            info, main = await operations.sandboxes.start_attached(created.id, size=request.size)
+            # At once, as a sandbox that removes itself is not found after its end.
+            launched = _Launched(info, main, scope.start("wait", wait(info.id)))
         else:
-            running = await operations.sandboxes.start(created.id, size=request.size)
-        await client.send({"running": running})
+            info = await operations.sandboxes.start(created.id, size=request.size)
+        await client.send({"running": info})
 
     try:
         await until_lost(client, work)
     except BaseException:
-        await _undo(operations, created, attached)
+        await _undo(operations, created, launched)
         raise
-    return attached
+    return launched
 
 
 async def _create(operations: Operations, client: Client, request: RunStart) -> SandboxInfo:
@@ -85,12 +105,10 @@ async def _create(operations: Operations, client: Client, request: RunStart) -> 
 
 
 async def _undo(
-    operations: Operations,
-    created: SandboxInfo | None,
-    attached: tuple[SandboxInfo, ExecSession] | None,
+    operations: Operations, created: SandboxInfo | None, launched: _Launched | None
 ) -> None:
-    if attached is not None:
-        await attached[1].close(detach=True)
+    if launched is not None:
+        await launched.main.close(detach=True)
     if created is not None:
         with contextlib.suppress(NotFound):
             await operations.sandboxes.remove(created.id, force=True)

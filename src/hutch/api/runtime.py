@@ -53,14 +53,20 @@ def make_private(directory: Path) -> None:
 
     Raises DaemonError (forbidden) when it is a link, another user's, or open to others.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
+        directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        above = directory.parent.stat()
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
     except OSError as cause:
         raise error("forbidden", f"cannot make {directory}: {cause.strerror}") from cause
-    found = directory.lstat()
+    shared = above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX
+    if above.st_uid not in (0, os.geteuid()) or shared:
+        raise error(
+            "forbidden",
+            f"other users can replace what is in {directory.parent}",
+            hint="remove it, or set HUTCH_RUNTIME_DIR to a directory of your own",
+        )
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise error(
             "forbidden",

@@ -1,23 +1,29 @@
-"""A real server on a real unix socket, over operations in memory."""
+"""A real server on a real unix socket, over operations in memory, for both kinds of client."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from hutch.api.app import create_app
 from hutch.api.server import ApiServer, listen
+from hutch.images.base import no_report
+from hutch.models import SandboxSpec
 from hutch.tasks import Scope
 from tests.unit.api.fake_operations import FakeOperations
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
 async def serving(operations: FakeOperations, path: Path) -> AsyncIterator[ApiServer]:
     """Serve `operations` at `path` until the end of the block."""
-    server = ApiServer(create_app(operations, on_stop=lambda: server.stop()))
-    ready = asyncio.Event()
+    stopping, ready = asyncio.Event(), asyncio.Event()
+    server = ApiServer(create_app(operations, on_stop=stopping.set), stopping)
     async with Scope("server", grace=10) as scope:
         scope.start("serve", server.run_on(listen(path), ready.set))
         await ready.wait()
@@ -27,15 +33,69 @@ async def serving(operations: FakeOperations, path: Path) -> AsyncIterator[ApiSe
             server.stop()
 
 
+async def with_box(operations: FakeOperations) -> FakeOperations:
+    """Put a running, idle sandbox `box` into `operations`."""
+    info = await operations.sandboxes.create(SandboxSpec("busybox", "box", idle=True), no_report)
+    await operations.sandboxes.start(info.id)
+    return operations
+
+
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeOperations]:
+    """Operations with a running sandbox `box`."""
     async with FakeOperations() as operations:
-        yield operations
+        yield await with_box(operations)
 
 
 @pytest.fixture
-async def api(fake: FakeOperations, short_tmp: Path) -> AsyncIterator[Path]:
-    """The path of a socket that serves `fake`."""
+async def api(fake: FakeOperations, short_tmp: Path) -> AsyncIterator[str]:
+    """The path of a socket that serves `fake` in this event loop."""
     path = short_tmp / "api.sock"
     async with serving(fake, path):
-        yield path
+        yield str(path)
+
+
+class Served:
+    """A server in a thread of its own, for clients that block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.fake: FakeOperations
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._end: asyncio.Event
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._live()])
+
+    async def _live(self) -> None:
+        self._end = asyncio.Event()
+        async with FakeOperations() as self.fake, serving(self.fake, Path(self.path)):
+            await with_box(self.fake)
+            self._ready.set()
+            await self._end.wait()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine where the server is."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+    def __enter__(self) -> "Served":
+        self._thread.start()
+        assert self._ready.wait(timeout=10)
+        return self
+
+    def stop(self) -> None:
+        """End the server; once is enough."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(timeout=20)
+            assert not self._thread.is_alive()
+            self._loop.close()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+@pytest.fixture
+def served(short_tmp: Path) -> Iterator[Served]:
+    """A server in a thread of its own."""
+    with Served(short_tmp / "api.sock") as running:
+        yield running

@@ -1,4 +1,4 @@
-"""Programs that are Python coroutines, and sessions attached to them, with a real guest's windows."""
+"""Programs that are Python coroutines, and sessions of them with a real guest's windows."""
 
 import asyncio
 import hashlib
