@@ -50,7 +50,9 @@ class Qmp:
             raise error(
                 "engine_failed", f"QEMU did not answer on its control socket within {timeout:g} s"
             ) from None
-        except QMPError as cause:
+        except (QMPError, AssertionError) as cause:
+            # The library asserts that a session just made still stands; its peer knows better.
+            await _disconnect(client)
             sock.close()
             raise error("sandbox_died", "QEMU hung up before it answered") from cause
         except BaseException:
@@ -96,9 +98,12 @@ class Qmp:
 
     async def close(self) -> None:
         """Hang up. Idempotent; never raises what the connection died of."""
-        if self._client.runstate is Runstate.IDLE:
-            return
-        # EOFError, OSError: the peer was first. QMPError: it said something wrong; the session is
-        # over anyway.
-        with contextlib.suppress(QMPError, EOFError, OSError):
-            await self._client.disconnect()
+        await _disconnect(self._client)
+
+
+async def _disconnect(client: QMPClient) -> None:
+    if client.runstate is Runstate.IDLE:
+        return
+    # EOFError, OSError: the peer was first. QMPError: it said something wrong; it is over anyway.
+    with contextlib.suppress(QMPError, EOFError, OSError):
+        await client.disconnect()

@@ -57,7 +57,8 @@ def stand_in(short_tmp: Path) -> NewStandIn:
 
     def make(mode: str) -> Settings:
         program = short_tmp / f"qemu-{mode}"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} {mode} "$@"\n')
+        if not program.exists():
+            program.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} {mode} "$@"\n')
         program.chmod(0o755)
         return load_settings({"qemu": str(program)}, os.environ)
 

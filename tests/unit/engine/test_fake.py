@@ -1,0 +1,102 @@
+"""The fake's own knobs; what it shares with real engines is in test_conformance.py."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hutch.engine.base import BootFiles, ExitKind, MachineExit
+from hutch.engine.fake import FakeEngine
+from hutch.errors import EngineError, error
+from tests.unit.engine.conformance import NewSpec
+
+
+@contextlib.asynccontextmanager
+async def greeter(path: Path) -> AsyncIterator[None]:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(greet, path):
+        yield
+
+
+async def test_the_injected_agent_is_served_for_the_machines_life(new_spec: NewSpec) -> None:
+    engine = FakeEngine(greeter)
+    machine = await engine.boot(new_spec("a"))
+    reader, writer = await asyncio.open_unix_connection(machine.agent_socket)
+    assert await reader.read() == b"hello"
+    writer.close()
+    await writer.wait_closed()
+    await machine.kill()
+    assert not machine.agent_socket.exists()
+
+
+async def test_an_agent_that_cannot_be_served_fails_the_boot(new_spec: NewSpec) -> None:
+    @contextlib.asynccontextmanager
+    async def broken(path: Path) -> AsyncIterator[None]:
+        raise error("engine_failed", "no agent today")
+        yield
+
+    engine = FakeEngine(broken)
+    with pytest.raises(EngineError, match="no agent today"):
+        await engine.boot(new_spec("a"))
+    assert not engine.running()
+
+
+async def test_a_boot_can_fail_or_hang(new_spec: NewSpec) -> None:
+    engine = FakeEngine()
+    engine.fail_boot = error("engine_failed", "told to")
+    with pytest.raises(EngineError, match="told to"):
+        await engine.boot(new_spec("a"))
+    engine.fail_boot, engine.hang_boot = None, True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await engine.boot(new_spec("a"))
+    assert [spec.id for spec in engine.booted] == ["a", "a"]
+    assert not engine.running()
+
+
+async def test_a_machine_dies_in_time_and_as_told(new_spec: NewSpec) -> None:
+    engine = FakeEngine()
+    engine.die_after, engine.die_as = 0.02, MachineExit(ExitKind.PANIC, "oops")
+    machine = await engine.boot(new_spec("a"))
+    async with asyncio.timeout(5):
+        assert await machine.wait() == MachineExit(ExitKind.PANIC, "oops")
+
+
+async def test_a_test_ends_a_machine_and_makes_it_speak(new_spec: NewSpec) -> None:
+    engine = FakeEngine()
+    spec = new_spec("a")
+    machine = await engine.boot(spec)
+    [process] = engine.running()
+    process.say(b"boot")
+    await process.end(MachineExit(ExitKind.CRASHED, "gone"))
+    await process.end(MachineExit(ExitKind.POWEROFF))
+    assert await machine.wait() == MachineExit(ExitKind.CRASHED, "gone")
+    assert [total async for total in machine.console_progress()] == [4]
+    assert spec.console_log.read_bytes() == b"boot"
+
+
+async def test_a_deaf_machine_ignores_the_power_button(new_spec: NewSpec) -> None:
+    engine = FakeEngine()
+    obedient = await engine.boot(new_spec("a"))
+    engine.deaf = True
+    deaf = await engine.boot(new_spec("b"))
+    await obedient.powerdown()
+    await deaf.powerdown()
+    assert (await obedient.wait()).kind is ExitKind.POWEROFF
+    with pytest.raises(EngineError):
+        await obedient.powerdown()
+    assert len(engine.running()) == 1
+    await engine.close()
+    assert (await deaf.wait()).kind is ExitKind.KILLED
+
+
+async def test_the_probe_needs_nothing(boot_files: BootFiles) -> None:
+    assert (await FakeEngine().probe(None)).tsc_khz == (
+        await FakeEngine().probe(boot_files)
+    ).tsc_khz

@@ -1,0 +1,94 @@
+import os
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import jail
+from hutch.engine.base import Accelerator, MachineSpec
+from hutch.errors import EngineError
+
+NewSpec = Callable[[str], MachineSpec]
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> object:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_our_ends_are_connected_before_qemu_exists(new_spec: NewSpec) -> None:
+    spec = new_spec("a")
+    with jail.prepare(spec) as handover:
+        with socket.socket(fileno=os.dup(handover.fds.console)) as server:
+            accepted, _ = server.accept()
+        accepted.sendall(b"first byte")
+        assert handover.console.recv(100) == b"first byte"
+        accepted.close()
+    assert stat.S_IMODE(spec.directory.stat().st_mode) == 0o700
+    assert {path.name for path in spec.directory.iterdir()} == set(jail.SOCKETS)
+    handover.qmp.close()
+    handover.console.close()
+
+
+def test_descriptors_carry_the_rights_they_need(new_spec: NewSpec) -> None:
+    with jail.prepare(new_spec("a")) as handover:
+        (root, overlay), fds = handover.fds.drives, handover.fds
+        for fd, writable in ((root.image, False), (overlay.image, True), (overlay.backing, False)):
+            assert fd is not None
+            flags = int(Path(f"/proc/self/fdinfo/{fd}").read_text().split()[3], 8)
+            assert (flags & os.O_ACCMODE == os.O_RDWR) is writable
+        expected = {fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent}
+        expected |= {root.image, overlay.image, overlay.backing}
+        assert set(handover.inherited) == expected
+    handover.qmp.close()
+    handover.console.close()
+
+
+def test_nothing_is_left_when_the_block_raises(new_spec: NewSpec) -> None:
+    with pytest.raises(KeyError), jail.prepare(new_spec("a")):
+        raise KeyError
+    assert not list(new_spec("a").directory.iterdir())
+
+
+@pytest.mark.parametrize("what", ["kernel", "initramfs"])
+def test_a_missing_boot_file_is_named(new_spec: NewSpec, what: str) -> None:
+    spec = new_spec("a")
+    spec = replace(spec, boot=replace(spec.boot, **{what: Path("/no/such/file")}))
+    with pytest.raises(EngineError, match=f"the {what} /no/such/file"), jail.prepare(spec):
+        pass
+
+
+def test_a_file_that_the_user_may_not_read_is_copied(new_spec: NewSpec) -> None:
+    spec = replace(new_spec("a"), uid=2_000_000)
+    spec.boot.kernel.chmod(0o600)
+    spec.boot.initramfs.chmod(0o644)
+    with jail.prepare(spec) as handover:
+        kernel = f"/proc/self/fd/{handover.fds.kernel}"
+        assert os.readlink(kernel).startswith("/memfd:")
+        assert Path(kernel).read_bytes() == spec.boot.kernel.read_bytes()
+        assert os.fstat(handover.fds.kernel).st_mode & 0o777 == 0o444
+        assert os.readlink(f"/proc/self/fd/{handover.fds.initramfs}") == str(spec.boot.initramfs)
+    handover.qmp.close()
+    handover.console.close()
+
+
+def test_identity(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = short_tmp / "kvm"
+    device.touch()
+    os.chmod(device, 0o660)
+    monkeypatch.setattr(jail, "KVM_DEVICE", device)
+    assert jail.identity(None, Accelerator.KVM) == (None, None)
+    assert jail.identity(7, Accelerator.TCG) == (7, 7)
+    if os.geteuid() == 0:
+        # A device of the group root is no reason to give a VM that group.
+        assert jail.identity(7, Accelerator.KVM) == (7, 7)
+        os.chown(device, 0, 1234)
+    group = device.stat().st_gid
+    assert jail.identity(7, Accelerator.KVM) == (7, group)
+    device.chmod(0o600)
+    assert jail.identity(7, Accelerator.KVM) == (7, 7)
