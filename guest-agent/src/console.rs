@@ -8,8 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 pub fn log(text: impl std::fmt::Display) {
     let line = format!("hutch-agent: {text}\n");
     // The kernel never blocks for long on a console, and it must not become our terminal.
-    let console =
-        OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console");
+    let console = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console");
     let written = console.is_ok_and(|mut console| console.write_all(line.as_bytes()).is_ok());
     if !written {
         let _ = std::io::stderr().write_all(line.as_bytes());

@@ -142,9 +142,8 @@ fn write_files(
         put("etc/machine-id", &[id, b"\n"].concat())?;
     }
     if let Some(hosts) = hosts {
-        let mut text = String::from(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-        );
+        let mut text =
+            String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
         for (address, name) in hosts {
             text.push_str(&format!("{address}\t{name}\n"));
         }

@@ -233,7 +233,10 @@ mod tests {
         let mut bytes = vec![0; 1 + 200 * 40_000];
         host.read_exact(&mut bytes).unwrap();
         sender.join().unwrap().unwrap();
-        assert!(bytes[1..].chunks(40_000).zip(0..).all(|(c, n): (_, u8)| c.iter().all(|b| *b == n)));
+        assert!(bytes[1..]
+            .chunks(40_000)
+            .zip(0..)
+            .all(|(c, n): (_, u8)| c.iter().all(|b| *b == n)));
     }
 
     #[test]

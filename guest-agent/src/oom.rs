@@ -37,7 +37,11 @@ fn watch_for_ever(events: &Events, execs: &Shared, workloads: &Workloads) -> io:
         unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_SET) };
         let count = workloads.oom_kills();
         if count <= known {
-            sys::poll(file.as_raw_fd(), libc::POLLPRI, Duration::from_secs(i32::MAX as u64 / 1000))?;
+            sys::poll(
+                file.as_raw_fd(),
+                libc::POLLPRI,
+                Duration::from_secs(i32::MAX as u64 / 1000),
+            )?;
             continue;
         }
         let process = messages.as_mut().and_then(KernelLog::last_victim);

@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn frames_come_whole_however_they_are_cut() {
-        let bytes = [&b"left over"[..], &hello(1).encode(), &data(b"abc"), &data(&[7; 3000])].concat();
+        let bytes =
+            [&b"left over"[..], &hello(1).encode(), &data(b"abc"), &data(&[7; 3000])].concat();
         for step in [1, 2, 7, 39, 40, 41, 5000] {
             assert_eq!(parse(&bytes, step), ["hello 1", "data 3", "data 3000"], "step {step}");
         }

@@ -64,8 +64,8 @@ impl Reaper {
     pub fn get() -> &'static Reaper {
         static REAPER: OnceLock<Reaper> = OnceLock::new();
         static THREAD: OnceLock<bool> = OnceLock::new();
-        let reaper = REAPER
-            .get_or_init(|| Reaper { state: Mutex::default(), children: Condvar::new() });
+        let reaper =
+            REAPER.get_or_init(|| Reaper { state: Mutex::default(), children: Condvar::new() });
         THREAD.get_or_init(|| {
             let thread = thread::Builder::new().name("reaper".into()).stack_size(64 << 10);
             thread.spawn(|| reaper.reap_for_ever()).is_ok()

@@ -161,9 +161,7 @@ fn immediate(agent: &Arc<Agent>, op: &str, fields: &Fields) -> Option<Result<Val
         "ping" => Ok(map! {}),
         "exec.list" => Ok(list::list(&agent.execs)),
         "exec.signal" => start::signal(&agent.execs, fields),
-        "exec.release" => {
-            fields.str("id").and_then(|id| agent.execs.release(id)).map(|()| map! {})
-        }
+        "exec.release" => fields.str("id").and_then(|id| agent.execs.release(id)).map(|()| map! {}),
         _ => return None,
     })
 }

@@ -32,8 +32,7 @@ fn own(result: libc::c_int) -> io::Result<OwnedFd> {
 
 /// A path or text as a C string; a NUL in it is EINVAL.
 pub fn c_string(bytes: impl AsRef<OsStr>) -> io::Result<CString> {
-    CString::new(bytes.as_ref().as_bytes())
-        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    CString::new(bytes.as_ref().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// Bytes as a path.
@@ -215,10 +214,8 @@ impl Epoll {
     pub fn add(&self, fd: RawFd, events: i32, token: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: token };
         // SAFETY: the pointer is to a valid event.
-        check(unsafe {
-            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event)
-        })
-        .map(drop)
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) })
+            .map(drop)
     }
 
     /// No longer watches `fd`.

@@ -11,6 +11,9 @@ use std::ptr;
 use crate::reaper::{Ended, Reaper};
 use crate::sys;
 
+/// libc's constant is too narrow for its value.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// The step in which a child failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -93,10 +96,7 @@ pub enum Namespaces {
 ///
 /// # Errors
 /// The step that failed; the child is gone then.
-pub fn start(
-    plan: &Plan,
-    ended: impl FnOnce(Ended) + Send + 'static,
-) -> Result<i32, StartError> {
+pub fn start(plan: &Plan, ended: impl FnOnce(Ended) + Send + 'static) -> Result<i32, StartError> {
     let pointers = |list: &[CString]| {
         list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
     };
@@ -172,7 +172,7 @@ fn fork(
 /// # Safety
 /// As for fork: until it execs, the child may only make system calls.
 unsafe fn clone(plan: &Plan) -> libc::c_long {
-    let mut flags = match plan.namespaces {
+    let flags = match plan.namespaces {
         Namespaces::Own => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
         _ => 0,
     };
@@ -181,12 +181,11 @@ unsafe fn clone(plan: &Plan) -> libc::c_long {
         // SAFETY: the caller's, and all arguments are integers.
         return unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     };
-    flags |= libc::CLONE_INTO_CGROUP;
     // SAFETY: the caller's; clone_args is a structure of integers, for which zero is valid, and its
     // size is what is passed.
     unsafe {
         let mut args: libc::clone_args = std::mem::zeroed();
-        args.flags = flags as u64;
+        args.flags = flags as u64 | CLONE_INTO_CGROUP;
         args.exit_signal = libc::SIGCHLD as u64;
         args.cgroup = cgroup.as_raw_fd() as u64;
         libc::syscall(libc::SYS_clone3, &args, std::mem::size_of_val(&args))
@@ -318,8 +317,7 @@ unsafe fn limit_files(wanted: u64) -> i32 {
 /// As for [`run`].
 unsafe fn become_init() -> Result<(), (Step, i32)> {
     let none = ptr::null();
-    let check =
-        |result: i32| if result < 0 { Err((Step::Setup, last_errno())) } else { Ok(()) };
+    let check = |result: i32| if result < 0 { Err((Step::Setup, last_errno())) } else { Ok(()) };
     // SAFETY: plain system calls on constants.
     unsafe {
         let private = libc::MS_REC | libc::MS_PRIVATE;

@@ -241,12 +241,7 @@ impl Exec {
     }
 
     /// As [`Exec::input`], but the consumed bytes go to `consumed` (the stream is locked).
-    pub fn input_early(
-        &self,
-        stream: &Arc<Stream>,
-        input: Input,
-        consumed: &mut dyn FnMut(usize),
-    ) {
+    pub fn input_early(&self, stream: &Arc<Stream>, input: Input, consumed: &mut dyn FnMut(usize)) {
         match input {
             Input::Data(bytes) => {
                 let mut inner = self.lock();
@@ -355,7 +350,7 @@ impl Exec {
                     self.shared.io.set_timer(at, self.about.serial);
                 }
                 drop(inner);
-                self.shared.ended(self, result.unwrap_or(Value::Nil));
+                self.shared.report_ended(self, result.unwrap_or(Value::Nil));
                 return;
             }
         }
@@ -366,7 +361,7 @@ impl Exec {
         }
     }
 
-    fn finish(&self, inner: &mut Inner, ended: Ended, ended_ns: u64) {
+    fn finish(self: &Arc<Self>, inner: &mut Inner, ended: Ended, ended_ns: u64) {
         for output in inner.outputs.iter_mut().flatten() {
             output.close(&self.shared.io);
         }
@@ -383,6 +378,8 @@ impl Exec {
             "ended_ns" => ended_ns,
             "cpu_ns" => group.and_then(Group::cpu_ns).unwrap_or(ended.cpu_ns),
         });
+        // First, because the host may release the session as soon as it has the result.
+        self.shared.note_ended(self);
         self.pump(inner);
     }
 

@@ -98,8 +98,8 @@ impl Shared {
         }
     }
 
-    /// A session has ended: tells the host, and makes room among the ended.
-    pub(super) fn ended(&self, exec: &Arc<Exec>, result: Value) {
+    /// A session has ended: it may be released, and the oldest of the ended make room for it.
+    pub(super) fn note_ended(&self, exec: &Arc<Exec>) {
         let mut table = self.lock();
         table.ended.push_back(exec.clone());
         if table.ended.len() > MAX_ENDED {
@@ -107,7 +107,10 @@ impl Shared {
                 self.drop_exec(&mut table, &oldest);
             }
         }
-        drop(table);
+    }
+
+    /// Tells the host that a session has ended.
+    pub(super) fn report_ended(&self, exec: &Exec, result: Value) {
         let id = exec.about.id.as_str();
         self.events.emit(&map! { "event" => "exec.exit", "id" => id, "result" => result.clone() });
         if exec.about.main {

@@ -208,8 +208,7 @@ fn wire(tty: Option<pty::Size>, stdin: bool) -> Result<Wiring, Failure> {
 fn environment(env: Vec<Vec<u8>>, user: &User, tty: bool) -> Vec<Vec<u8>> {
     let key = |pair: &[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or(pair).to_vec();
     let mut seen = HashSet::new();
-    let mut kept: Vec<_> =
-        env.into_iter().rev().filter(|pair| seen.insert(key(pair))).collect();
+    let mut kept: Vec<_> = env.into_iter().rev().filter(|pair| seen.insert(key(pair))).collect();
     kept.reverse();
     let mut fill = |name: &str, value: &[u8]| {
         if seen.insert(name.as_bytes().to_vec()) {

@@ -71,7 +71,7 @@ pub fn find(root: &Path, user: &str) -> Result<User, Failure> {
     // As container tools do: naming a group leaves the user's other groups out.
     let mut supplementary = Vec::new();
     if group.is_none_or(str::is_empty) {
-        let is_member = |group: &&Group| group.members.iter().any(|member| *member == name);
+        let is_member = |group: &&Group| group.members.contains(&name);
         supplementary.extend(groups.iter().filter(is_member).map(|group| group.gid));
     }
     if !supplementary.contains(&gid) {
@@ -142,7 +142,8 @@ mod tests {
     fn image() -> crate::scratch::Scratch {
         let scratch = crate::scratch::Scratch::new("users");
         fs::create_dir_all(scratch.path().join("etc")).unwrap();
-        let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n# x\nbad\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n# x\nbad\n";
         fs::write(scratch.path().join("etc/passwd"), passwd).unwrap();
         let groups = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\nvideo:x:44:app\n";
         fs::write(scratch.path().join("etc/group"), groups).unwrap();

@@ -146,11 +146,7 @@ impl Node {
     }
 }
 
-fn walk(
-    top: OwnedFd,
-    recursive: bool,
-    change: &dyn Fn(&Node) -> io::Result<()>,
-) -> io::Result<()> {
+fn walk(top: OwnedFd, recursive: bool, change: &dyn Fn(&Node) -> io::Result<()>) -> io::Result<()> {
     walk_at(top, if recursive { MAX_DEPTH } else { 0 }, recursive, change)
 }
 
@@ -210,7 +206,8 @@ mod tests {
         fs::create_dir_all(tree.join("sub")).unwrap();
         fs::write(tree.join("sub/file"), "").unwrap();
         std::os::unix::fs::symlink(&outside, tree.join("link")).unwrap();
-        let request = [("path", path(&tree)), ("mode", 0o750u32.into()), ("recursive", true.into())];
+        let request =
+            [("path", path(&tree)), ("mode", 0o750u32.into()), ("recursive", true.into())];
         chmod(&fields(&request)).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!(mode(&tree.join("sub/file")), 0o750);

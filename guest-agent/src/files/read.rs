@@ -61,8 +61,7 @@ pub fn read(fields: &Fields, stream: &Arc<Stream>) -> Result<(), Failure> {
     // Not waiting for a fifo's writer, nor becoming a terminal's owner.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut options = File::options();
-    let mut file =
-        options.read(true).custom_flags(flags).open(path).context(|| show(bytes))?;
+    let mut file = options.read(true).custom_flags(flags).open(path).context(|| show(bytes))?;
     let meta = file.metadata().context(|| show(bytes))?;
     if meta.is_dir() {
         return Err(Failure::new(Code::IsDir, format!("{} is a directory", show(bytes))));

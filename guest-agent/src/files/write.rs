@@ -62,11 +62,7 @@ fn next(stream: &Stream) -> Result<Input, Failure> {
     }
 }
 
-fn check_target(
-    existing: Option<&Metadata>,
-    exclusive: bool,
-    path: &[u8],
-) -> Result<(), Failure> {
+fn check_target(existing: Option<&Metadata>, exclusive: bool, path: &[u8]) -> Result<(), Failure> {
     let Some(meta) = existing else { return Ok(()) };
     let path = show(path);
     if meta.is_dir() {

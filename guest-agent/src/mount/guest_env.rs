@@ -84,7 +84,8 @@ fn loopback_up() -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which zero is valid; both requests take a pointer to it, and
     // the socket is closed by the end of the block on every path.
     unsafe {
-        let socket = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let socket =
+            sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
         let mut request: libc::ifreq = std::mem::zeroed();
         for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
             *to = *from as libc::c_char;

@@ -78,9 +78,7 @@ fn make_path(root: BorrowedFd, path: &Path) -> io::Result<OwnedFd> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = sys::c_string(part)?;
                 // SAFETY: the name is a valid C string.
-                sys::check(unsafe {
-                    libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755)
-                })?;
+                sys::check(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) })?;
                 sys::open_in_root(root, &done, DIR, 0)?
             }
             Err(error) => return Err(error),

@@ -274,9 +274,8 @@ fn number(field: &[u8], what: &'static str) -> Result<u64, TarError> {
 /// [`TarError::Malformed`], or [`TarError::Type`] for GNU's sparse files.
 pub fn apply_pax(mut records: &[u8], entry: &mut Entry) -> Result<(), TarError> {
     let malformed = TarError::Malformed("pax record");
-    let decimal = |value: &[u8]| {
-        std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok())
-    };
+    let decimal =
+        |value: &[u8]| std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
     while !records.is_empty() {
         let space = records.iter().position(|byte| *byte == b' ');
         let length = space.and_then(|at| decimal(&records[..at])).map(|length| length as usize);

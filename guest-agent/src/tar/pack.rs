@@ -202,8 +202,7 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     let Ok(path) = sys::c_string(path) else { return vec![] };
     let mut list = vec![0u8; MAX_XATTR];
     // SAFETY: the path is a valid C string; pointer and length are those of a live vector.
-    let count =
-        unsafe { libc::llistxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
+    let count = unsafe { libc::llistxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
     list.truncate(usize::try_from(count).unwrap_or(0));
     let kept = |name: &&[u8]| name.starts_with(b"user.") || *name == b"security.capability";
     let value = |name: &[u8]| {

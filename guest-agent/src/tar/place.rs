@@ -58,7 +58,7 @@ impl Place {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(errno(libc::EINVAL));
         };
-        if !self.last.as_ref().is_some_and(|(known, _)| known == parent) {
+        if self.last.as_ref().is_none_or(|(known, _)| known != parent) {
             let dir = self.make_dirs(parent)?;
             self.last = Some((parent.to_path_buf(), dir));
         }

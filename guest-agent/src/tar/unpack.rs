@@ -31,14 +31,8 @@ pub fn write(fields: &Fields, stream: &Arc<Stream>) -> Result<(), Failure> {
     let place = Place::open(path).context(|| show(bytes))?;
     let (uid, gid) = (fields.opt_u32("uid")?, fields.opt_u32("gid")?);
     stream.reply(&map! {});
-    let mut unpacker = Unpacker {
-        source: Source::new(stream),
-        place,
-        uid,
-        gid,
-        times: Vec::new(),
-        entries: 0,
-    };
+    let mut unpacker =
+        Unpacker { source: Source::new(stream), place, uid, gid, times: Vec::new(), entries: 0 };
     while let Some(entry) = unpacker.next_entry()? {
         unpacker.unpack(&entry)?;
     }
