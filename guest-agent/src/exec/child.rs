@@ -167,7 +167,8 @@ fn fork(
 
 /// clone3(2) as fork(2), into the plan's cgroup and namespaces.
 ///
-/// To be moved into a cgroup afterwards would cost a grace period of the kernel's RCU, 15 ms.
+/// To be moved into a cgroup afterwards would stop every fork in the guest for a grace period of the
+/// kernel's RCU.
 ///
 /// # Safety
 /// As for fork: until it execs, the child may only make system calls.
