@@ -65,7 +65,8 @@ async def choose_builder() -> Builder:
     """Return the best builder that this host has. Raises Missing (tool_missing).
 
     EROFS stays uncompressed. squashfs takes lz4 in small blocks: under software emulation a random
-    read costs the guest the decompression of a whole block.
+    read costs the guest the decompression of a whole block. It gets an export table, without which
+    overlayfs has no file handles and breaks the hard links of the image.
     """
     if (program := process.which("mkfs.erofs")) is not None:
         shown = await process.run([program, "-V"], timeout=_VERSION_TIMEOUT, check=False)
@@ -73,7 +74,8 @@ async def choose_builder() -> Builder:
         if version and (int(version[1]), int(version[2])) >= _EROFS_TAR:
             return Builder("erofs", (program, "-T0", "--quiet", "--tar=f"))
     program = process.require("tar2sqfs", "squashfs-tools-ng")
-    return Builder("squashfs", (program, "-q", "-s", "-f", "-c", "lz4", "-b", "32768", "-j", "2"))
+    options = ("-q", "-s", "-f", "-e", "-c", "lz4", "-b", "32768", "-j", "2")
+    return Builder("squashfs", (program, *options))
 
 
 async def build(directory: Path, image_id: str, layers: Sequence[Layer], report: Report) -> RootFs:
