@@ -1,8 +1,8 @@
 """One image and kernel store for all tests with real VMs, and homes that begin with its content.
 
-Fetching a kernel and building a root file system take seconds to minutes, so they are done once and
-kept between runs, in $HUTCH_TEST_CACHE (default: below /var/tmp). A test's own home gets the big
-files as hard links, which is why the homes live on the same file system.
+Fetching a kernel, building a root file system and trying accelerators take seconds to minutes, so
+they are done once and kept between runs, in $HUTCH_TEST_CACHE (default: below /var/tmp). A test's
+own home gets the big files as hard links, which is why the homes live on the same file system.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hutch import images
+from hutch.engine.base import BootFiles
+from hutch.engine.qemu import QemuEngine
 from hutch.images.base import Image, Kernel, no_report
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
@@ -73,6 +75,9 @@ class SharedStore:
 
     async def _fill(self) -> tuple[Kernel, Image]:
         kernel = await KernelStore(self.home, self.settings).ensure(None, no_report)
+        # The verdict on accelerators takes a VM and some seconds; every home is of this host.
+        boot = BootFiles(kernel.vmlinux, kernel.initramfs)
+        await QemuEngine(self.settings).probe(boot)
         store = ImageStore(self.home, self.settings)
         return kernel, await store.ensure("busybox", PullPolicy.MISSING, no_report)
 

@@ -262,7 +262,7 @@ def _file_identity(path: Path) -> str:
         info = path.stat()
     except OSError as cause:
         raise error("engine_failed", f"{path} cannot be read: {cause.strerror}") from cause
-    return f"{path} {info.st_size} {info.st_mtime_ns}"
+    return f"{path.name} {info.st_size} {info.st_mtime_ns}"  # a moved home is no other kernel
 
 
 def _boot_id() -> str:
