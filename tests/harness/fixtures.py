@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.harness.stores import SharedStore
 
 NewHutch = Callable[..., Hutch]
-_FAILED = pytest.StashKey[bool]()
+FAILED = pytest.StashKey[bool]()
 _WITH_MACHINES = {"vm", "fault"}
 _TIMEOUT = 300.0
 """Seconds for one test: emulated machines are slow, and the host may be busy."""
@@ -38,7 +38,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Remember whether the test itself failed, for the fixtures' teardown."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.failed:
-        item.stash[_FAILED] = True
+        item.stash[FAILED] = True
     return report  # type: ignore[return-value]
 
 
@@ -95,5 +95,5 @@ def hutch(new_hutch: NewHutch) -> Hutch:
 
 
 def _print_logs(request: pytest.FixtureRequest, made: Hutch) -> None:
-    if request.node.stash.get(_FAILED, False):
+    if request.node.stash.get(FAILED, False):
         print(made.logs())

@@ -1,0 +1,69 @@
+"""Sandboxes that tests share: a boot takes seconds, so a module has one, and cleans up after itself.
+
+`box` is a running, idle busybox sandbox of the module's own `Hutch`, `shared`. Tests that end or
+break a sandbox make their own in `shared`; those that end the daemon take `hutch`.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.fixtures import FAILED
+from tests.harness.hutch import Hutch, Result
+from tests.harness.stores import SharedStore
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A running sandbox and the `Hutch` that it belongs to."""
+
+    hutch: Hutch
+    name: str
+
+    def run(self, *args: str, options: tuple[str, ...] = (), **how: Any) -> Result:
+        """Run a program in it to its end: `hutch exec OPTIONS NAME ARGS`."""
+        return self.hutch.run("exec", *options, self.name, *args, **how)
+
+    def sh(self, script: str, **how: Any) -> Result:
+        """Run a shell script in it."""
+        return self.run("sh", "-c", script, **how)
+
+    def start(self, *args: str, options: tuple[str, ...] = (), **how: Any) -> Any:
+        """Start a program in it, with pipes."""
+        return self.hutch.start("exec", *options, self.name, *args, **how)
+
+
+@pytest.fixture(scope="module")
+def _module_hutch(shared_store: SharedStore) -> Iterator[Hutch]:
+    runtime = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    made = Hutch(shared_store.new_home(), runtime, {"exec_orphan_grace": "3s"})
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(runtime)
+
+
+@pytest.fixture(scope="module")
+def _module_box(_module_hutch: Hutch) -> Box:
+    _module_hutch.run("run", "-d", "--idle", "--name", "box", "busybox")
+    return Box(_module_hutch, "box")
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest, _module_hutch: Hutch) -> Iterator[Hutch]:
+    """The `hutch` command with a home that the tests of a module share."""
+    yield _module_hutch
+    if request.node.stash.get(FAILED, False):
+        print(_module_hutch.logs())
+
+
+@pytest.fixture
+def box(shared: Hutch, _module_box: Box) -> Box:
+    """A running busybox sandbox that the tests of a module share."""
+    return _module_box
