@@ -56,6 +56,8 @@ class Connection:
         self._guest: Guest | None = None
         self._failure: HutchError | None = None
         self._changed = asyncio.Event()
+        self.last = False
+        """Whether the guest was told to power off: the loss of this connection is no fault."""
 
     def use(self, guest: Guest) -> None:
         """Take a connection into service."""
@@ -134,7 +136,7 @@ class Connection:
                 failure = error("guest_protocol", f"the agent of {self._subject} hung up")
             except HutchError as cause:
                 failure = cause
-            if self._is_over():
+            if self._is_over() or self.last:
                 return
             log.warning("connection to %s lost: %s", self._subject, failure)
             losses.append(time.monotonic())

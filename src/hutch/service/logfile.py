@@ -91,23 +91,29 @@ class LogWriter:
     def _open(self, begin: Mapping[int, int]) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = log_files(self._directory, self._name)
-        if not found:
-            self.ends |= dict(begin)
-            self._start_file()
-            return
-        self._number, path = found[-1]
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        head = os.pread(self._fd, _HEAD.size, 0)
+        self.ends |= dict(begin)
+        for number, path in reversed(found):
+            self._number = max(self._number, number)
+            if self._take_up(path):
+                if number < self._number:
+                    self._start_file()  # the newer ones were cut short when they were begun
+                return
+        self._start_file()
+
+    def _take_up(self, path: Path) -> bool:
+        """Go on in a file, if it is one of ours."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        head = os.pread(fd, _HEAD.size, 0)
         if len(head) < _HEAD.size or not head.startswith(_MAGIC):
-            os.close(self._fd)
-            self._start_file()
-            return
+            os.close(fd)
+            return False
+        self._fd, self._position = fd, _HEAD.size
         _, self.ends[1], self.ends[2] = _HEAD.unpack(head)
-        self._position = _HEAD.size
-        for record, end in _scan(self._fd, _HEAD.size):
+        for record, end in _scan(fd, _HEAD.size):
             self._position = end
             self._count(record.kind, record.channel, record.offset, len(record.data))
-        os.ftruncate(self._fd, self._position)
+        os.ftruncate(fd, self._position)
+        return True
 
     def close(self) -> None:
         """Let go of the file."""
@@ -285,7 +291,8 @@ class LogReader:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False  # rotated away in this moment
-        if not os.pread(fd, _HEAD.size, 0).startswith(_MAGIC):
+        head = os.pread(fd, _HEAD.size, 0)
+        if len(head) < _HEAD.size or not head.startswith(_MAGIC):
             os.close(fd)
             return False
         self._fd, self._number, self._position = fd, number, _HEAD.size

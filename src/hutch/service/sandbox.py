@@ -191,6 +191,7 @@ class Sandbox:
                 guest = await self.connection.get()
                 # Else the main process might end unheard, and its exit code with it.
                 await self.execs.until_resumed()
+                self.connection.last = True
                 await guest.shutdown(signal=signal, grace=grace)
                 await self.machine.wait()
                 return
