@@ -327,6 +327,8 @@ unsafe fn become_init() -> Result<(), (Step, i32)> {
         let proc = c"proc".as_ptr();
         check(libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()))?;
         check(libc::unshare(libc::CLONE_NEWCGROUP))?;
+        // The same file system cannot be mounted over itself, even with another root.
+        check(libc::umount2(c"/sys/fs/cgroup".as_ptr(), libc::MNT_DETACH))?;
         let cgroup = c"cgroup2".as_ptr();
         check(libc::mount(cgroup, c"/sys/fs/cgroup".as_ptr(), cgroup, flags, none.cast()))
     }
