@@ -139,7 +139,9 @@ def parse_config(body: bytes, what: str) -> Config:
         isinstance(item, str) and is_digest(item) for item in diff_ids
     ):
         raise bad_image(f"{what} has no list of layer digests (rootfs.diff_ids)")
-    run = value.get("config") or {}
+    run = value.get("config")
+    if run is None:
+        run = {}
     if not isinstance(run, dict):
         raise bad_image(f"{what} has a malformed `config`")
     created = value.get("created")
@@ -209,7 +211,9 @@ def _run_config(run: Mapping[str, Any], what: str) -> ImageConfig:
     for item in _texts(run, "Env", what):
         name, _, value = item.partition("=")
         environment[name] = value
-    labels = run.get("Labels") or {}
+    labels = run.get("Labels")
+    if labels is None:
+        labels = {}
     if not isinstance(labels, dict):
         raise bad_image(f"{what} has malformed `Labels`")
     return ImageConfig(

@@ -32,6 +32,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}")
 _WANTED = re.compile(
     r"boot/vmlinu[xz]-.+|(?:usr/)?lib/modules/[^/]+/(?:vmlinuz|modules\.builtin|kernel/.+\.ko(?:\.\w+)?)"
 )
+_HOSTS = ("/boot/vmlinuz-{release}", "/lib/modules/{release}")
+_KEPT_INITRAMFS = 3
 _FILE_LIMIT = 512 << 20
 _WAYS = (
     "give Hutch one: `hutch kernel pull` (needs apt), `hutch kernel import VMLINUZ --modules DIR`, "
@@ -152,7 +154,7 @@ class KernelStore:
 
     def _take_hosts(self) -> KernelInfo:
         release = os.uname().release
-        kernel, modules = Path(f"/boot/vmlinuz-{release}"), Path(f"/lib/modules/{release}")
+        kernel, modules = (Path(path.format(release=release)) for path in _HOSTS)
         return self._install(kernel, modules if modules.is_dir() else None, None, "host")
 
     def _install(
@@ -191,7 +193,7 @@ class KernelStore:
             if old.exists():
                 os.replace(old, Path(scratch) / "old")
             os.replace(made, old)
-        if self._active() is None:
+        if self._chosen() not in self._names():
             write_atomic(self._root / "active", f"{name}\n".encode())
         return self._info(name)
 
@@ -219,19 +221,29 @@ class KernelStore:
         path = directory / f"initramfs-{key}.cpio"
         if not path.exists():
             write_atomic(path, initramfs.build(agent, modules, len(boot)))
+            self._drop_old(directory)
         return Kernel(name, info.version, directory / "vmlinux", path)
+
+    def _drop_old(self, directory: Path) -> None:
+        """Remove initramfs files of former agents, but not what a VM may be starting from right now."""
+        paths = sorted(directory.glob("initramfs-*.cpio"), key=lambda p: p.stat().st_mtime)
+        for path in paths[:-_KEPT_INITRAMFS]:
+            path.unlink(missing_ok=True)
 
     def _names(self) -> Sequence[str]:
         if not self._root.is_dir():
             return []
         return sorted(p.parent.name for p in self._root.glob("*/kernel.json"))
 
-    def _active(self) -> str | None:
+    def _chosen(self) -> str:
         try:
-            name = (self._root / "active").read_text("utf-8").strip()
+            return (self._root / "active").read_text("utf-8").strip()
         except FileNotFoundError:
-            name = ""
-        names = self._names()
+            return ""
+
+    def _active(self) -> str | None:
+        """Return the chosen kernel, or any when that is gone."""
+        name, names = self._chosen(), self._names()
         if name in names:
             return name
         return names[-1] if names else None

@@ -19,6 +19,7 @@ _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::([0-9]{{1,5}}))?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_ID = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _NAME_LIMIT = 255
 
 
@@ -58,6 +59,8 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     """
     if text in BUILTIN:
         return Reference("", text)
+    if _ID.fullmatch(text):
+        raise _bad(text, "it is the id of an image")
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise _bad(text, "what follows the @ is no sha256 or sha512 digest")

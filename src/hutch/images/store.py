@@ -33,6 +33,7 @@ from hutch.models import ImageInfo, Progress, PullPolicy, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread
 
+_WHOLE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 
@@ -74,6 +75,8 @@ class ImageStore:
             known = await in_thread(self._known, reference, pull)
             if known is not None:
                 return await self._finish(known, reference, report)
+            if _WHOLE_ID.fullmatch(reference):
+                raise _not_found(reference, "an image that is not in the store has no id")
             wanted = parse(reference, self._settings.default_registry)
             if pull is PullPolicy.NEVER:
                 raise _not_found(reference, "it is not in the store, and pulling was not allowed")

@@ -80,6 +80,7 @@ def _decompress(payload: bytes) -> bytes:
         else:
             raise bad_image(f"the kernel is compressed in an unknown way ({payload[:6].hex()})")
     except (
+        lz4.block.LZ4BlockError,
         zlib.error,
         lzma.LZMAError,
         zstandard.ZstdError,

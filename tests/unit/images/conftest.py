@@ -19,7 +19,9 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_store(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeStore:
-    """Make stores of one home; keyword arguments are settings. Registries see no credentials of ours."""
+    """Make stores of one home; keyword arguments are settings. Registries see no credentials of
+    ours.
+    """
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
     def make(**changes: Any) -> ImageStore:
@@ -39,7 +41,9 @@ def reports() -> Reports:
 
 
 def left_over(home: Path) -> list[str]:
-    """Return what a store should not have after a failure: temporary files, blobs, root file systems."""
+    """Return what a store should not have after a failure: temporary files, blobs, root file
+    systems.
+    """
     images = home / "images"
     found = [
         *(images / "oci/tmp").iterdir(),

@@ -27,7 +27,9 @@ class Request:
 
 @dataclass
 class Answer:
-    """`cut` sends only so many bytes of the body and drops the connection; `gate` is awaited before the body."""
+    """`cut` sends only so many bytes of the body and drops the connection; `gate` is awaited before
+    the body.
+    """
 
     status: int = 200
     body: bytes = b""

@@ -56,7 +56,8 @@ async def test_without_buildah_it_says_so(
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("buildah") is None, reason="needs buildah, and root for chroot"
+    os.geteuid() != 0 or shutil.which("buildah") is None,
+    reason="needs buildah, and root for chroot",
 )
 async def test_a_dockerfile_is_built_from_our_images(store: ImageStore, tmp_path: Path) -> None:
     await store.load(simple_image().write_layout(tmp_path / "in", "localhost/base:1"), no_report)
@@ -86,7 +87,8 @@ async def test_a_dockerfile_is_built_from_our_images(store: ImageStore, tmp_path
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("buildah") is None, reason="needs buildah, and root for chroot"
+    os.geteuid() != 0 or shutil.which("buildah") is None,
+    reason="needs buildah, and root for chroot",
 )
 async def test_a_failing_build_says_why(store: ImageStore, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo the reason >&2; exit 3\n")

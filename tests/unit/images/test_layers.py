@@ -83,8 +83,10 @@ def test_attributes_survive(merged) -> None:
     assert got == xattrs
     assert (found["big"][0].uid, found["big"][0].gid) == (4294967294, 3000000000)
     null, sda = found["null"][0], found["sda"][0]
-    assert null.ischr() and (null.devmajor, null.devminor, null.mode) == (1, 3, 0o666)
-    assert sda.isblk() and (sda.devmajor, sda.devminor) == (8, 300)
+    assert null.ischr()
+    assert (null.devmajor, null.devminor, null.mode) == (1, 3, 0o666)
+    assert sda.isblk()
+    assert (sda.devmajor, sda.devminor) == (8, 300)
     assert found["pipe"][0].isfifo()
     assert found["before"][0].mtime == 0
     assert found["half"][0].mtime == 3
@@ -172,7 +174,8 @@ def test_files_and_directories_replace_each_other(merged) -> None:
         ),
     )
     assert names(found) == {"f", "f/y", "d", "g", "g/z"}
-    assert found["f"][0].isdir() and found["g"][0].isdir()
+    assert found["f"][0].isdir()
+    assert found["g"][0].isdir()
     assert found["d"][1] == b"2"
 
 

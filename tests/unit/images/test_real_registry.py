@@ -1,4 +1,6 @@
-"""Pulling from Debian's docker-registry, over TLS and with a password, what another tool has pushed there."""
+"""Pulling from Debian's docker-registry, over TLS and with a password, what another tool has pushed
+there.
+"""
 
 import base64
 import json

@@ -56,6 +56,9 @@ async def test_an_image_is_found_by_reference_id_and_prefix(
     for text in (NAME, made.id, made.id[7:], made.id[:19], made.id[7:13]):
         assert (await store.inspect(text)).id == made.id
         assert (await store.ensure(text, PullPolicy.NEVER, no_report)).id == made.id
+    with pytest.raises(HutchError) as caught:
+        await store.ensure("sha256:" + "1" * 64, PullPolicy.ALWAYS, no_report)
+    assert caught.value.code == "image_not_found"
     for text in ("example.org/made:2", "sha256:" + "1" * 64, "ffffff0123"):
         with pytest.raises(HutchError) as caught:
             await store.inspect(text)
