@@ -68,8 +68,8 @@ def logs(
 ) -> None:
     """Show the output of a sandbox's main process.
 
-    What it wrote to stderr goes to stderr. The console (--boot) is shown with control characters escaped. With --json, a line for each
-    piece: {channel, time, text}.
+    What it wrote to stderr goes to stderr. The console (--boot) is shown with control characters
+    escaped. With --json, a line for each piece: {channel, time, text}.
     """
     query: dict[str, Any] = {"follow": follow, "tail": tail, "boot": boot, "exec": exec_id}
     query["since"] = parse_moment(since, "--since") if since else None

@@ -105,7 +105,9 @@ class Relay:
             return True
         if self._ended is None:
             return False
-        return self._ended.detached or not any(s.pending for s in self._sinks.values())
+        # Who has cancelled wants to be gone, not what is still queued for a reader that stalls.
+        leaves = self._ended.detached or self._given_up is not None
+        return leaves or not any(sink.pending for sink in self._sinks.values())
 
     def _result(self) -> Ended:
         ended = self._ended or Ended(0)
@@ -202,7 +204,7 @@ class Relay:
 
     def _on_closed(self) -> None:
         """Nobody reads our output: end as other programs do, by SIGPIPE's exit code."""
-        self._sinks = dict.fromkeys((1, 2), Capture(0))
+        self._discard()
         if self._ended is not None:
             self._given_up = EXIT_BROKEN_PIPE
         elif self._owns:
@@ -211,10 +213,19 @@ class Relay:
             self._ended = Ended(EXIT_BROKEN_PIPE, detached=True)
             self._given_up = EXIT_BROKEN_PIPE
 
+    def _discard(self) -> None:
+        """Throw output away from now on, so that it does not hold up the program's end."""
+        self._sinks = dict.fromkeys((1, 2), Capture(0))
+        for channel, size in self._queued.items():
+            rest = size - self._carried.get(channel, 0)
+            self._unacked[channel] = self._unacked.get(channel, 0) + rest
+        self._queued, self._carried = {1: 0, 2: 0}, {}
+
     def cancel(self, exit_code: int) -> None:
         """Have everything killed that the program started, and end with `exit_code`."""
         self._given_up = exit_code
         self._stdin_open = False
+        self._discard()
         self._deadline = time.monotonic() + _CANCEL_WAIT
         if self._ws is not None and self._ended is None:
             self._ws.send_json({"cancel": True})
