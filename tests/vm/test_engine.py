@@ -21,6 +21,7 @@ from hutch.engine.base import (
 )
 from hutch.engine.qemu import QemuEngine
 from hutch.errors import EngineError
+from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel
 from hutch.settings import Settings, load_settings
 from tests.unit.engine.conformance import EngineConformance, NewSpec
@@ -97,6 +98,22 @@ async def test_a_kernel_boots_to_the_agent(
     await ready(spec)
     assert vm.memory_use() > 32 << 20
     await vm.kill()
+
+
+async def test_a_guest_is_not_held_up_while_no_daemon_reads_its_console(
+    engine: QemuEngine, new_spec: NewSpec
+) -> None:
+    spec = replace(new_spec("a"), cmdline=("loglevel=8",))
+    vm = await engine.boot(spec)
+    await vm.release()
+    written = spec.console_log.stat().st_size if spec.console_log.exists() else 0
+    # The whole boot's messages go nowhere, and the agent comes up all the same.
+    guest = await connect_guest(vm.agent_socket, timeout=90)
+    await guest.close()
+    assert written < 1000
+    adopted = await engine.adopt(vm.record)
+    assert adopted is not None
+    assert (await adopted.kill()).kind is ExitKind.KILLED
 
 
 async def test_a_panic_is_told_from_a_reboot(engine: QemuEngine, new_spec: NewSpec) -> None:

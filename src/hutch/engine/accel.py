@@ -12,8 +12,8 @@ import logging
 import os
 import platform
 import re
+import shutil
 import stat
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from hutch.tasks import in_thread
 
 log = logging.getLogger(__name__)
 
+CANARY_DIRECTORY = "canary"
 CANARY_MEMORY = 256 * MIB
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -53,11 +54,22 @@ _PATIENCE = {
 class AcceleratorProbe:
     """Finds and remembers verdicts. Concurrent callers share one canary."""
 
-    def __init__(self, settings: Settings, program: Callable[[], str], canary: RunCanary) -> None:
-        """`program` returns the path of the QEMU binary, or raises engine_missing."""
+    def __init__(
+        self,
+        settings: Settings,
+        program: Callable[[], str],
+        canary: RunCanary,
+        discard: Callable[[Path], Awaitable[None]],
+    ) -> None:
+        """Take what the engine does for the probe.
+
+        `program` returns the path of the QEMU binary, or raises engine_missing; `discard` ends
+        whatever machine a directory belongs to.
+        """
         self._settings = settings
         self._program = program
         self._canary = canary
+        self._discard = discard
         self._cache = VerdictCache(settings.home / "cache" / "accel.json")
         self._lock = asyncio.Lock()
 
@@ -140,24 +152,29 @@ class AcceleratorProbe:
         uid: int | None,
         patience: _Patience,
     ) -> list[Sample]:
-        runtime = self._settings.runtime_dir
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="canary-", dir=runtime) as directory:
-            spec = MachineSpec(
-                id="canary",
-                boot=boot,
-                cpus=1,
-                memory=CANARY_MEMORY,
-                drives=(),
-                directory=Path(directory),
-                console_log=Path(directory) / "console.log",
-                machine=machine,
-                accelerator=accelerator,
-                tsc_khz=estimate_tsc_khz(),
-                uid=uid,
-                cmdline=CMDLINE,
-            )
+        directory = self._settings.runtime_dir / CANARY_DIRECTORY
+        # A daemon that was killed here has left a canary, which may spin for ever.
+        await self._discard(directory)
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        await in_thread(directory.mkdir, mode=0o700, parents=True)
+        spec = MachineSpec(
+            id="canary",
+            boot=boot,
+            cpus=1,
+            memory=CANARY_MEMORY,
+            drives=(),
+            directory=directory,
+            console_log=directory / "console.log",
+            machine=machine,
+            accelerator=accelerator,
+            tsc_khz=estimate_tsc_khz(),
+            uid=uid,
+            cmdline=CMDLINE,
+        )
+        try:
             return await self._canary(spec, patience.limit, patience.stall)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _canary_uid(self) -> int | None:
         """Return the user of a canary: the first past the range of the sandboxes' VMs."""

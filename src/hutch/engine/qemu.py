@@ -43,7 +43,7 @@ class QemuEngine:
         """`handshake_timeout` is how many seconds QEMU has to answer on its control socket."""
         self._settings = settings
         self._handshake_timeout = handshake_timeout
-        self._probe = AcceleratorProbe(settings, self._program, self._canary)
+        self._probe = AcceleratorProbe(settings, self._program, self._canary, self.discard)
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """See the Protocol. Raises engine_missing; engine_failed when a forced one fails."""

@@ -24,6 +24,10 @@ class Canaries:
 
     outcomes: dict[tuple[Accelerator, MachineType], list[Sample]]
     specs: list[MachineSpec] = field(default_factory=list)
+    discarded: list[Path] = field(default_factory=list)
+
+    async def discard(self, directory: Path) -> None:
+        self.discarded.append(directory)
 
     async def __call__(self, spec: MachineSpec, limit: float, stall: float) -> list[Sample]:
         self.specs.append(spec)
@@ -55,7 +59,7 @@ def probe(
 ) -> tuple[AcceleratorProbe, Path]:
     program = stand_in("normal").qemu
     loaded = load_settings({"qemu": program, **settings})
-    return AcceleratorProbe(loaded, lambda: program, canaries), loaded.home
+    return AcceleratorProbe(loaded, lambda: program, canaries, canaries.discard), loaded.home
 
 
 async def test_kvm_that_boots_is_taken(
@@ -68,6 +72,20 @@ async def test_kvm_that_boots_is_taken(
     assert not verdict.rejected
     assert [spec.cmdline[0] for spec in canaries.specs] == ["hutch.canary"]
     assert not canaries.specs[0].directory.exists()
+
+
+async def test_what_a_killed_daemon_left_of_a_canary_is_ended(
+    kvm: Path, stand_in: NewStandIn, boot_files: BootFiles
+) -> None:
+    canaries = Canaries(EVERYTHING)
+    await probe(stand_in, canaries)[0].verdict(boot_files)
+    [directory] = canaries.discarded
+    assert canaries.specs[0].directory == directory
+    directory.mkdir()
+    (directory / "qmp.sock").touch()
+    await probe(stand_in, canaries)[0].verdict(boot_files, fresh=True)
+    assert canaries.discarded == [directory, directory]
+    assert not directory.exists()
 
 
 async def test_kvm_that_opens_and_hangs_is_passed_over(
