@@ -12,7 +12,7 @@ use crate::sys;
 
 /// Controllers that workloads may use and hand on.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
-/// Processes of one group that are signalled; a group with more is killed whole.
+/// Groups that programs have nested deeper than this are not looked into.
 const MAX_DEPTH: usize = 32;
 
 /// The group of all workloads.
@@ -142,6 +142,13 @@ impl Group {
     /// Removes the group and those that its processes made; fails while any process is alive.
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.path, 0)
+    }
+}
+
+impl Drop for Group {
+    /// The last one to know it takes it away, if it is empty by then.
+    fn drop(&mut self) {
+        let _ = self.remove();
     }
 }
 

@@ -1,7 +1,7 @@
 //! `exec.start`: from the request to a running session.
 
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, AtomicU64};
@@ -51,64 +51,23 @@ pub fn start(
 ) -> Result<(), Failure> {
     let user = users::find(root, fields.opt_str("user")?.unwrap_or(""))?;
     let size = fields.opt_map("tty")?.map(|size| pty::Size::of(&size));
-    let argv = fields.bytes_list("argv")?;
-    if argv.is_empty() || argv[0].is_empty() || argv.len() > MAX_ARGS {
-        return Err(Failure::new(Code::BadRequest, "argv is empty or too long"));
-    }
-    let env = environment(fields.bytes_list("env")?, &user, size.is_some());
-    let cwd = fields.opt_bytes("cwd")?.filter(|path| !path.is_empty()).unwrap_or(b"/");
-    let init = fields.bool("init", false)?;
-    let wiring = wire(size, fields.bool("stdin", false)?)?;
-    let programs = candidates(&argv[0], &env);
+    let timeout = fields.u64("timeout_ms", 0)?;
+    let attach = fields.bool("attach", false)?;
+    let overflow = overflow_of(fields)?;
     let (serial, group) = shared.prepare().context(|| "make the exec's cgroup")?;
-    let plan = Plan {
-        programs: c_strings(&programs)?,
-        argv: c_strings(&argv)?,
-        env: c_strings(&env)?,
-        cwd: c_string(cwd)?,
+    let about = about_of(fields, serial, size.is_some())?;
+    let wiring = wire(size, fields.bool("stdin", false)?)?;
+    let mut plan = Plan {
         ids: privileged.then(|| user.ids.clone()),
         stdio: wiring.child.each_ref().map(AsRawFd::as_raw_fd),
-        tty: size.is_some(),
         cgroup: group.as_ref().map(|it| it.entrance()).transpose().context(|| "open the cgroup")?,
-        nofile: fields.u64("nofile", 0)?,
-        namespaces: match init {
-            true => Namespaces::Own,
-            false => shared.namespaces().context(|| "find the init's namespaces")?,
-        },
+        ..plan_of(fields, &about, &user)?
     };
-    let timeout = fields.u64("timeout_ms", 0)?;
-    let about = About {
-        id: id_of(fields)?,
-        serial,
-        argv: argv.clone(),
-        user: fields.opt_str("user")?.unwrap_or("").into(),
-        tty: size.is_some(),
-        detached: fields.bool("detached", false)?,
-        main: fields.bool("main", false)?,
-        init,
-        started_ns: sys::realtime_ns(),
-        stop_signal: fields.u64("stop_signal", libc::SIGTERM as u64)? as i32,
-        kill_after: Duration::from_millis(fields.u64("kill_after_ms", 0)?),
-    };
-    let token = |channel| io_loop::token(serial, channel);
-    let [stdout, stderr] = wiring.outputs;
-    let inner = Inner {
-        launched: false,
-        outputs: [
-            stdout.map(|fd| Output::new(fd, token(1))),
-            stderr.map(|fd| Output::new(fd, token(2))),
-        ],
-        stdin: Stdin::new(wiring.stdin, size.is_some()),
-        terminal: wiring.terminal,
-        attached: None,
-        overflow: overflow_of(fields)?,
-        timed_out: false,
-        terminate_at: None,
-        kill_at: None,
-        ended: None,
-        drain_at: None,
-        result: None,
-    };
+    if !about.init {
+        plan.namespaces = shared.namespaces().context(|| "find the init's namespaces")?;
+    }
+    let Wiring { child, outputs, stdin, terminal } = wiring;
+    let inner = Inner::new(serial, outputs, Stdin::new(stdin, about.tty), terminal, overflow);
     let exec = Arc::new(Exec {
         about,
         pid: AtomicI32::new(0),
@@ -123,11 +82,10 @@ pub fn start(
         Ok(pid) => pid,
         Err(error) => {
             shared.withdraw(&exec);
-            return Err(start_failure(&error, &argv[0], cwd, &user));
+            return Err(start_failure(&error, &exec.about.argv[0], &plan.cwd, &user));
         }
     };
-    drop(wiring.child);
-    let attach = fields.bool("attach", false)?;
+    drop(child);
     launch(&exec, pid, timeout, attach.then_some(stream));
     if attach {
         exec.carry(stream);
@@ -137,6 +95,71 @@ pub fn start(
         exec.settle(exec.lock());
     }
     Ok(())
+}
+
+fn about_of(fields: &Fields, serial: u64, tty: bool) -> Result<About, Failure> {
+    let argv = fields.bytes_list("argv")?;
+    if argv.is_empty() || argv[0].is_empty() || argv.len() > MAX_ARGS {
+        return Err(Failure::new(Code::BadRequest, "argv is empty or too long"));
+    }
+    Ok(About {
+        id: id_of(fields)?,
+        serial,
+        argv,
+        user: fields.opt_str("user")?.unwrap_or("").into(),
+        tty,
+        detached: fields.bool("detached", false)?,
+        main: fields.bool("main", false)?,
+        init: fields.bool("init", false)?,
+        started_ns: sys::realtime_ns(),
+        stop_signal: fields.opt_u32("stop_signal")?.unwrap_or(libc::SIGTERM as u32) as i32,
+        kill_after: Duration::from_millis(fields.u64("kill_after_ms", 0)?),
+    })
+}
+
+/// What the request alone decides; descriptors and ids are added by the caller.
+fn plan_of(fields: &Fields, about: &About, user: &User) -> Result<Plan, Failure> {
+    let env = environment(fields.bytes_list("env")?, user, about.tty);
+    let cwd = fields.opt_bytes("cwd")?.filter(|path| !path.is_empty()).unwrap_or(b"/");
+    Ok(Plan {
+        programs: c_strings(&candidates(&about.argv[0], &env))?,
+        argv: c_strings(&about.argv)?,
+        env: c_strings(&env)?,
+        cwd: c_string(cwd)?,
+        ids: None,
+        stdio: [-1; 3],
+        tty: about.tty,
+        cgroup: None,
+        nofile: fields.u64("nofile", 0)?,
+        namespaces: if about.init { Namespaces::Own } else { Namespaces::Agent },
+    })
+}
+
+impl Inner {
+    fn new(
+        serial: u64,
+        outputs: [Option<OwnedFd>; 2],
+        stdin: Stdin,
+        terminal: Option<OwnedFd>,
+        overflow: Overflow,
+    ) -> Inner {
+        let [stdout, stderr] = outputs;
+        let output = |channel| move |fd| Output::new(fd, io_loop::token(serial, channel));
+        Inner {
+            launched: false,
+            outputs: [stdout.map(output(1)), stderr.map(output(2))],
+            stdin,
+            terminal,
+            attached: None,
+            overflow,
+            timed_out: false,
+            terminate_at: None,
+            kill_at: None,
+            ended: None,
+            drain_at: None,
+            result: None,
+        }
+    }
 }
 
 /// The program runs: its output may flow, after the REPLY.
@@ -251,10 +274,10 @@ fn c_string(bytes: &[u8]) -> Result<CString, Failure> {
 }
 
 /// 127 and 126 as shells tell them apart, bad directories and users by name.
-fn start_failure(failed: &StartError, program: &[u8], cwd: &[u8], user: &User) -> Failure {
+fn start_failure(failed: &StartError, program: &[u8], cwd: &CStr, user: &User) -> Failure {
     let (what, code) = match failed.step {
         Step::Setup => ("set up the process".into(), None),
-        Step::Cwd => (format!("change to {}", show(cwd)), Some(Code::BadCwd)),
+        Step::Cwd => (format!("change to {}", show(cwd.to_bytes())), Some(Code::BadCwd)),
         Step::User => (format!("become uid {}", user.ids.uid), None),
         Step::Exec => {
             let code = match failed.error.raw_os_error() {
