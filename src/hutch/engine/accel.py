@@ -71,30 +71,33 @@ class AcceleratorProbe:
         self._canary = canary
         self._discard = discard
         self._cache = VerdictCache(settings.home / "cache" / "accel.json")
+        self._known: dict[str, Verdict] = {}
         self._lock = asyncio.Lock()
 
     async def verdict(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """Return the accelerator to use. See `hutch.engine.base.Engine.probe`."""
         program = self._program()
+        if boot is None:
+            reason = "no kernel is there yet to try an accelerator with"
+            return Verdict(Accelerator.TCG, reason, None, await _version(program), {})
         async with self._lock:
-            version = await _version(program)
-            if boot is None:
-                reason = "no kernel is there yet to try an accelerator with"
-                return Verdict(Accelerator.TCG, reason, None, version, {})
-            key = self._key(program, version, boot)
-            known = None if fresh else await in_thread(self._cache.get, key)
-            if known is not None:
-                return known
-            found = await self._find(boot, version)
-            if found.tsc_khz is not None:
-                await in_thread(self._cache.put, key, found)
-            log.info("accelerator %s: %s", found.accelerator.value, found.reason)
-            return found
+            key = self._key(program, boot)
+            known = None if fresh else self._known.get(key)
+            if known is None and not fresh:
+                known = await in_thread(self._cache.get, key)
+            if known is None:
+                known = await self._find(boot, await _version(program))
+                log.info("accelerator %s: %s", known.accelerator.value, known.reason)
+                # One without a rate is worth another try, but by the next daemon: it took minutes.
+                if known.tsc_khz is not None:
+                    await in_thread(self._cache.put, key, known)
+            self._known = {key: known}
+            return known
 
-    def _key(self, program: str, version: str, boot: BootFiles) -> str:
+    def _key(self, program: str, boot: BootFiles) -> str:
         """Return what a verdict depends on besides the host's boot."""
         parts = [self._settings.accelerator, self._settings.machine, str(self._settings.jail)]
-        parts += [version, _file_identity(Path(program)), _file_identity(boot.kernel)]
+        parts += [_file_identity(Path(program)), _file_identity(boot.kernel)]
         return "\n".join(parts)
 
     async def _find(self, boot: BootFiles, version: str) -> Verdict:
@@ -156,7 +159,6 @@ class AcceleratorProbe:
         # A daemon that was killed here has left a canary, which may spin for ever.
         await self._discard(directory)
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
-        await in_thread(directory.mkdir, mode=0o700, parents=True)
         spec = MachineSpec(
             id="canary",
             boot=boot,

@@ -62,7 +62,7 @@ def prepare(spec: MachineSpec) -> Iterator[Handover]:
     """
     with contextlib.ExitStack() as always, contextlib.ExitStack() as on_error:
         files = _open_files(spec, always)
-        spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(spec.directory, on_error)
         servers, clients = {}, {}
         for name in SOCKETS:
             path = spec.directory / name
@@ -97,6 +97,21 @@ def remove_sockets(directory: Path) -> None:
 def reopen(directory: Path, name: str) -> socket.socket:
     """Connect to a socket of a running machine, without waiting. Raises OSError."""
     return _connect(directory / name)
+
+
+def _make_private(directory: Path, on_error: contextlib.ExitStack) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        return
+    except OSError as cause:
+        raise _os_failure(f"the directory {directory} cannot be made", cause) from cause
+    on_error.callback(_remove_empty, directory)
+
+
+def _remove_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _open_files(

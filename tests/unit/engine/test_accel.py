@@ -32,7 +32,7 @@ class Canaries:
     async def __call__(self, spec: MachineSpec, limit: float, stall: float) -> list[Sample]:
         self.specs.append(spec)
         assert 0 < stall < limit
-        assert spec.directory.is_dir()
+        spec.directory.mkdir(parents=True)
         await asyncio.sleep(0)
         found = self.outcomes.get((spec.accelerator, spec.machine))
         if found is None:
@@ -130,11 +130,17 @@ async def test_without_a_calibration_there_is_a_verdict_but_no_rate(
     kvm: Path, stand_in: NewStandIn, boot_files: BootFiles, samples: list[Sample] | None
 ) -> None:
     outcomes = {} if samples is None else {(Accelerator.TCG, m): samples for m in MachineType}
-    tested, home = probe(stand_in, Canaries(outcomes))
+    canaries = Canaries(outcomes)
+    tested, home = probe(stand_in, canaries)
     verdict = await tested.verdict(boot_files)
     assert (verdict.accelerator, verdict.tsc_khz) == (Accelerator.TCG, None)
     assert "not calibrated" in verdict.reason
     assert not (home / "cache/accel.json").exists()
+    tried = len(canaries.specs)
+    assert await tested.verdict(boot_files) == verdict
+    assert len(canaries.specs) == tried
+    await probe(stand_in, canaries)[0].verdict(boot_files)
+    assert len(canaries.specs) == 2 * tried
 
 
 async def test_a_forced_accelerator_is_the_only_one_tried(

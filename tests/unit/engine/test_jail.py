@@ -52,7 +52,22 @@ def test_descriptors_carry_the_rights_they_need(new_spec: NewSpec) -> None:
 def test_nothing_is_left_when_the_block_raises(new_spec: NewSpec) -> None:
     with pytest.raises(KeyError), jail.prepare(new_spec("a")):
         raise KeyError
-    assert not list(new_spec("a").directory.iterdir())
+    assert not new_spec("a").directory.exists()
+
+
+def test_a_directory_of_others_stays(new_spec: NewSpec) -> None:
+    spec = new_spec("a")
+    spec.directory.mkdir(parents=True)
+    with pytest.raises(KeyError), jail.prepare(spec):
+        raise KeyError
+    assert not list(spec.directory.iterdir())
+
+
+def test_a_directory_that_cannot_be_made(new_spec: NewSpec) -> None:
+    spec = new_spec("a")
+    spec = replace(spec, directory=spec.boot.kernel / "below-a-file")
+    with pytest.raises(EngineError, match="below-a-file cannot be made"), jail.prepare(spec):
+        pass
 
 
 @pytest.mark.parametrize("what", ["kernel", "initramfs"])
