@@ -19,7 +19,7 @@ from hutch.cli.extract import Extractor
 from hutch.cli.failures import warn
 from hutch.cli.options import command, pass_app
 from hutch.cli.pack import PIECE, Packer
-from hutch.cli.placement import Kind, Place, parse_place, place_target
+from hutch.cli.placement import Kind, Place, parse_place, place_target, trimmed
 from hutch.cli.progress import Transfer
 from hutch.cli.render import print_json
 from hutch.cli.terminal import is_tty
@@ -137,7 +137,7 @@ def _upload(
     resolved, kind = resolve_guest(app.client, target)
     written = Place(resolved.sandbox, resolved.path + ("/" if target.path.endswith("/") else ""))
     # A path with a slash at its end is the directory behind a symlink.
-    source_kind = local_kind(source.path, follow=follow or source.wants_directory)
+    source_kind = local_kind(trimmed(source.path), follow=follow or source.wants_directory)
     where = place_target(source, source_kind, written, kind)
     query: dict[str, Any] = {"path": where.directory, "parents": parents}
     if not archive:

@@ -8,6 +8,8 @@ click then says what is wrong with it. Imports nothing of click, which costs 24 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from hutch.errors import InvalidInput
+
 
 class Option(NamedTuple):
     """One option: `flags` like ("-e", "--env"), `dest` its key among the values.
@@ -124,7 +126,7 @@ def _set(option: Option, text: str | None, rest: list[str], values: dict[str, An
         return False
     try:
         value = convert(option.kind, text)
-    except ValueError:
+    except (ValueError, InvalidInput):
         return False
     if option.multiple:
         values[option.dest] += (value,)

@@ -94,7 +94,7 @@ def place_target(source: Place, source_kind: Kind, target: Place, target_kind: K
         if source.contents_only:
             return _whole(target.path)
         name = _base(source.path)
-        return Target(_clean(target.path), name) if name else _whole(target.path)
+        return Target(trimmed(target.path), name) if name else _whole(target.path)
     if source_kind is Kind.FILE and target.wants_directory:
         raise error(
             "path_not_found",
@@ -111,19 +111,19 @@ def _whole(path: str) -> Target:
 
 
 def _split(path: str) -> Target:
-    clean = _clean(path)
+    clean = trimmed(path)
     directory, name = posixpath.split(clean)
     return Target(directory or ".", name or ".")
 
 
 def _base(path: str) -> str:
     """Return the last name of a path, or an empty text for `/` and the like."""
-    name = posixpath.basename(_clean(path))
+    name = posixpath.basename(trimmed(path))
     return "" if name in (".", "..") else name
 
 
-def _clean(path: str) -> str:
-    """Return a path without trailing slashes and `/.`; `..` stays: it may be behind a symlink."""
+def trimmed(path: str) -> str:
+    """Return a path without slashes and `/.` at its end; `..` stays, as it may be a symlink's."""
     while len(path) > 1 and (path.endswith("/") or path.endswith("/.")):
         path = path[:-1] if path.endswith("/") else path[:-2] or "/"
     return path

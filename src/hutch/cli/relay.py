@@ -229,6 +229,7 @@ class Relay:
         self._deadline = time.monotonic() + _CANCEL_WAIT
         if self._ws is not None and self._ended is None:
             self._ws.send_json({"cancel": True})
+            self.acknowledge()
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number == signal.SIGCONT:

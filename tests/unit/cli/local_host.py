@@ -123,7 +123,7 @@ class ProcessSession(Session):
         set_size(slave, spec.tty)
         self.child = subprocess.Popen(
             ["setsid", "--ctty", "--wait", *spec.argv],
-            stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd, preexec_fn=default_signals,
+            stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd, preexec_fn=default_signals,  # noqa: PLW1509 - a test
         )  # fmt: skip
         os.close(slave)
         self.readers = {1: self.master}
@@ -134,7 +134,7 @@ class ProcessSession(Session):
             spec.argv,
             stdin=subprocess.PIPE if spec.stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=env, cwd=cwd, start_new_session=True, bufsize=0, preexec_fn=default_signals,
+            env=env, cwd=cwd, start_new_session=True, bufsize=0, preexec_fn=default_signals,  # noqa: PLW1509 - a test
         )  # fmt: skip
         assert self.child.stdout is not None
         assert self.child.stderr is not None

@@ -1,0 +1,29 @@
+"""`hutch stats` and `top` as processes."""
+
+import json
+import signal
+
+from tests.unit.cli.conftest import Cli
+
+
+def test_once(hutch: Cli) -> None:
+    lines = hutch("stats", "box").stdout.decode().splitlines()
+    assert lines[0].split()[:2] == ["NAME", "CPU"]
+    assert lines[1].startswith("box   2.0 %")
+    assert "box" in {item["name"] for item in json.loads(hutch("stats", "--json").stdout)}
+    assert b"(sandbox_not_found)" in hutch("stats", "nosuch", code=125).stderr
+
+
+def test_watch_until_interrupted(hutch: Cli) -> None:
+    with hutch.start("stats", "--watch", "100ms", "--json", "box") as child:
+        assert child.stdout is not None
+        first = json.loads(child.stdout.readline())
+        assert json.loads(child.stdout.readline())[0]["name"] == first[0]["name"] == "box"
+        child.send_signal(signal.SIGINT)
+        child.stdout.read()
+        assert child.wait(20) == 130
+
+
+def test_top(hutch: Cli) -> None:
+    assert b"agent" in hutch("top", "box").stdout
+    assert json.loads(hutch("top", "--json", "box").stdout)[0]["pid"] == 1
