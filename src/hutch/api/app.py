@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from hutch import __version__
 from hutch.api import execs, files, images, kernels, run, sandboxes, streams, system
-from hutch.api.bodies import invalid
+from hutch.api.bodies import ErrorBody, invalid
 from hutch.api.operations import Operations
 from hutch.api.responses import answer, error_body
 from hutch.errors import HutchError, error
@@ -31,6 +31,8 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
+        responses={"default": {"model": ErrorBody, "description": "an error"}},
     )
     for module in (sandboxes, execs, files, images, kernels, streams, run):
         app.include_router(module.routes(operations))

@@ -182,6 +182,23 @@ class RunStart:
     size: TtySize | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorDetail:
+    """An error of the table in hutch.errors."""
+
+    code: str
+    message: str
+    hint: str | None
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """The body of every answer from 400 on."""
+
+    error: ErrorDetail
+
+
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 

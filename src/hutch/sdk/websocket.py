@@ -115,19 +115,18 @@ class Decoder:
         buffer = self._buffer
         if len(buffer) < 2:
             return None
-        size, start = buffer[1], 2
+        first, size, start = buffer[0], buffer[1], 2
+        if first & 0x70 or size & 0x80:
+            raise broken("the daemon sent a WebSocket frame that is masked or has reserved bits")
         if size >= 126:
             start = 4 if size == 126 else 10
             if len(buffer) < start:
                 return None
             size = int.from_bytes(buffer[2:start], "big")
-            if buffer[1] > 127 or size > MESSAGE_LIMIT:
-                raise broken("the daemon sent a WebSocket frame that is masked or too long")
+            if size > MESSAGE_LIMIT:
+                raise broken("the daemon sent a WebSocket frame that is too long")
         if len(buffer) < start + size:
             return None
-        first = buffer[0]
-        if first & 0x70:
-            raise broken("the daemon sent a WebSocket frame with reserved bits")
         with memoryview(buffer) as view:
             payload = bytes(view[start : start + size])
         del buffer[: start + size]

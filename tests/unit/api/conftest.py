@@ -13,6 +13,7 @@ from hutch.api.app import create_app
 from hutch.api.server import ApiServer, listen
 from hutch.images.base import no_report
 from hutch.models import SandboxSpec
+from hutch.sdk.aio.transport import Transport
 from hutch.tasks import Scope
 from tests.unit.api.fake_operations import FakeOperations
 
@@ -31,6 +32,14 @@ async def serving(operations: FakeOperations, path: Path) -> AsyncIterator[ApiSe
             yield server
         finally:
             server.stop()
+
+
+async def given_up(request: Coroutine[Any, Any, Any], begun: asyncio.Event) -> None:
+    """Send a request, and cancel it once the server has begun with it."""
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        task = group.create_task(request)
+        await begun.wait()
+        task.cancel()
 
 
 async def with_box(operations: FakeOperations) -> FakeOperations:
@@ -53,6 +62,14 @@ async def api(fake: FakeOperations, short_tmp: Path) -> AsyncIterator[str]:
     path = short_tmp / "api.sock"
     async with serving(fake, path):
         yield str(path)
+
+
+@pytest.fixture
+async def transport(api: str) -> AsyncIterator[Transport]:
+    """A client's connections to `api`."""
+    made = Transport(socket=api)
+    yield made
+    await made.close()
 
 
 class Served:

@@ -96,6 +96,7 @@ class FakeSandboxes:
         self.removed: list[str] = []
         self.mains: dict[str, FakeExec] = {}
         self.create_gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.changed = asyncio.Condition()
         self.logged: list[LogRecord] = []
@@ -125,6 +126,7 @@ class FakeSandboxes:
             raise error("name_taken", f"{spec.name} is taken")
         report(Progress("pull", "sha256:1", 1, 2))
         if self.create_gate is not None:
+            self.waiting.set()
             try:
                 await self.create_gate.wait()
             except asyncio.CancelledError:
@@ -239,6 +241,7 @@ class FakeSandboxes:
             last = self.rows.get(last.id, last)
             return last.id not in self.rows or not last.state.has_machine
 
+        self.waiting.set()
         try:
             async with asyncio.timeout(timeout), self.changed:
                 await self.changed.wait_for(ended)

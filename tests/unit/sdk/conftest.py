@@ -1,5 +1,5 @@
 """The API's server fixtures, for its clients."""
 
-from tests.unit.api.conftest import api, fake, served
+from tests.unit.api.conftest import api, fake, served, transport
 
-__all__ = ["api", "fake", "served"]
+__all__ = ["api", "fake", "served", "transport"]
