@@ -6,6 +6,7 @@ uses asyncio.TaskGroup.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Self, TypeVar
@@ -65,3 +66,19 @@ class Scope:
 async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking call (file system, SQLite, locks) in a worker thread: the one gate for it."""
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+async def settle_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call as `in_thread` does, but to its end, also when this is cancelled.
+
+    The cancellation shows only then, so that whoever undoes the call finds a settled matter. For
+    short calls.
+    """
+    bound = functools.partial(work, *args, **kwargs)
+    call = asyncio.get_running_loop().run_in_executor(None, bound)
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait({call})
+        call.exception()  # it is nobody's any more
+        raise

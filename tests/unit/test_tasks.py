@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from hutch.tasks import Scope, in_thread
+from hutch.tasks import Scope, in_thread, settle_in_thread
 
 
 async def forever(begun: asyncio.Event) -> None:
@@ -150,3 +150,20 @@ async def test_in_thread_is_another_thread() -> None:
 async def test_in_thread_raises_what_the_work_raises() -> None:
     with pytest.raises(FileNotFoundError):
         await in_thread(open, "/nonexistent")
+
+
+async def test_a_settled_call_ends_before_its_cancellation_shows() -> None:
+    release, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        release.wait(5)
+        ended.set()
+
+    async with Scope("test") as scope:
+        call = scope.start("call", settle_in_thread(work))
+        await asyncio.sleep(0)
+        call.cancel()
+        asyncio.get_running_loop().call_later(0.02, release.set)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert ended.is_set()

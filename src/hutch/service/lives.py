@@ -11,7 +11,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError, error
@@ -46,7 +45,7 @@ from hutch.service.sandbox import Sandbox
 from hutch.service.session import AttachedSession, LoggedSession
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
-from hutch.tasks import Scope, in_thread
+from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Lives:
         directory = parts.places.sandbox(info.id)
         try:
             row = await parts.store.add_sandbox(spec, info, slots=parts.settings.uid_count)
-            await in_thread(_make_directory, directory)
+            await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
         except BaseException:
             await parts.store.remove_sandbox(info.id)
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -168,6 +167,7 @@ class Lives:
     async def _boot(self, entry: Entry, size: TtySize | None, *, attach: bool) -> Session | None:
         parts, sandbox_id = self._parts, entry.info.id
         rest = rest_state(entry.info)
+        await self._catch_up(entry)
         try:
             await self._move(entry, STARTING, error=None)
             entry.row = await parts.store.next_generation(sandbox_id)
@@ -266,6 +266,8 @@ class Lives:
         elif entry.boot is not None or entry.sandbox is not None:
             raise wrong_state(entry.info, "stopped")
         async with entry.lock:
+            if force and entry.forgotten:
+                return Removed([entry.info.id])  # it was to remove itself when it stopped
             self._check_present(entry)
             if entry.sandbox is not None:
                 raise wrong_state(entry.info, "stopped")
@@ -293,7 +295,9 @@ class Lives:
     async def _record_stopping(self, entry: Entry) -> None:
         # The machine may be gone before this is written: then its end is on record already.
         with contextlib.suppress(HutchError):
-            await self._move(entry, STOPPING)
+            row = await self._parts.store.move(entry.info.id, sources(STOPPING), STOPPING)
+            if entry.info.state is RUNNING:
+                entry.row = row
 
     async def _see_it_out(self, entry: Entry, sandbox: Sandbox) -> None:
         status = await sandbox.wait_end()
@@ -353,14 +357,33 @@ class Lives:
             log.error("%s is %s, which cannot be recorded: %s", entry.info.name, state, failure)
             info = dataclasses.replace(entry.info, state=state, **changes)
             entry.row = dataclasses.replace(entry.row, info=info)
+            entry.unsettled = True
+
+    async def _catch_up(self, entry: Entry) -> None:
+        """Record what could not be recorded when it came about. Raises disk_full."""
+        if entry.unsettled:
+            info = entry.info
+            entry.row = await self._parts.store.move(
+                info.id,
+                tuple(SandboxState),
+                info.state,
+                pid=None,
+                exit=info.exit,
+                error=info.error,
+                ended_at=info.ended_at,
+                timeout_at=None,
+            )
+            entry.unsettled = False
 
     async def clear_machine(self, entry: Entry) -> None:
         """Clear away what a VM that is gone leaves: its sockets, its directory, its record."""
         parts, directory = self._parts, self._parts.places.machine(entry.info.id)
         await parts.engine.discard(directory)
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        # Not the row that the store returns: `settle` may know better.
+        entry.row = dataclasses.replace(entry.row, machine=None)
         with contextlib.suppress(HutchError):
-            entry.row = await parts.store.set_machine(entry.info.id, None)
+            await parts.store.set_machine(entry.info.id, None)
 
     def _emit(self, kind: str, entry: Entry, **fields: Any) -> None:
         self._parts.events.emit(kind, entry.info.id, entry.info.name, **fields)
@@ -389,7 +412,3 @@ class Lives:
         for entry in running:
             if entry.sandbox is not None:
                 await entry.sandbox.close()
-
-
-def _make_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True)

@@ -31,7 +31,7 @@ from hutch.images.base import RootFs, no_report
 from hutch.models import SandboxInfo
 from hutch.service.parts import Parts
 from hutch.state.base import SandboxRow
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class Booter:
                     f"the disk of sandbox {info.name} is gone: {path}",
                     hint=f"remove the sandbox with `hutch rm {info.name}`",
                 )
-            await in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
-            await in_thread(parts.engine.create_disk, path, info.disk, base)
+            await settle_in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await settle_in_thread(parts.engine.create_disk, path, info.disk, base)
         return base
 
     def _spec(
@@ -154,9 +154,9 @@ class Booter:
         record: Record,
         deadline: float,
     ) -> tuple[Machine, Guest]:
-        await in_thread(spec.directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._remove_directory, spec.directory)
+            await settle_in_thread(spec.directory.mkdir, mode=0o700, parents=True, exist_ok=True)
             machine = await self._parts.engine.boot(spec)
             undo.push_async_callback(record, None)
             undo.push_async_callback(machine.kill)

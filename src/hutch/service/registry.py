@@ -34,6 +34,11 @@ class Entry:
         self.boot: asyncio.Task[object] | None = None
         self.sandbox: Sandbox | None = None
         self.removed = False
+        """Whether its removal has begun."""
+        self.forgotten = False
+        """Whether its removal is complete."""
+        self.unsettled = False
+        """Whether its state is ahead of the record, which could not be written."""
         self._changed = asyncio.Event()
 
     @property
@@ -58,9 +63,6 @@ class Entry:
             return self.forgotten
         busy = self.info.state.has_machine or self.sandbox is not None or self.boot is not None
         return not busy
-
-    forgotten = False
-    """Whether its removal is complete."""
 
     def notify(self) -> None:
         """Wake everyone who waits for a change."""

@@ -4,7 +4,6 @@ All statements run in worker threads under one lock, so the connection is never 
 It must not know what the states mean; the counterpart is `base.py`.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, from_json, to_json
 from hutch.state.base import SandboxRow
-from hutch.tasks import Scope, in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 T = TypeVar("T")
 
@@ -41,7 +40,6 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._calls = Scope("store", grace=BUSY_SECONDS)
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
@@ -52,8 +50,7 @@ class SqliteStore:
         await in_thread(self._open)
 
     async def close(self) -> None:
-        """Finish the calls under way and close the file."""
-        await self._calls.close()
+        """Close the file, after the call under way."""
         await in_thread(self._close)
 
     async def add_sandbox(self, spec: SandboxSpec, info: SandboxInfo, *, slots: int) -> SandboxRow:
@@ -153,13 +150,7 @@ class SqliteStore:
         return await self._call(work)
 
     async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        call = self._calls.start("call", in_thread(self._transact, work))
-        try:
-            return await asyncio.shield(call)
-        except asyncio.CancelledError:
-            # The statement runs on in its thread: let it end before anyone acts on its outcome.
-            await asyncio.wait({call})
-            raise
+        return await settle_in_thread(self._transact, work)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock, _translated(self._path):

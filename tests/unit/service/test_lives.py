@@ -1,6 +1,7 @@
 """A sandbox from its making to its removal, and what every failure on the way leaves: nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,9 +9,13 @@ import pytest
 
 from hutch.engine.base import ExitKind, MachineExit
 from hutch.errors import HutchError, error
+from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxState, StopReason
-from hutch.service.host import HostService
+from hutch.service.host import DATABASE, HostService
+from hutch.service.values import SandboxFilter
+from hutch.settings import Settings
+from hutch.state.sqlite import SqliteStore
 from tests.unit.service.world import World, expect, output, spec
 from tests.waiting import until
 
@@ -260,3 +265,104 @@ def raiser(failure: HutchError) -> Any:
         raise failure
 
     return fail
+
+
+class FlakyStore:
+    """A store whose call number `at` fails; with `dead` all later ones as well."""
+
+    def __init__(self, store: SqliteStore, at: int, *, dead: bool) -> None:
+        self._store, self._at, self._dead = store, at, dead
+        self.calls = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.calls >= self._at
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._at or (self._dead and self.failed):
+                raise error("disk_full", "the disk is full")
+            return await method(*args, **kwargs)
+
+        return method if name in ("open", "close", "sandboxes") else call
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("auto_remove", [False, True])
+async def test_records_that_fail_at_each_step(
+    world: World, settings: Settings, dead: bool, auto_remove: bool
+) -> None:
+    for at in range(1, 20):
+        store = FlakyStore(SqliteStore(settings.home / DATABASE), at, dead=dead)
+        async with world.service(store=store) as service:
+            with contextlib.suppress(HutchError):
+                info = await service.sandboxes.create(spec(auto_remove=auto_remove), no_report)
+                await service.sandboxes.start(info.id)
+                await service.sandboxes.stop(info.id)
+                await service.sandboxes.remove(info.id)
+            assert world.engine.running() == [], f"call {at}"
+        # The daemon's next life finds nothing that it cannot mend and remove.
+        async with world.service() as service:
+            for left in await service.sandboxes.list(SandboxFilter(all=True)):
+                assert not left.state.has_machine, f"call {at}"
+                await service.sandboxes.remove(left.id)
+        assert world.leftovers() == [], f"call {at}"
+        if not store.failed:
+            return
+    raise AssertionError("there is no end of calls")
+
+
+@pytest.mark.parametrize(
+    "step", ["mount_root", "mount_overlay", "identify", "start_exec", "list_execs", "shutdown"]
+)
+@pytest.mark.parametrize("code", ["guest_failed", "guest_timeout", "sandbox_died"])
+async def test_a_guest_that_fails_at_each_step(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str, code: str
+) -> None:
+    async def fail(self: object, *args: object, **kwargs: object) -> None:
+        raise error(code, f"{step} failed")
+
+    monkeypatch.setattr(GuestSession, step, fail)
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(), no_report)
+        with contextlib.suppress(HutchError):
+            await service.sandboxes.start(info.id)
+        await service.sandboxes.stop(info.id)
+        assert world.engine.running() == []
+        await service.sandboxes.remove(info.id)
+        assert world.leftovers() == []
+
+
+async def test_the_daemon_ends_while_sandboxes_are_made(world: World) -> None:
+    world.engine.hang_boot = True
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(), no_report)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(expect("sandbox_died", service.sandboxes.start(info.id)))
+            await until(lambda: world.engine.booted)
+            await service._lives.close(stop_sandboxes=False)
+        await expect("daemon_unreachable", service.sandboxes.start(info.id))
+        await expect("daemon_unreachable", service.sandboxes.create(spec(), no_report))
+    async with world.service() as service:
+        assert (await service.sandboxes.get(info.id)).state is SandboxState.CREATED
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1])
+async def test_a_run_that_is_cancelled_at_any_moment(
+    world: World, service: HostService, delay: float
+) -> None:
+    async def run() -> None:
+        info = await service.sandboxes.create(spec(auto_remove=True), no_report)
+        await service.sandboxes.start(info.id)
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(run(), delay)
+    for left in await service.sandboxes.list(SandboxFilter(all=True)):
+        assert left.state in (SandboxState.CREATED, SandboxState.RUNNING)
+        if left.state is SandboxState.CREATED:
+            assert world.engine.running() == []
+        await service.sandboxes.remove(left.id, force=True)
+    assert world.leftovers() == []
