@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +64,19 @@ DEBIAN = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (BUSYBOX, DEBIAN)}
 
 
-async def make_layer(name: str, target: Path) -> None:
-    """Write the layer of a built-in image to `target`, uncompressed.
+async def make_layer(name: str, target: Path) -> float:
+    """Write the layer of a built-in image to `target`, uncompressed; return when its content was
+    made.
+
+    For `busybox` that is the age of the host's program, so that the image stays the same as long as
+    that does.
 
     Raises Missing (tool_missing) naming the package that helps, ImageError (build_failed).
     """
-    if name == BUSYBOX.name:
-        await _busybox(target)
-    else:
-        await _debian(target)
+    return await (_busybox if name == BUSYBOX.name else _debian)(target)
 
 
-async def _busybox(target: Path) -> None:
+async def _busybox(target: Path) -> float:
     program = process.require("busybox", "busybox-static")
     listed = await process.run([program, "--list-full"], timeout=_LIST_TIMEOUT, code="build_failed")
     body = await in_thread(Path(program).read_bytes)
@@ -86,6 +88,7 @@ async def _busybox(target: Path) -> None:
         )
     applets = listed.stdout.decode("ascii", "replace").split()
     await in_thread(target.write_bytes, busybox_layer(body, applets))
+    return (await in_thread(os.stat, program)).st_mtime
 
 
 def busybox_layer(program: bytes, applets: Iterable[str]) -> bytes:
@@ -119,7 +122,7 @@ def _adder(out: io.BytesIO) -> Callable[[tar.Member, bytes], None]:
     return add
 
 
-async def _debian(target: Path) -> None:
+async def _debian(target: Path) -> float:
     program = process.require("mmdebstrap", "mmdebstrap")
     suite = _suite()
     mode = "root" if os.geteuid() == 0 else "auto"
@@ -139,6 +142,7 @@ async def _debian(target: Path) -> None:
         timeout=_BOOTSTRAP_TIMEOUT,
         code="build_failed",
     )  # fmt: skip
+    return time.time()
 
 
 async def _proxies() -> list[str]:

@@ -161,9 +161,14 @@ def check_platform(config: Config, what: str) -> None:
         raise no_platform(what, host, [f"{config.os}/{config.architecture}"])
 
 
-def make_config(run: ImageConfig, diff_ids: Sequence[str], *, created_by: str) -> bytes:
-    """Return the config of an image that Hutch makes, history included (buildah needs it)."""
-    now = timestamp()
+def make_config(
+    run: ImageConfig, diff_ids: Sequence[str], *, created_by: str, created: float
+) -> bytes:
+    """Return the config of an image that Hutch makes, history included (buildah needs it).
+
+    `created` is in Unix seconds; the same arguments give the same bytes.
+    """
+    now = timestamp(created)
     value = {
         "created": now,
         "architecture": host_architecture(),

@@ -7,6 +7,7 @@ Made once per size with e2fsprogs, as a sparse file, and never written again.
 import errno
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from hutch import process
@@ -72,6 +73,9 @@ async def base_disk(home: Path, size: int) -> Path:
 def _begin(directory: Path, size: int) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".new-*"):  # of a killed process: no mkfs takes that long
+            if time.time() - leftover.stat().st_mtime > _MKFS_TIMEOUT:
+                leftover.unlink(missing_ok=True)
         fd, name = tempfile.mkstemp(dir=directory, prefix=".new-")
         try:
             os.truncate(fd, size)

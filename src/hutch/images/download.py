@@ -19,10 +19,9 @@ from hutch.errors import HutchError
 from hutch.images.config import Descriptor
 from hutch.images.flight import together
 from hutch.images.layout import check_digest, file_digest, write_atomic
-from hutch.images.progress import Meter, in_metered_thread
+from hutch.images.progress import Meter, in_metered_thread, in_whole_thread
 from hutch.images.rootfs import disk_full
 from hutch.images.transport import Retry, Transport
-from hutch.tasks import in_thread
 
 RANGE = 8 << 20
 _CHUNK = 512 << 10
@@ -79,6 +78,7 @@ class Download:
         self._slots = slots
         self._meter = meter
         self._ranges = Ranges(descriptor.size)
+        self._file = -1
 
     async def run(self, transports: Sequence[Transport], path: str, scope: str) -> None:
         """Fetch the blob and verify it; `path` is what the registry calls it, `transports` are
@@ -89,12 +89,11 @@ class Download:
         wrong.
         """
         for again in (True, False):
-            file = await in_thread(self._open)
             try:
-                await self._fetch_from_any(transports, path, scope, file)
+                await in_whole_thread(self._open)
+                await self._fetch_from_any(transports, path, scope)
             finally:
-                os.close(file)
-                self._save()
+                self._close()
             try:
                 await in_metered_thread(Meter.quiet(self._meter), self._verify)
                 return
@@ -114,38 +113,35 @@ class Download:
         """Forget the record, once the file has been moved to its place."""
         self._record.unlink(missing_ok=True)
 
-    async def _fetch_from_any(
-        self, transports: Sequence[Transport], path: str, scope: str, file: int
-    ) -> None:
+    async def _fetch_from_any(self, transports: Sequence[Transport], path: str, scope: str) -> None:
         for index, transport in enumerate(transports):
             try:
-                await self._fetch(transport, path, scope, file)
+                await self._fetch(transport, path, scope)
                 return
             except HutchError:
                 if index + 1 == len(transports):
                     raise
 
-    async def _fetch(self, transport: Transport, path: str, scope: str, file: int) -> None:
+    async def _fetch(self, transport: Transport, path: str, scope: str) -> None:
         pieces = self._ranges.missing(RANGE)
         try:
             # The first piece goes alone: it finds out about credentials and whether the server
             # knows ranges.
             for start, end in pieces[:1]:
-                await self._piece(transport, path, scope, file, start, end)
+                await self._piece(transport, path, scope, start, end)
             async with together() as group:
                 for start, end in pieces[1:]:
-                    group.create_task(self._piece(transport, path, scope, file, start, end))
+                    group.create_task(self._piece(transport, path, scope, start, end))
         except _NoRanges:
             self._meter.advance(-self._ranges.total)
             self._ranges.done.clear()
-            await self._piece(transport, path, scope, file, 0, self._descriptor.size, whole=True)
+            await self._piece(transport, path, scope, 0, self._descriptor.size, whole=True)
 
     async def _piece(
         self,
         transport: Transport,
         path: str,
         scope: str,
-        file: int,
         start: int,
         end: int,
         *,
@@ -166,7 +162,7 @@ class Download:
                         async for chunk in response.aiter_raw(_CHUNK):
                             if at + len(chunk) > end:
                                 raise Retry("it sends more bytes than the image says")
-                            await in_thread(_write, file, chunk, at)
+                            await in_whole_thread(_write, self._file, chunk, at)
                             self._ranges.add(at, at + len(chunk))
                             at += len(chunk)
                             self._meter.advance(len(chunk))
@@ -194,7 +190,7 @@ class Download:
         if not match or (int(match[1]), int(match[2])) != (start, end - 1):
             raise Retry(f"it answers with the range {text!r} instead of {start}-{end - 1}")
 
-    def _open(self) -> int:
+    def _open(self) -> None:
         """Open the unfinished file and read its record; begin anew when they do not fit."""
         self._ranges = Ranges(self._descriptor.size)
         if self.path.is_file() and self.path.stat().st_size == self._descriptor.size:
@@ -206,10 +202,15 @@ class Download:
         needed = self._descriptor.size - self._ranges.total
         if needed > shutil.disk_usage(self.path.parent).free:
             raise disk_full(self.path.parent)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.ftruncate(file, self._descriptor.size)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._file, self._descriptor.size)
         self._meter.advance(self._ranges.total - self._meter.done)
-        return file
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._save()
 
     def _save(self) -> None:
         with contextlib.suppress(OSError):  # without its record, a range is fetched again

@@ -22,6 +22,7 @@ from hutch.images.config import bad_image
 from hutch.images.flight import Flights
 from hutch.images.layout import write_atomic
 from hutch.images.modules import BOOT, EXTRA, FILESYSTEMS, Module, ModuleTree
+from hutch.images.progress import in_whole_thread
 from hutch.models import KernelInfo, Progress, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread
@@ -49,6 +50,9 @@ class KernelStore:
         self._root = home / "kernels"
         self._images = home / "images" / "rootfs"
         self._flights = Flights()
+        self._known: dict[str, tuple[tuple[object, ...], Kernel]] = {}
+        self._builds: str | None = None
+        self._swept = False
 
     async def ensure(self, name: str | None, report: Report) -> Kernel:
         """Return the named or the active kernel with an initramfs of the present agent.
@@ -56,12 +60,13 @@ class KernelStore:
         An empty store is filled first: from the distribution, else from this host. Raises
         kernel_not_found, kernel_missing, agent_missing.
         """
+        await in_thread(self._sweep)
         wanted = name or self._settings.kernel or await in_thread(self._active)
         if not wanted:
             async with self._flights.over("first"):
                 wanted = await in_thread(self._active) or (await self._first(report)).name
         async with self._flights.over(f"kernel {wanted}"):
-            return await in_thread(self._prepare, wanted, await self._filesystems())
+            return await in_thread(self._prepared, wanted, await self._filesystems())
 
     async def list(self) -> Sequence[KernelInfo]:
         """Return all kernels by name."""
@@ -99,7 +104,7 @@ class KernelStore:
         if name is not None and not _NAME.fullmatch(name):
             raise error("bad_request", f"{name!r} is no name for a kernel")
         async with self._flights.over("load"):
-            return await in_thread(self._install, path, modules, name, None)
+            return await in_whole_thread(self._install, path, modules, name, None)
 
     async def use(self, name: str) -> KernelInfo:
         """Make a kernel the one that sandboxes boot. Raises kernel_not_found."""
@@ -118,6 +123,13 @@ class KernelStore:
 
     # filling
 
+    def _sweep(self) -> None:
+        """Remove, once, what a killed process left half-made."""
+        if not self._swept:
+            self._swept = True
+            for leftover in self._root.glob(".new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
     async def _first(self, report: Report) -> KernelInfo:
         reasons: list[str] = []
         try:
@@ -125,7 +137,7 @@ class KernelStore:
         except HutchError as cause:
             reasons.append(cause.message)
         try:
-            return await in_thread(self._take_hosts)
+            return await in_whole_thread(self._take_hosts)
         except (HutchError, OSError) as cause:
             reasons.append(str(cause))
         raise error(
@@ -138,7 +150,7 @@ class KernelStore:
             directory = Path(scratch)
             packages = await deb.download_kernel(package, directory)
             report(Progress("kernel", package, message="unpacking"))
-            return await in_thread(self._install_packages, directory, packages, package)
+            return await in_whole_thread(self._install_packages, directory, packages, package)
 
     def _install_packages(
         self, directory: Path, packages: Sequence[Path], package: str
@@ -203,12 +215,27 @@ class KernelStore:
         """Return the kinds of root images that VMs of this home boot from: what is built here, and
         what was.
         """
-        present = {path.suffix.lstrip(".") for path in self._images.glob("*.*")}
-        try:
-            present.add((await rootfs.choose_builder()).fstype)
-        except HutchError:  # no builder: then the images that are there must do
-            present |= set() if present else {FILESYSTEMS[0]}
-        return tuple(kind for kind in FILESYSTEMS if kind in present)
+        if self._builds is None:
+            try:
+                self._builds = (await rootfs.choose_builder()).fstype
+            except (
+                HutchError
+            ):  # none installed: squashfs is the kind that any distribution can build
+                self._builds = FILESYSTEMS[0]
+        present = await in_thread(lambda: {path.suffix for path in self._images.glob("*.*")})
+        return tuple(kind for kind in FILESYSTEMS if kind == self._builds or f".{kind}" in present)
+
+    def _prepared(self, name: str, filesystems: tuple[str, ...]) -> Kernel:
+        """Return the kernel from memory while nothing that it is made of has changed."""
+        record = self._root / name / "kernel.json"
+        if not _NAME.fullmatch(name) or not record.is_file():
+            self._info(name)
+        agent, stamp = agent_binary().stat(), record.stat()
+        key = (filesystems, agent.st_mtime_ns, agent.st_size, stamp.st_mtime_ns, stamp.st_ino)
+        known = self._known.get(name)
+        if known is None or known[0] != key or not known[1].initramfs.exists():
+            known = self._known[name] = (key, self._prepare(name, filesystems))
+        return known[1]
 
     def _prepare(self, name: str, filesystems: tuple[str, ...]) -> Kernel:
         info = self._info(name)
@@ -225,7 +252,7 @@ class KernelStore:
         return Kernel(name, info.version, directory / "vmlinux", path)
 
     def _drop_old(self, directory: Path) -> None:
-        """Remove initramfs files of former agents, but not what a VM may be starting from right now."""
+        """Remove initramfs files of former agents, but not what a VM may be starting from."""
         paths = sorted(directory.glob("initramfs-*.cpio"), key=lambda p: p.stat().st_mtime)
         for path in paths[:-_KEPT_INITRAMFS]:
             path.unlink(missing_ok=True)

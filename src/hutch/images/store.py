@@ -9,6 +9,7 @@ others that want it wait and find it done.
 import asyncio
 import contextlib
 import errno
+import logging
 import re
 import shutil
 import tempfile
@@ -26,12 +27,14 @@ from hutch.images.config import Config, Descriptor, Manifest
 from hutch.images.flight import Flights
 from hutch.images.layers import Layer
 from hutch.images.layout import Entry, Layout, Pins
-from hutch.images.progress import Meter, in_metered_thread
+from hutch.images.progress import Meter, in_metered_thread, in_whole_thread
 from hutch.images.reference import Reference, parse
 from hutch.images.registry import Registry
 from hutch.models import ImageInfo, Progress, PullPolicy, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread
+
+log = logging.getLogger(__name__)
 
 _WHOLE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -163,7 +166,10 @@ class ImageStore:
         images.
         """
         await self._open()
-        return await in_thread(self._prune, set(used), everything)
+        async with self._flights.over("build"):
+            built = await in_thread(self._builder.clear)
+        removed = await in_thread(self._prune, set(used), everything)
+        return Removed(removed.removed, removed.bytes + built)
 
     # obtaining
 
@@ -238,7 +244,7 @@ class ImageStore:
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
         """Give an empty directory on the store's file system."""
-        path = Path(await in_thread(tempfile.mkdtemp, dir=self._layout.root / "tmp"))
+        path = Path(tempfile.mkdtemp(dir=self._layout.root / "tmp"))
         try:
             yield path
         finally:
@@ -248,13 +254,17 @@ class ImageStore:
         report(Progress("build", str(wanted), message="making the built-in image"))
         recipe = builtin.RECIPES[wanted.repository]
         with self._layout.scratch() as path:
-            await builtin.make_layer(recipe.name, path)
-            return await in_thread(self._add_image, path, recipe, pins)
+            created = await builtin.make_layer(recipe.name, path)
+            return await in_whole_thread(self._add_image, path, recipe, created, pins)
 
-    def _add_image(self, layer: Path, recipe: builtin.Recipe, pins: Pins) -> Descriptor:
+    def _add_image(
+        self, layer: Path, recipe: builtin.Recipe, created: float, pins: Pins
+    ) -> Descriptor:
         """Store a layer's tar file, moving it, with a config and manifest of its own."""
         tarred = self._layout.add_file(layer, config.OCI_LAYER, pins)
-        body = config.make_config(recipe.config, [tarred.digest], created_by=recipe.created_by)
+        body = config.make_config(
+            recipe.config, [tarred.digest], created_by=recipe.created_by, created=created
+        )
         described = self._layout.add_bytes(body, config.OCI_CONFIG, pins)
         manifest = config.make_manifest(described, [tarred])
         return self._layout.add_bytes(manifest, config.OCI_MANIFEST, pins)
@@ -314,10 +324,12 @@ class ImageStore:
         raise _not_found(text, "it is not in the store")
 
     def _infos(self) -> Sequence[ImageInfo]:
-        found: dict[str, Descriptor] = {
-            e.manifest.digest: e.manifest for e in self._layout.entries()
-        }
-        infos = [self._info(descriptor) for descriptor in found.values()]
+        infos = []
+        for descriptor in dict.fromkeys(e.manifest for e in self._layout.entries()):
+            try:
+                infos.append(self._info(descriptor))
+            except HutchError as cause:  # put there, or damaged, by another tool
+                log.warning("the image %s cannot be shown: %s", descriptor.digest, cause)
         return sorted(infos, key=lambda info: (not info.references, info.references, info.id))
 
     def _info(self, descriptor: Descriptor) -> ImageInfo:
@@ -378,6 +390,10 @@ class ImageStore:
                 freed += path.stat().st_blocks * 512
                 path.unlink(missing_ok=True)
         dropped = self._drop(sorted(gone), names)
+        kept = used | {e.manifest.digest for e in self._layout.entries()}
+        for image_id in rootfs.images(self._rootfs) - kept:
+            if not self._layout.pinned(image_id):
+                freed += rootfs.remove(self._rootfs, image_id)
         return Removed(dropped.removed, dropped.bytes + freed)
 
     def _drop(self, digests: Sequence[str], names: Sequence[str]) -> Removed:

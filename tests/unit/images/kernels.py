@@ -37,7 +37,7 @@ def lz4_legacy(body: bytes) -> bytes:
 
 
 COMPRESSORS = {
-    "gzip": lambda body: gzip.compress(body),
+    "gzip": gzip.compress,
     "xz": lambda body: lzma.compress(body, check=lzma.CHECK_CRC32),
     "bzip2": bz2.compress,
     "zstd": lambda body: zstandard.ZstdCompressor().compress(body),

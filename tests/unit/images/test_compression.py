@@ -55,20 +55,18 @@ def test_zeros_after_gzip_are_padding_and_other_bytes_are_not(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", ["gzip", "zstd"])
-def test_damage_is_an_error(tmp_path: Path, how: str) -> None:
+def test_damage_is_an_error_or_shows_in_the_digest(tmp_path: Path, how: str) -> None:
     body = bytearray(compress(BODY, how))
     body[len(body) // 2 : len(body) // 2 + 50] = bytes(50)
-    with (
-        Decompressed(write(tmp_path, bytes(body)), limit=1 << 30, hashed=True) as stream,
-        pytest.raises(HutchError) as caught,
-    ):
-        stream.drain()
-        raise (
-            HutchError("bad_image", "zstd has no checksum here: the layer's digest notices")
-            if (stream.digest != hashlib.sha256(BODY).hexdigest())
-            else AssertionError
-        )
-    assert caught.value.code == "bad_image"
+    with Decompressed(write(tmp_path, bytes(body)), limit=1 << 30, hashed=True) as stream:
+        try:
+            stream.drain()
+        except HutchError as cause:
+            code = cause.code
+        else:  # zstd frames may come without a checksum
+            code = "bad_image" if how == "zstd" else ""
+        assert code == "bad_image"
+        assert stream.digest != hashlib.sha256(BODY).hexdigest()
 
 
 def test_truncated_gzip_is_an_error(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_nulls_mean_defaults() -> None:
 
 def test_what_is_made_is_read_back() -> None:
     run = ImageConfig(["/e"], ["c"], {"A": "b"}, "/w", labels={"k": "v"})
-    body = config.make_config(run, [D, E], created_by="test")
+    body = config.make_config(run, [D, E], created_by="test", created=5.0)
     found = config.parse_config(body, "x")
     assert found.run == run
     assert found.diff_ids == (D, E)

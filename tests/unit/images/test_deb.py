@@ -53,7 +53,8 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (programs / "apt-get").write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/log\n'
         'case "$*" in *update*) touch ' + str(tmp_path / "updated") + ";; esac\n"
-        f'case "$*" in *download*) for n; do if test -e "{shown}/$n"; then touch "$n.deb"; fi; done;; esac\n'
+        'case "$*" in *download*) ;; *) exit 0;; esac\n'
+        f'for n; do if test -e "{shown}/$n"; then touch "$n.deb"; fi; done\n'
     )
     for program in programs.iterdir():
         program.chmod(0o755)

@@ -19,7 +19,9 @@ async def test_an_empty_sound_ext4_that_takes_little_space(tmp_path: Path) -> No
     found = path.stat()
     assert found.st_size == 10 << 30
     assert found.st_blocks * 512 < 24 * MIB
-    checked = subprocess.run(["/usr/sbin/e2fsck", "-fn", str(path)], capture_output=True)
+    checked = subprocess.run(
+        ["/usr/sbin/e2fsck", "-fn", str(path)], check=False, capture_output=True
+    )
     assert checked.returncode == 0, checked.stdout
     shown = subprocess.run(
         ["/usr/sbin/dumpe2fs", str(path)], check=True, capture_output=True, text=True

@@ -60,11 +60,13 @@ async def test_the_first_failure_is_raised_itself() -> None:
     async def fail() -> None:
         raise KeyError("this")
 
-    with pytest.raises(KeyError, match="this"):
+    async def nested() -> None:
         async with together() as outer:
-
-            async def inner() -> None:
-                async with together() as group:
-                    group.create_task(fail())
-
             outer.create_task(inner())
+
+    async def inner() -> None:
+        async with together() as group:
+            group.create_task(fail())
+
+    with pytest.raises(KeyError, match="this"):
+        await nested()

@@ -97,6 +97,22 @@ async def test_erofs_is_loaded_where_such_images_are(
     assert b"/lib/m/libcrc32c.ko\n/lib/m/erofs.ko\n" in archive
 
 
+async def test_a_restart_sweeps_what_was_half_done(
+    store: KernelStore, home: Path, image: Path
+) -> None:
+    (home / "kernels/.new-x/kernel").mkdir(parents=True)
+    await store.load(image)
+    await store.ensure(None, no_report)
+    assert left_over(home) == []
+
+
+async def test_a_lost_initramfs_is_made_again(store: KernelStore, image: Path) -> None:
+    await store.load(image)
+    first = await store.ensure(None, no_report)
+    first.initramfs.unlink()
+    assert (await store.ensure(None, no_report)).initramfs.exists()
+
+
 async def test_names_and_choice(store: KernelStore, home: Path, image: Path) -> None:
     await store.load(image, name="one")
     await store.load(image, name="two")

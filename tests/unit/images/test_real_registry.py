@@ -4,6 +4,7 @@ there.
 
 import base64
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -40,8 +41,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("registry")
     key, certificate = directory / "key.pem", directory / "ca.pem"
     _run(
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate),
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout", str(key), "-out", str(certificate),
     )  # fmt: skip
     (directory / "htpasswd").write_bytes(_run("htpasswd", "-Bbn", "user", "pass:word"))
     with socket.socket() as probe:
@@ -58,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "auth": {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}},
     }
     (directory / "config.json").write_text(json.dumps(config))
-    log = open(directory / "log", "wb")
+    log = open(directory / "log", "wb")  # noqa: SIM115 - closed with the server
     server = subprocess.Popen(
         ["docker-registry", "serve", str(directory / "config.json")], stdout=log, stderr=log
     )
@@ -87,8 +89,8 @@ def login(tmp_path: Path, served: Served) -> None:
 def push(made: MadeImage, directory: Path, target: str) -> None:
     made.write_layout(directory, "made")
     _run(
-        "skopeo", "--insecure-policy", "copy", "--preserve-digests", "--dest-creds", "user:pass:word",
-        "--dest-tls-verify=false", f"oci:{directory}:made", f"docker://{target}",
+        "skopeo", "--insecure-policy", "copy", "--preserve-digests",
+        "--dest-creds", "user:pass:word", "--dest-tls-verify=false", f"oci:{directory}:made", f"docker://{target}",
     )  # fmt: skip
 
 
@@ -97,8 +99,6 @@ def push(made: MadeImage, directory: Path, target: str) -> None:
 async def test_an_image_is_pulled_with_tls_and_password(
     served: Served, make_store: MakeStore, tmp_path: Path, reports: Reports, how: str
 ) -> None:
-    import os
-
     made = MadeImage(
         [
             layer(entry("a", data=b"1"), entry("big", data=os.urandom(20 << 20))),

@@ -1,10 +1,12 @@
 """References, as container tools parse them."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, InvalidInput
 from hutch.images.reference import parse
 
 D = "sha256:" + "a" * 64
@@ -67,9 +69,7 @@ def test_another_default_registry() -> None:
 
 @given(st.text(alphabet="aB0./:@-_ \n[]é", max_size=40))
 def test_any_text_parses_to_itself_or_is_refused(text: str) -> None:
-    try:
+    found = None
+    with contextlib.suppress(InvalidInput):
         found = parse(text)
-    except HutchError as cause:
-        assert cause.code == "bad_reference"
-    else:
-        assert parse(str(found)) == found
+    assert found is None or parse(str(found)) == found

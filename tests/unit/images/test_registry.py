@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -391,3 +392,21 @@ async def test_prune_drops_unfinished_downloads(pulling: ImageStore, home: Path)
     part.write_bytes(b"x" * 5000)
     assert (await pulling.prune()).bytes >= 5000
     assert not part.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+async def test_a_full_disk_is_said(server: FakeRegistry, pulling: ImageStore, home: Path) -> None:
+    made = big_image(8 << 20)
+    server.add(made)
+    home.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(home)],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("cannot mount here")
+    try:
+        await failing(pulling, server, "disk_full")
+    finally:
+        subprocess.run(["umount", str(home)], check=True)

@@ -1,5 +1,6 @@
 """Tar archives, against the standard library's reader and writer, and against damage."""
 
+import contextlib
 import io
 import tarfile
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, ImageError
 from hutch.images import tar
 from hutch.images.compression import Decompressed
 from tests.unit.images.making import entry
@@ -82,19 +83,13 @@ def test_large_files_have_their_size(tmp_path: Path) -> None:
 def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path, at: int, value: int) -> None:
     body = bytearray(archive(entry("n" * 120, data=b"1" * 100), entry("b", data=b"2")))
     body[at % len(body)] = value
-    try:
+    with contextlib.suppress(ImageError):
         read(tmp_path, bytes(body))
-    except HutchError as cause:
-        assert cause.code == "bad_image"
 
 
 @pytest.mark.parametrize("cut", [1, 100, 512, 600, 1024, 1100, 1500])
 def test_a_cut_archive_is_refused(tmp_path: Path, cut: int) -> None:
     whole = archive(entry("n" * 120, data=b"1" * 600), entry("b", data=b"2" * 600))
-    if cut % 512 == 0 and cut == 512:
-        with pytest.raises(HutchError):
-            read(tmp_path, whole[:cut])
-        return
     with pytest.raises(HutchError):
         read(tmp_path, whole[:cut])
 
