@@ -1,6 +1,6 @@
 """The canary: a short boot that proves an accelerator and measures the guest's TSC rate.
 
-With `hutch.canary` on its command line the guest agent prints its counter every 50 ms for some
+With `hutch.canary` on its command line the guest agent prints its counter every 10 ms for some
 seconds and powers off. Set against the host's monotonic clock that gives a rate good to a few parts
 in a hundred thousand, where the MHz of /proc/cpuinfo are those of the moment.
 """
