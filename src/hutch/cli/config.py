@@ -93,7 +93,10 @@ def get(app: App, /, key: str) -> None:
 @click.argument("value")
 @pass_app
 def set_value(app: App, /, key: str, value: str) -> None:
-    """Write a setting to the file; a running daemon takes it at its next start."""
+    """Write a setting to the file.
+
+    A running daemon takes it at its next start.
+    """
     row = _row(key)
     parsed = row.parse(value)
     target = config_path()
@@ -138,7 +141,12 @@ def _replace(target: Path, text: str) -> None:
     """Write a file whole or not at all, and only if it is still valid TOML."""
     import tomllib
 
-    tomllib.loads(text)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
+        raise error(
+            "bad_setting", f"{target} is no valid TOML: {cause}", hint="mend or remove it first"
+        ) from cause
     fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=".config-")
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -65,7 +65,10 @@ def start(app: App) -> None:
 @click.option("--sandboxes", is_flag=True, help="Stop the sandboxes as well; else they run on.")
 @pass_app
 def stop(app: App, /, sandboxes: bool) -> None:
-    """End the daemon; sandboxes run on, and the next daemon finds them again."""
+    """End the daemon.
+
+    Sandboxes run on, and the next daemon finds them again.
+    """
     ended = stop_daemon(app.settings, stop_sandboxes=sandboxes)
     if app.json:
         print_json({"state": "stopped", "was_running": ended})
@@ -109,7 +112,10 @@ def _setting_options(function: Any) -> Any:
 @_setting_options
 @pass_app
 def run(app: App, /, **options: str | None) -> None:
-    """Be the daemon, in the foreground, until SIGTERM or ^C (for service managers)."""
+    """Be the daemon, in the foreground, until SIGTERM or ^C.
+
+    For service managers.
+    """
     given = {key: text for key, text in options.items() if text is not None}
     for row in SETTINGS:
         if row.key in given:

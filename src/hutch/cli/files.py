@@ -17,7 +17,7 @@ from hutch.cli.app import App
 from hutch.cli.client import Client, sandbox_path
 from hutch.cli.extract import Extractor
 from hutch.cli.failures import warn
-from hutch.cli.options import command, pass_app
+from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.pack import PIECE, Packer
 from hutch.cli.placement import Kind, Place, parse_place, place_target, trimmed
 from hutch.cli.progress import Transfer
@@ -253,7 +253,7 @@ def _counted(pieces: Iterable[bytes], transfer: Transfer) -> Iterator[bytes]:
 @command("upload", examples=["hutch upload web app.py lib", "hutch upload -d /srv web ."])
 @click.option("-d", "--dir", "directory", metavar="DIR", help="Where to (its working directory).")
 @click.option("-a", "--archive", is_flag=True, help="Keep owners and setuid bits.")
-@click.argument("name")
+@sandbox_argument()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @pass_app
 def upload(
@@ -276,7 +276,7 @@ def upload(
 @command("download", examples=["hutch download web /srv/out.csv", "hutch download -d out web /srv"])
 @click.option("-d", "--dir", "directory", default=".", metavar="DIR", help="Where to (here).")
 @click.option("-a", "--archive", is_flag=True, help="Keep owners and setuid bits.")
-@click.argument("name")
+@sandbox_argument()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @pass_app
 def download(app: App, /, name: str, paths: tuple[str, ...], directory: str, archive: bool) -> None:

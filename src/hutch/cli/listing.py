@@ -8,7 +8,7 @@ import click
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
-from hutch.cli.options import command, pass_app
+from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import age, print_json, size, table
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState, from_json
@@ -111,7 +111,7 @@ def status(info: SandboxInfo) -> str:
 
 
 @command("inspect", examples=["hutch inspect web", "hutch inspect web db | jq '.[].state'"])
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@sandbox_argument("names", nargs=-1, required=True, metavar="NAME...")
 @pass_app
 def inspect(app: App, names: tuple[str, ...]) -> int:
     """Print all about sandboxes, as a JSON list."""

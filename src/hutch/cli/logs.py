@@ -10,7 +10,7 @@ import click
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import warn
-from hutch.cli.options import command, pass_app
+from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import print_json_line
 from hutch.errors import InvalidInput, error, from_json
 from hutch.models import parse_timestamp, timestamp
@@ -52,7 +52,7 @@ def parse_moment(text: str, flag: str) -> str:
 @click.option("--boot", is_flag=True, help="The console of the guest instead.")
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")
 @click.option("--exec", "exec_id", metavar="ID", help="The output of a detached exec.")
-@click.argument("name")
+@sandbox_argument()
 @pass_app
 def logs(
     app: App,

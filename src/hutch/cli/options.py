@@ -48,6 +48,7 @@ class Group(click.Group):
 
     def __init__(self, *args: Any, aliases: dict[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.params.append(json_option())
         self.aliases = aliases or {}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -100,6 +101,24 @@ DURATION = _Parsed("duration", parse_duration)
 _TYPES: dict[str, Any] = {"text": str, "int": int, "size": SIZE, "duration": DURATION}
 
 
+def complete_sandboxes(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the sandbox names that begin so; none where no daemon runs."""
+    from hutch.cli.quick import running_daemon
+
+    home = ctx.find_root().ensure_object(App).flags.get("home")
+    connection = running_daemon(home)
+    if connection is None:
+        return []
+    with connection:
+        infos = connection.request("GET", "/v1/sandboxes", {"all": True}, timeout=2).json()
+    return [info["name"] for info in infos if info["name"].startswith(incomplete)]
+
+
+def sandbox_argument(name: str = "name", **attributes: Any) -> Callable[[Any], Any]:
+    """Declare an argument that names sandboxes, which shells can complete."""
+    return click.argument(name, shell_complete=complete_sandboxes, **attributes)
+
+
 def click_option(row: Option) -> click.Option:
     """Return a row of grammar.py as an option of click."""
     if row.metavar is None:
@@ -142,7 +161,10 @@ def verb_command(verb: Verb) -> Command:
         context_settings={"allow_interspersed_args": False},
         params=[
             *(click_option(row) for row in verb.options),
-            click.Argument([verb.positional]),
+            click.Argument(
+                [verb.positional],
+                shell_complete=complete_sandboxes if verb.positional == "name" else None,
+            ),
             click.Argument(
                 ["words"],
                 nargs=-1,

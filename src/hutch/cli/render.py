@@ -70,11 +70,12 @@ def table(
     plain = no_color()
     if flexible is not None and not plain:
         widths[flexible] = _fitting(widths, flexible)
-    click.echo(_line([click.style(h, bold=not plain) for h in headers], headers, widths))
+    bold = [h if plain else click.style(h, bold=True) for h in headers]
+    click.echo(_line(bold, headers, widths), color=not plain)
     for row in cells:
         shown = [_shorten(cell, width) for cell, width in zip(row, widths, strict=True)]
         styled = shown if plain else [_styled(cell) for cell in shown]
-        click.echo(_line(styled, shown, widths))
+        click.echo(_line(styled, shown, widths), color=not plain)
 
 
 def _fitting(widths: Sequence[int], flexible: int) -> int:

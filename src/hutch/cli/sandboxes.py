@@ -11,7 +11,7 @@ import click
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
-from hutch.cli.options import DURATION, command, pass_app, rows
+from hutch.cli.options import DURATION, command, pass_app, rows, sandbox_argument
 from hutch.cli.render import print_json
 from hutch.cli.run import SPEC, sandbox_spec
 from hutch.errors import HutchError, error
@@ -41,7 +41,7 @@ def for_each(app: App, names: Sequence[str], act: Callable[[str], Any]) -> int:
     return 0 if all(result["ok"] for result in results) else HutchError.exit_code
 
 
-names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+names_argument = sandbox_argument("names", nargs=-1, required=True, metavar="NAME...")
 
 
 @command(
@@ -131,7 +131,7 @@ def kill(app: App, names: tuple[str, ...], signal: str) -> int:
 @click.option(
     "-a", "--all", "everything", is_flag=True, help="All that are not running; with -f all."
 )
-@click.argument("names", nargs=-1, metavar="NAME...")
+@sandbox_argument("names", nargs=-1, metavar="NAME...")
 @pass_app
 def remove(app: App, names: tuple[str, ...], force: bool, everything: bool) -> int:
     """Remove sandboxes and their disks."""
@@ -155,7 +155,7 @@ def remove(app: App, names: tuple[str, ...], force: bool, everything: bool) -> i
 
 
 @command("rename", examples=["hutch rename web front"])
-@click.argument("name")
+@sandbox_argument()
 @click.argument("new_name")
 @pass_app
 def rename(app: App, /, name: str, new_name: str) -> None:

@@ -8,7 +8,7 @@ from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.exec import exec_spec, run_attached
 from hutch.cli.grammar import ENVIRONMENT, USER
-from hutch.cli.options import command, pass_app, rows
+from hutch.cli.options import command, pass_app, rows, sandbox_argument
 from hutch.cli.render import print_json
 from hutch.cli.session import Session, result_json, started_message
 from hutch.cli.terminal import is_tty
@@ -25,7 +25,7 @@ _FIND_SHELL = (
     examples=["hutch shell web", "echo 'id; pwd' | hutch shell web", "hutch shell -u nobody web"],
 )
 @rows(ENVIRONMENT, USER)
-@click.argument("name")
+@sandbox_argument()
 @pass_app
 def shell(app: App, /, name: str, **options: Any) -> int:
     """Open a shell in a sandbox: the image's $SHELL, else bash, else sh.
@@ -50,7 +50,7 @@ def shell(app: App, /, name: str, **options: Any) -> int:
     examples=["hutch attach web", "hutch attach --no-stdin web", "hutch attach web ex_4k2"],
 )
 @click.option("--no-stdin", is_flag=True, help="Only show output.")
-@click.argument("name")
+@sandbox_argument()
 @click.argument("exec_id", default="main", metavar="[EXEC]")
 @pass_app
 def attach(app: App, /, name: str, exec_id: str, no_stdin: bool) -> int:

@@ -8,7 +8,7 @@ import click
 
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
-from hutch.cli.options import DURATION, command, pass_app
+from hutch.cli.options import DURATION, command, pass_app, sandbox_argument
 from hutch.cli.render import age, duration, print_json, print_json_line, size, table
 from hutch.cli.signals import Signals
 from hutch.cli.terminal import no_color
@@ -18,7 +18,7 @@ from hutch.models import ProcessInfo, SandboxStats, from_json
 
 @command("stats", examples=["hutch stats", "hutch stats --watch 1s web"])
 @click.option("--watch", type=DURATION, metavar="TIME", help="Again each TIME, until ^C.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@sandbox_argument("names", nargs=-1, metavar="[NAME]...")
 @pass_app
 def stats(app: App, /, names: tuple[str, ...], watch: float | None) -> None:
     """Show the use of CPU, memory and disk.
@@ -78,7 +78,7 @@ def _row(s: SandboxStats) -> tuple[str, ...]:
 
 
 @command("top", examples=["hutch top web"])
-@click.argument("name")
+@sandbox_argument()
 @pass_app
 def top(app: App, /, name: str) -> None:
     """Show the processes in a sandbox."""

@@ -100,4 +100,4 @@ class DetachScanner:
 
 def no_color() -> bool:
     """Tell whether output must be plain: NO_COLOR is set, or stdout is no terminal."""
-    return bool(os.environ.get("NO_COLOR")) or not is_tty(sys.stdout.fileno())
+    return bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()

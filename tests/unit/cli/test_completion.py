@@ -19,7 +19,7 @@ def ask(hutch: Cli, words: str) -> list[str]:
 
 def test_answers(hutch: Cli) -> None:
     assert ask(hutch, "hutch ex") == ["exec"]
-    assert ask(hutch, "hutch image p") == ["pull", "prune"]
+    assert ask(hutch, "hutch image p") == ["prune", "pull"]
     assert "--timeout" in ask(hutch, "hutch exec --t")
     assert ask(hutch, "hutch run --pull n") == ["never"]
 
