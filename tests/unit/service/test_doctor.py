@@ -1,0 +1,91 @@
+"""The checks of a host: each failure names its fix."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch import process
+from hutch.errors import error
+from hutch.models import Check, KernelInfo
+from hutch.service import doctor
+from hutch.settings import Settings
+from tests.unit.service.world import World
+
+
+@pytest.fixture
+async def check(world: World) -> Any:
+    async def check(settings: Settings = world.settings) -> Mapping[str, Check]:
+        found = await doctor.check_host(settings, world.engine, world.kernels)
+        return {check.name: check for check in found}
+
+    return check
+
+
+async def test_every_failure_has_a_fix(
+    check: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Path:
+        raise error("agent_missing", "no agent", hint="make setup")
+
+    monkeypatch.setattr(process, "which", lambda program: None)
+    monkeypatch.setattr(doctor, "agent_binary", missing)
+    monkeypatch.setattr(doctor, "_BUSYBOX", ())
+    found = await check()
+    for name in ("qemu", "disks", "root images", "guest agent"):
+        assert found[name].status == "fail", name
+    for name in ("image busybox", "image builds", "image debian", "kernel"):
+        assert found[name].status == "warn", name
+    assert all(check.fix for check in found.values() if check.status == "fail")
+    assert len(found) == len(await doctor.check_host(world.settings, world.engine, world.kernels))
+
+
+async def test_an_old_qemu(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(argv: list[str], **_: Any) -> process.Finished:
+        return process.Finished(argv, 0, b"QEMU emulator version 6.2.0\nCopyright", b"")
+
+    monkeypatch.setattr(process, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(process, "run", run)
+    assert (await check())["qemu"].status == "fail"
+
+
+async def test_the_kernel_in_use(check: Any, world: World) -> None:
+    async def kernels() -> list[KernelInfo]:
+        return [KernelInfo("tiny", "6.1", "host", 1, [], active=True)]
+
+    world.kernels.list = kernels
+    found = await check()
+    assert found["kernel"] == Check("kernel", "ok", "tiny (host)")
+    assert found["accelerator"].status == "warn"
+    assert "tcg: a fake runs on anything" in found["accelerator"].message
+
+
+async def test_an_accelerator_that_cannot_be_had(
+    check: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def probe(*args: object, **kwargs: object) -> None:
+        raise error("engine_failed", "kvm does not work", hint="use tcg")
+
+    monkeypatch.setattr(world.engine, "probe", probe)
+    found = (await check())["accelerator"]
+    assert (found.status, found.fix) == ("fail", "use tcg")
+
+
+async def test_places(check: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = dataclasses.replace(world.settings, runtime_dir=Path("/tmp") / ("x" * 80))
+    assert (await check(long))["runtime directory"].status == "fail"
+    world.settings.runtime_dir.rmdir()
+    world.settings.runtime_dir.write_text("")
+    assert (await check())["runtime directory"].status == "fail"
+    usage = doctor.shutil.disk_usage("/")._replace(free=1)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert (await check())["disk space"].status == "fail"
+
+
+def test_without_a_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "QemuEngine", lambda settings: world.engine)
+    names = [check.name for check in doctor.run_checks(world.settings)]
+    assert names[:2] == ["python", "qemu"]
+    assert not (world.settings.home / "hutch.db").exists()
