@@ -134,8 +134,9 @@ async def test_the_canary_calibrates_the_tsc(
     assert again == first
     second = await engine.probe(boot_files, fresh=True)
     assert second.tsc_khz is not None
-    # Two measurements of one counter agree to 200 parts per million, so each is good to about 100.
-    assert abs(second.tsc_khz / first.tsc_khz - 1) < 200e-6
+    # Two measurements of one counter. They agree to 100 parts per million where nothing else runs,
+    # but the tests' host may be busy.
+    assert abs(second.tsc_khz / first.tsc_khz - 1) < 500e-6
     assert not list(settings.runtime_dir.iterdir())
 
 
