@@ -6,6 +6,7 @@ uses asyncio.TaskGroup.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Coroutine
@@ -79,6 +80,9 @@ async def settle_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.k
     try:
         return await asyncio.shield(call)
     except asyncio.CancelledError:
-        await asyncio.wait({call})
-        call.exception()  # it is nobody's any more
+        while not call.done():
+            with contextlib.suppress(asyncio.CancelledError):  # the first one is raised below
+                await asyncio.wait({call})
+        if not call.cancelled():
+            call.exception()  # it is nobody's any more
         raise

@@ -167,3 +167,25 @@ async def test_a_settled_call_ends_before_its_cancellation_shows() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         assert ended.is_set()
+
+
+async def test_a_settled_call_is_waited_for_even_when_cancelled_twice() -> None:
+    began, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    ended: list[bool] = []
+
+    def work() -> None:
+        loop.call_soon_threadsafe(began.set)
+        go.wait(10)
+        ended.append(True)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(settle_in_thread(work))
+        await began.wait()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        go.set()
+    assert task.cancelled()
+    assert ended == [True]

@@ -19,9 +19,10 @@ from hutch.errors import HutchError
 from hutch.images.config import Descriptor
 from hutch.images.flight import together
 from hutch.images.layout import check_digest, file_digest, write_atomic
-from hutch.images.progress import Meter, in_metered_thread, in_whole_thread
+from hutch.images.progress import Meter, in_metered_thread
 from hutch.images.rootfs import disk_full
 from hutch.images.transport import Retry, Transport
+from hutch.tasks import settle_in_thread
 
 RANGE = 8 << 20
 _CHUNK = 512 << 10
@@ -90,7 +91,7 @@ class Download:
         """
         for again in (True, False):
             try:
-                await in_whole_thread(self._open)
+                await settle_in_thread(self._open)
                 await self._fetch_from_any(transports, path, scope)
             finally:
                 self._close()
@@ -162,7 +163,7 @@ class Download:
                         async for chunk in response.aiter_raw(_CHUNK):
                             if at + len(chunk) > end:
                                 raise Retry("it sends more bytes than the image says")
-                            await in_whole_thread(_write, self._file, chunk, at)
+                            await settle_in_thread(_write, self._file, chunk, at)
                             self._ranges.add(at, at + len(chunk))
                             at += len(chunk)
                             self._meter.advance(len(chunk))

@@ -22,10 +22,9 @@ from hutch.images.config import bad_image
 from hutch.images.flight import Flights
 from hutch.images.layout import write_atomic
 from hutch.images.modules import BOOT, EXTRA, FILESYSTEMS, Module, ModuleTree
-from hutch.images.progress import in_whole_thread
 from hutch.models import KernelInfo, Progress, Removed
 from hutch.settings import Settings
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 # Cloud kernels have few modules and quick boots; the last is what every Debian has.
 _PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64")
@@ -104,7 +103,7 @@ class KernelStore:
         if name is not None and not _NAME.fullmatch(name):
             raise error("bad_request", f"{name!r} is no name for a kernel")
         async with self._flights.over("load"):
-            return await in_whole_thread(self._install, path, modules, name, None)
+            return await settle_in_thread(self._install, path, modules, name, None)
 
     async def use(self, name: str) -> KernelInfo:
         """Make a kernel the one that sandboxes boot. Raises kernel_not_found."""
@@ -137,7 +136,7 @@ class KernelStore:
         except HutchError as cause:
             reasons.append(cause.message)
         try:
-            return await in_whole_thread(self._take_hosts)
+            return await settle_in_thread(self._take_hosts)
         except (HutchError, OSError) as cause:
             reasons.append(str(cause))
         raise error(
@@ -150,7 +149,7 @@ class KernelStore:
             directory = Path(scratch)
             packages = await deb.download_kernel(package, directory)
             report(Progress("kernel", package, message="unpacking"))
-            return await in_whole_thread(self._install_packages, directory, packages, package)
+            return await settle_in_thread(self._install_packages, directory, packages, package)
 
     def _install_packages(
         self, directory: Path, packages: Sequence[Path], package: str

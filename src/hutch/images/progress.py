@@ -76,27 +76,16 @@ async def in_metered_thread(
     meter: Meter, work: Callable[Concatenate[Meter, P], T], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Run `work(meter, …)` in a thread; when cancelled, stop it and wait for its end."""
-    return await _whole(functools.partial(work, meter, *args, **kwargs), meter.stop)
-
-
-async def in_whole_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a short blocking call in a thread and, even when cancelled, wait for its end.
-
-    For calls that use what the caller closes or removes afterwards: a descriptor, a directory.
-    """
-    return await _whole(functools.partial(work, *args, **kwargs), lambda: None)
-
-
-async def _whole(call: Callable[[], T], stop: Callable[[], None]) -> T:
+    call = functools.partial(work, meter, *args, **kwargs)
     # A future of the executor, not a task: cancelling the caller must not lose sight of the thread.
     running = asyncio.get_running_loop().run_in_executor(None, call)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        stop()
+        meter.stop()
         while not running.done():
             with contextlib.suppress(asyncio.CancelledError):  # the first one is raised below
-                await asyncio.wait([running])
+                await asyncio.wait({running})
         if not running.cancelled():
             running.exception()  # seen: whatever it was, the caller has gone
         raise

@@ -17,12 +17,12 @@ from hutch.images.config import Descriptor
 from hutch.images.download import Download
 from hutch.images.flight import Flights, together
 from hutch.images.layout import Layout, Pins
-from hutch.images.progress import Meter, in_whole_thread
+from hutch.images.progress import Meter
 from hutch.images.reference import Reference
 from hutch.images.transport import Retry, Transport, endpoints, make_client
 from hutch.models import Progress
 from hutch.settings import Settings
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 _ACCEPT = ", ".join((*config.MANIFEST_TYPES, *config.INDEX_TYPES))
 _INDEX_DEPTH = 3
@@ -56,7 +56,7 @@ class Registry:
             ]
             descriptor, body = await self._manifest(wanted, transports)
             manifest = config.parse_manifest(body, str(wanted))
-            await in_whole_thread(self._layout.add_body, body, descriptor, pins)
+            await settle_in_thread(self._layout.add_body, body, descriptor, pins)
             slots = asyncio.Semaphore(max(1, self._settings.pull_parallel))
             blobs = {blob.digest: blob for blob in (manifest.config, *manifest.layers)}
             if manifest.config.size > config.CONFIG_LIMIT:
@@ -138,7 +138,7 @@ class Registry:
             download = Download(self._partial, blob, slots, meter)
             path = f"{wanted.repository}/blobs/{blob.digest}"
             await download.run(transports, path, _scope(wanted))
-            await in_whole_thread(self._layout.adopt, download.path, blob)
+            await settle_in_thread(self._layout.adopt, download.path, blob)
             download.finish()
             meter.finish()
 

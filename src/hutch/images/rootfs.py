@@ -18,7 +18,8 @@ from hutch import process
 from hutch.errors import HutchError, error
 from hutch.images.base import Report, RootFs
 from hutch.images.layers import Layer, Tree, merge, write_tar
-from hutch.images.progress import Meter, in_metered_thread, in_whole_thread
+from hutch.images.progress import Meter, in_metered_thread
+from hutch.tasks import settle_in_thread
 
 FORMAT = 1
 """Part of every file's name: raised when what is built from the same layers changes."""
@@ -102,7 +103,7 @@ async def build(directory: Path, image_id: str, layers: Sequence[Layer], report:
     try:
         meter = Meter(report, "rootfs", image_id, size)
         await _pack(builder, tree, layers, part, meter)
-        await in_whole_thread(_settle, part, target)
+        await settle_in_thread(_settle, part, target)
         meter.finish()
     finally:
         part.unlink(missing_ok=True)

@@ -27,12 +27,12 @@ from hutch.images.config import Config, Descriptor, Manifest
 from hutch.images.flight import Flights
 from hutch.images.layers import Layer
 from hutch.images.layout import Entry, Layout, Pins
-from hutch.images.progress import Meter, in_metered_thread, in_whole_thread
+from hutch.images.progress import Meter, in_metered_thread
 from hutch.images.reference import Reference, parse
 from hutch.images.registry import Registry
 from hutch.models import ImageInfo, Progress, PullPolicy, Removed
 from hutch.settings import Settings
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class ImageStore:
         recipe = builtin.RECIPES[wanted.repository]
         with self._layout.scratch() as path:
             created = await builtin.make_layer(recipe.name, path)
-            return await in_whole_thread(self._add_image, path, recipe, created, pins)
+            return await settle_in_thread(self._add_image, path, recipe, created, pins)
 
     def _add_image(
         self, layer: Path, recipe: builtin.Recipe, created: float, pins: Pins

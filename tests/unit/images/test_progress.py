@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from hutch.images.base import no_report
-from hutch.images.progress import Meter, Stopped, in_metered_thread, in_whole_thread
+from hutch.images.progress import Meter, Stopped, in_metered_thread
 from tests.unit.images.making import Reports
 
 
@@ -53,26 +53,3 @@ async def test_errors_of_the_thread_come_through() -> None:
 
     with pytest.raises(KeyError):
         await in_metered_thread(Meter(no_report, "s", "i"), work)
-
-
-async def test_a_whole_thread_is_waited_for_even_when_cancelled_twice() -> None:
-    began, go = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-    ended: list[bool] = []
-
-    def work() -> None:
-        loop.call_soon_threadsafe(began.set)
-        go.wait(10)
-        ended.append(True)
-
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(in_whole_thread(work))
-        await began.wait()
-        task.cancel()
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.sleep(0)
-        assert not task.done()
-        go.set()
-    assert task.cancelled()
-    assert ended == [True]
