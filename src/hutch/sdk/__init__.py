@@ -9,8 +9,9 @@ Names are loaded when they are first asked for: the CLI's hot path takes only wi
 from here.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hutch.sdk.surface import load as __getattr__  # noqa: F401 - the module's own hook
 
 if TYPE_CHECKING:
     from hutch.sdk.aio.client import AsyncClient
@@ -32,21 +33,3 @@ __all__ = [
     "LogChunk",
     "Sandbox",
 ]
-
-_HOMES = {
-    "AsyncClient": "hutch.sdk.aio.client",
-    "AsyncCommandHandle": "hutch.sdk.aio.commands",
-    "AsyncSandbox": "hutch.sdk.aio.sandbox",
-    "Chunk": "hutch.sdk.values",
-    "Client": "hutch.sdk.sync.client",
-    "CommandHandle": "hutch.sdk.sync.commands",
-    "CommandResult": "hutch.sdk.values",
-    "LogChunk": "hutch.sdk.values",
-    "Sandbox": "hutch.sdk.sync.sandbox",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
