@@ -1,7 +1,8 @@
 """The server: uvicorn on a listening unix socket of our own, without its signals and its ticks.
 
-Measured here (1 GiB of exec output through a client): websockets-sansio 500 MB/s, websockets 330,
-wsproto 150. Compression and pings are off: a local client that stalls is not dead.
+The server's own CPU time, measured with operations in memory: websockets-sansio 1.1 s for 1 GiB of
+exec output and 1.0-1.3 ms for an exec; websockets 0.9-1.2 s and 1.6-2.1 ms; wsproto 1.2 s and
+1.1 ms, but the slowest with stdin. Compression and pings are off: a local client that stalls is not dead.
 """
 
 import asyncio
