@@ -7,7 +7,7 @@ can at worst name something inside the image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -261,10 +261,11 @@ def write_tar(
     for path, inode in tree.inodes():
         kind = inode.member.kind
         inode.paths.append(path)
+        inode.member.name = inode.paths[0]
         if kind == tar.FILE:
             wanted[inode.layer][inode.ordinal] = inode
         elif len(inode.paths) == 1:
-            out.write(tar.header(replace(inode.member, name=path)))
+            out.write(tar.header(inode.member))
         else:
             _write_links(inode, out, start=len(inode.paths) - 1)
     for layer, inodes in zip(layers, wanted, strict=True):
@@ -274,7 +275,7 @@ def write_tar(
             for ordinal, member in enumerate(tar.read_members(stream)):
                 kept = inodes.get(ordinal)
                 if kept is not None:
-                    out.write(tar.header(replace(kept.member, name=kept.paths[0])))
+                    out.write(tar.header(kept.member))
                     copy_stream(stream, out, member.size)
                     out.write(tar.padding(member.size))
                     _write_links(kept, out)

@@ -217,6 +217,9 @@ def show_name(name: bytes) -> str:
 
 def header(member: Member) -> bytes:
     """Return the header blocks of an entry, with a pax extension where ustar is too narrow."""
+    narrow = len(member.name) <= 100 and len(member.link) <= 100 and not member.xattrs
+    if narrow and max(member.uid, member.gid, member.size) <= _OCTAL_ID_LIMIT:
+        return _ustar(member)
     records: dict[bytes, bytes] = {XATTR + key: value for key, value in member.xattrs.items()}
     short = replace(member)
     if len(member.name) > 100:
