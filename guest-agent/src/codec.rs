@@ -7,8 +7,9 @@ use thiserror::Error;
 
 /// Maps and arrays nested deeper than this are refused.
 const MAX_DEPTH: usize = 8;
-/// More values than this in one message are refused.
-const MAX_ITEMS: usize = 65_536;
+/// More values than this in one message are refused: as many as bytes fit into a frame, so that the
+/// limit on what a program can be given is the kernel's.
+const MAX_ITEMS: usize = 1 << 20;
 
 /// Why bytes are no message of ours.
 #[derive(Debug, Error, PartialEq, Eq)]
