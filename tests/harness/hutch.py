@@ -59,6 +59,7 @@ class Hutch:
             "HUTCH_CONFIG": str(home / "config.toml"),
             **{f"HUTCH_{key.upper()}": value for key, value in settings.items()},
         }
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def run(
         self,
@@ -84,9 +85,26 @@ class Hutch:
         return result
 
     def start(self, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start `hutch ARGS` with pipes (or other Popen options), for a test that talks to it."""
+        """Start `hutch ARGS` with pipes (or other Popen options), for a test that talks to it.
+
+        `end_started` ends it, if nothing else has.
+        """
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen([str(COMMAND), *args], env=self.env, **(pipes | options))
+        started = subprocess.Popen([str(COMMAND), *args], env=self.env, **(pipes | options))
+        self._started.append(started)
+        return started
+
+    def end_started(self) -> None:
+        """Kill what `start` has started and what still runs of it, and close its pipes."""
+        for started in self._started:
+            if started.poll() is None:
+                started.kill()
+                started.wait()
+            for pipe in (started.stdin, started.stdout, started.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):  # what was never taken
+                        pipe.close()
+        self._started.clear()
 
     def json(self, *args: str) -> Any:
         """Run `hutch --json ARGS` and return what it printed."""
@@ -141,6 +159,7 @@ class Hutch:
     def close(self) -> None:
         """Remove all sandboxes, end the daemon, and check that nothing remains."""
         problems = []
+        self.end_started()
         if self.daemon is not None:
             for args in (("rm", "--force", "--all"), ("daemon", "stop")):
                 done = self.run(*args, expect=None)

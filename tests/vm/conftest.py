@@ -1,4 +1,4 @@
-"""Sandboxes that tests share: a boot takes seconds, so a module has one, and cleans up after itself.
+"""Sandboxes that tests share: a boot takes seconds, so each module of tests has one.
 
 `box` is a running, idle busybox sandbox of the module's own `Hutch`, `shared`. Tests that end or
 break a sandbox make their own in `shared`; those that end the daemon take `hutch`.
@@ -16,6 +16,8 @@ import pytest
 from tests.harness.fixtures import FAILED
 from tests.harness.hutch import Hutch, Result
 from tests.harness.stores import SharedStore
+
+BOX = "box"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,20 @@ def _module_hutch(shared_store: SharedStore) -> Iterator[Hutch]:
 
 @pytest.fixture(scope="module")
 def _module_box(_module_hutch: Hutch) -> Box:
-    _module_hutch.run("run", "-d", "--idle", "--name", "box", "busybox")
-    return Box(_module_hutch, "box")
+    _module_hutch.run("run", "-d", "--idle", "--name", BOX, "busybox")
+    return Box(_module_hutch, BOX)
 
 
 @pytest.fixture
 def shared(request: pytest.FixtureRequest, _module_hutch: Hutch) -> Iterator[Hutch]:
     """The `hutch` command with a home that the tests of a module share."""
     yield _module_hutch
+    _module_hutch.end_started()
     if request.node.stash.get(FAILED, False):
         print(_module_hutch.logs())
+        # What a failed test leaves must not fail the next.
+        names = [info["name"] for info in _module_hutch.json("ps", "-a")]
+        _module_hutch.run("rm", "-f", "none", *(name for name in names if name != BOX))
 
 
 @pytest.fixture
