@@ -2,7 +2,8 @@
 
 The server's own CPU time, measured with operations in memory: websockets-sansio 1.1 s for 1 GiB of
 exec output and 1.0-1.3 ms for an exec; websockets 0.9-1.2 s and 1.6-2.1 ms; wsproto 1.2 s and
-1.1 ms, but the slowest with stdin. Compression and pings are off: a local client that stalls is not dead.
+1.1 ms, but the slowest with stdin. Compression and pings are off: a local client that stalls is
+not dead.
 """
 
 import asyncio
