@@ -9,7 +9,8 @@ from tests.harness.hutch import Hutch
 
 README = Path(__file__).parents[2] / "README.md"
 VARYING = re.compile(
-    r"sb_[0-9a-f]{12}|\b[0-9a-f]{12}\b|\b\d+(\.\d+)?(ms|s|m|h|d| MiB)\b|\d+\.\d+\.\d+-\S+"
+    r"sb_[0-9a-f]{12}|\b[0-9a-f]{12}\b|\b\d+(ms|s|m|h|d)( \d+(s|m|h))?\b|\b\d+(\.\d+)? MiB\b"
+    r"|\d+\.\d+\.\d+-\S+"
 )
 """What differs from run to run: ids, ages, sizes, the kernel's version."""
 
