@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError, NotFound, error
 from hutch.images import archive, builtin, config, rootfs
@@ -29,10 +31,12 @@ from hutch.images.layers import Layer
 from hutch.images.layout import Entry, Layout, Pins
 from hutch.images.progress import Meter, in_metered_thread
 from hutch.images.reference import Reference, parse
-from hutch.images.registry import Registry
 from hutch.models import ImageInfo, Progress, PullPolicy, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread, settle_in_thread
+
+if TYPE_CHECKING:
+    from hutch.images.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +64,16 @@ class ImageStore:
         self._rootfs = self._root / "rootfs"
         self._layout = Layout(self._root / "oci")
         self._partial = self._root / "partial"
-        self._registry = Registry(settings, self._layout, self._partial)
         self._builder = Builder(self._root / "build", self._layout, settings)
         self._flights = Flights()
         self._ready = False
+
+    @cached_property
+    def _registry(self) -> "Registry":
+        # Not above: its HTTP client is a tenth of the daemon's start, and many never pull.
+        from hutch.images.registry import Registry
+
+        return Registry(self._settings, self._layout, self._partial)
 
     # the seam
 
