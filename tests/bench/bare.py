@@ -22,7 +22,7 @@ from pathlib import Path
 
 from hutch import process
 from hutch.engine import jail
-from hutch.engine.argv import build_argv
+from hutch.engine.argv import Descriptors, build_argv
 from hutch.engine.base import BootFiles, Drive, MachineSpec, MachineType, Verdict
 from hutch.engine.qcow2 import create_overlay
 from hutch.images import disk
@@ -123,7 +123,7 @@ def machine_spec(recipe: Recipe, directory: Path) -> MachineSpec:
     )
 
 
-def command_line(recipe: Recipe, spec: MachineSpec, fds: jail.Descriptors) -> list[str]:
+def command_line(recipe: Recipe, spec: MachineSpec, fds: Descriptors) -> list[str]:
     """Return the argv of a bare boot."""
     program = process.require(recipe.settings.qemu, "qemu-system-x86")
     return build_argv(program, spec, fds, jail=recipe.settings.jail)

@@ -72,7 +72,7 @@ def page(body: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench DOCS=1` from the raw samples of one run; do not edit. Limits are "
+        "Written by `python -m tests.bench --docs` from the raw samples of one run; do not edit. Limits are "
         "ratios to what the same machine does without Hutch, in the same run, wherever that is "
         "possible: seconds depend on the machine, ratios hardly. `make bench` fails when one is "
         "missed, and keeps all samples in `bench-results/`.",
