@@ -278,13 +278,13 @@ class SandboxExecs:
             async with asyncio.timeout(RESUME_SECONDS):
                 await self._resumed.wait()
 
-    def leave(self, exec_id: str, *, ended: bool, consumed: bool) -> None:
+    def leave(self, exec_id: str, *, ended: bool) -> None:
         """Take note that the client of an attached program is gone."""
         self._claimed.discard(exec_id)
-        if not ended:
-            self.orphan(exec_id)
-        elif not consumed:
+        if ended:
             self.release(exec_id)
+        else:
+            self.orphan(exec_id)
 
     def orphan(self, exec_id: str) -> None:
         """Cancel a program whose client is lost, unless it comes back in time."""

@@ -26,13 +26,17 @@ from hutch.guest.base import (
 )
 from hutch.models import ExecOutcome, timestamp
 from hutch.service.connection import LOST, Connection
-from hutch.service.logfile import LogReader
+from hutch.service.logfile import PIECE, LogReader
 from hutch.service.logs import Log
 from hutch.service.values import SessionEvent
 from hutch.tasks import in_thread
 
 WINDOW: Final = 1 << 20
 """Bytes of a channel that a client may have unacknowledged."""
+
+JOINED_FROM: Final = 256
+WAITING_MAX: Final = 4096
+"""Events that wait for a client: from how many on pieces are joined, and how many at most."""
 
 
 def outcome_of(result: ExecResult) -> ExecOutcome:
@@ -125,11 +129,6 @@ class Follower:
     def received(self) -> dict[int, int]:
         """For each channel the offset after the last byte taken."""
         return {channel: flow.received for channel, flow in self._flows.items()}
-
-    @property
-    def consumed(self) -> bool:
-        """Whether all that was taken is acknowledged."""
-        return not any(flow.flying for flow in self._flows.values())
 
     async def next(self) -> ExecEvent:
         """Return the next event; the last is an ExecResult.
@@ -235,6 +234,7 @@ class Tap:
         self._replayed = {1: 0, 2: 0}
         self._acknowledged = {1: 0, 2: 0}
         self._replay: deque[SessionEvent] = deque()
+        self._cut = False
 
     def floor(self, channel: int) -> int:
         """Return up to which byte of the pump's count this client has acknowledged."""
@@ -247,9 +247,33 @@ class Tap:
         self._credit()
 
     def put(self, event: SessionEvent | HutchError) -> None:
-        """Add what the pump has for the client."""
-        self._queue.append(event)
+        """Add what the pump has for the client.
+
+        Many small pieces are joined, and whoever would have to wait for more than a sane guest
+        makes is cut off: the memory of a waiting client is bounded whatever the guest sends.
+        """
+        if len(self._queue) >= WAITING_MAX:
+            self._queue.clear()
+            event = error("guest_protocol", "the guest floods its output with gaps")
+            self._cut = True
+        elif self._cut:
+            return
+        elif isinstance(event, Output) and len(self._queue) >= JOINED_FROM:
+            event = self._join(event)
+        if event is not None:
+            self._queue.append(event)
         self._arrived.set()
+
+    def _join(self, event: Output) -> Output | None:
+        """Add bytes to the last piece of their channel, if it has room and ends where they begin."""
+        for index in range(len(self._queue) - 1, max(len(self._queue) - 3, -1), -1):
+            last = self._queue[index]
+            if isinstance(last, Output) and last.channel == event.channel:
+                if last.offset + len(last.data) != event.offset or len(last.data) >= PIECE:
+                    break
+                self._queue[index] = Output(last.channel, last.offset, last.data + event.data)
+                return None
+        return event
 
     async def next(self) -> SessionEvent:
         """Return the client's next event. Raises what the pump has ended with."""

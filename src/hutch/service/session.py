@@ -1,19 +1,24 @@
-"""A client's attachment to a program, in its two kinds, as the API hands it out.
+"""A client's attachment to a program, in its three kinds, as the API hands it out.
 
 An `AttachedSession` relays between one client and the guest, with credit end to end; a
-`LoggedSession` is one of the clients of a program whose output also goes to a log. Neither knows
-who holds the programs: that is a `Keeper` (exec.py).
+`LoggedSession` is one of the clients of a program whose output also goes to a log; a
+`RecordedSession` is for one that comes back to a main process that has ended. None knows who holds
+the programs: that is a `Keeper` (exec.py).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from hutch.errors import HutchError
-from hutch.guest.base import Channel, ExecResult
+from hutch.guest.base import Channel, ExecResult, Output, OutputGap
 from hutch.models import ExecInfo, ExecOutcome, TtySize
-from hutch.service.output import Follower, Pump, Tap, outcome_of
+from hutch.service.logfile import LogReader
+from hutch.service.output import WINDOW, Follower, Pump, Tap, outcome_of
 from hutch.service.spec import check_terminal, signal_number
 from hutch.service.values import SessionEvent
+from hutch.tasks import in_thread
 
 
 class Keeper(Protocol):
@@ -25,7 +30,7 @@ class Keeper(Protocol):
     def note_exit(self, info: ExecInfo, outcome: ExecOutcome) -> None:
         """Take note that a program has ended."""
 
-    def leave(self, exec_id: str, *, ended: bool, consumed: bool) -> None:
+    def leave(self, exec_id: str, *, ended: bool) -> None:
         """Take note that the client of an attached program is gone."""
 
     async def keep(self, info: ExecInfo, follower: Follower) -> None:
@@ -110,7 +115,7 @@ class AttachedSession(_Input):
         await self._follower.close()
         if self._taken:
             return
-        self._execs.leave(self.info.id, ended=self._ended, consumed=self._follower.consumed)
+        self._execs.leave(self.info.id, ended=self._ended)
 
 
 class LoggedSession(_Input):
@@ -146,3 +151,66 @@ class LoggedSession(_Input):
     async def close(self, *, detach: bool) -> None:
         """End the attachment; a logged program goes on either way."""
         await self._pump.detach(self._tap)
+
+
+class RecordedSession:
+    """A client of a main process that has ended: the rest of its log, and its recorded outcome."""
+
+    def __init__(
+        self, info: ExecInfo, directory: Path, offsets: Mapping[int, int] | None, done: ExecOutcome
+    ) -> None:
+        """Without `offsets` there is nothing to tell but the outcome."""
+        self.info = info
+        self.offsets: Mapping[int, int] = dict(offsets or {1: 0, 2: 0})
+        self._directory = directory
+        self._replay = offsets is not None
+        self._done = done
+        self._ahead = {1: 0, 2: 0}
+        self._acknowledged = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[SessionEvent]:
+        reader = LogReader(self._directory, self.info.id)
+        try:
+            if self._replay:
+                await in_thread(reader.seek_offset, dict(self.offsets))
+            while self._replay and (batch := await in_thread(reader.batch)):
+                for record, offset in batch:
+                    channel = Channel(record.channel)
+                    if record.missing:
+                        yield OutputGap(channel, offset, record.missing)
+                    else:
+                        self._ahead[channel] += len(record.data)
+                        yield Output(channel, offset, record.data)
+                while max(self._ahead.values()) >= WINDOW:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+        finally:
+            reader.close()
+        yield self._done
+
+    def ack(self, channel: Channel, size: int) -> None:
+        """Say that the client has consumed `size` more bytes of a channel."""
+        self._ahead[channel] -= size
+        self._acknowledged.set()
+
+    async def write(self, data: bytes) -> None:
+        """Ignore input, as nobody reads it any more."""
+
+    async def close_stdin(self) -> None:
+        """Ignore the end of input."""
+
+    async def signal(self, name: str) -> None:
+        """Ignore a signal that came too late. Raises bad_request for an unknown one."""
+        signal_number(name)
+
+    async def resize(self, size: TtySize) -> None:
+        """Ignore the size of a terminal that is gone."""
+
+    async def cancel(self) -> None:
+        """Do nothing: it has ended."""
+
+    async def close(self, *, detach: bool) -> None:
+        """Do nothing: nobody is held up."""
+
+
+Session = AttachedSession | LoggedSession | RecordedSession

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError, error
 from hutch.guest.base import Channel, ExecEvent, ExecResult, Output, OutputEnd, OutputGap
+from hutch.models import ExecOutcome
 from hutch.service.connection import Connection
-from hutch.service.output import Follower, outcome_of
+from hutch.service.output import JOINED_FROM, WAITING_MAX, Follower, Tap, outcome_of
 
 PIECES = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 
@@ -92,7 +93,6 @@ async def test_a_broken_connection_loses_and_repeats_nothing(
     assert out == ring.data
     assert follower.received[1] == total
     follower.ack(Channel.STDOUT, owed)
-    assert follower.consumed
 
 
 async def test_gaps_and_ends_are_passed_on() -> None:
@@ -130,3 +130,32 @@ async def test_gaps_and_ends_are_passed_on() -> None:
 )
 def test_outcomes(result: ExecResult, exit_code: int) -> None:
     assert outcome_of(result).exit_code == exit_code
+
+
+def tap() -> Tap:
+    return Tap({1: 0, 2: 0}, {1: 0, 2: 0}, None, lambda: None, None)
+
+
+async def test_many_small_pieces_are_joined_in_order() -> None:
+    waiting = tap()
+    data = bytes(index % 251 for index in range(20_000))
+    for index in range(len(data)):
+        waiting.put(Output(Channel.STDOUT, index, data[index : index + 1]))
+        waiting.put(Output(Channel.STDERR, index, data[index : index + 1]))
+    assert len(waiting._queue) < 2 * JOINED_FROM
+    waiting.put(ExecOutcome(0))
+    found = {Channel.STDOUT: b"", Channel.STDERR: b""}
+    while isinstance(event := await waiting.next(), Output):
+        assert event.offset == len(found[event.channel])
+        found[event.channel] += event.data
+    assert found == {Channel.STDOUT: data, Channel.STDERR: data}
+
+
+async def test_a_flood_of_gaps_cuts_the_client_off() -> None:
+    waiting = tap()
+    for index in range(3 * WAITING_MAX):
+        waiting.put(OutputGap(Channel.STDOUT, index, 1))
+        assert len(waiting._queue) <= WAITING_MAX
+    with pytest.raises(HutchError) as caught:
+        await waiting.next()
+    assert caught.value.code == "guest_protocol"

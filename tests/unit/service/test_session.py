@@ -26,8 +26,8 @@ class Notes:
     def note_exit(self, info: ExecInfo, outcome: ExecOutcome) -> None:
         self.notes.append(("exit", outcome.exit_code))
 
-    def leave(self, exec_id: str, *, ended: bool, consumed: bool) -> None:
-        self.notes.append(("leave", ended, consumed))
+    def leave(self, exec_id: str, *, ended: bool) -> None:
+        self.notes.append(("leave", ended))
 
     async def keep(self, info: ExecInfo, follower: Follower) -> None:
         self.notes.append("keep")
@@ -40,7 +40,6 @@ class Events:
     """A follower of given events."""
 
     received = {1: 0, 2: 0}  # noqa: RUF012
-    consumed = True
 
     def __init__(self, *events: Any) -> None:
         self.events = list(events)
@@ -69,11 +68,11 @@ async def test_the_outcome_comes_last() -> None:
     assert outcome.exit_code == 3
     await attached.close(detach=True)
     await attached.close(detach=True)
-    assert notes.notes == [("exit", 3), ("leave", True, True)]
+    assert notes.notes == [("exit", 3), ("leave", True)]
     assert follower.closed
 
 
-@pytest.mark.parametrize(("detach", "note"), [(True, "keep"), (False, ("leave", False, True))])
+@pytest.mark.parametrize(("detach", "note"), [(True, "keep"), (False, ("leave", False))])
 async def test_a_client_that_goes(detach: bool, note: Any) -> None:
     notes = Notes()
     attached, follower = session(notes)
