@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -60,11 +61,17 @@ def test_acknowledges_what_has_left(server: Server) -> None:
     with Signals() as signals:
         capture = Capture(10)
         relay = Relay({1: capture, 2: capture}, signals)
-        for _ in range(4):
-            server.say(BINARY, b"\x01" + bytes(ACK_EVERY // 4))
-        server.say(TEXT, b'{"other": 1}')
-        server.say(TEXT, EXIT)
+
+        def speak() -> None:  # more than the socket takes at once
+            for _ in range(4):
+                server.say(BINARY, b"\x01" + bytes(ACK_EVERY // 4))
+            server.say(TEXT, b'{"other": 1}')
+            server.say(TEXT, EXIT)
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
         relay.serve(server.ws, STARTED)
+        speaker.join(20)
         assert b'"ack":{"1":%d}' % ACK_EVERY in server.told()
         assert relay.rest == [{"other": 1}]
 
