@@ -7,6 +7,7 @@ once the lock is ours. VMs are not its children to end: they go on without it.
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -136,6 +137,9 @@ def _answers(path: str) -> bool:
 
 
 def _serve(settings: Settings, lock: LifeLock, options: Options) -> None:
+    # What is imported and built from here on stays for good: to look through it for garbage, again
+    # and again, would be a tenth of the start.
+    gc.disable()
     # Here, not above: these cost most of the start, and a process that loses the race needs none.
     from hutch.api.daemonlog import open_log
 
@@ -174,6 +178,8 @@ async def _live(
         listener = listen(path)
 
         def ready() -> None:
+            gc.freeze()
+            gc.enable()
             lock.publish(DaemonRecord(os.getpid(), __version__, os.fspath(path)))
             _tell(options, {"ready": os.fspath(path)})
             _tell_systemd("READY=1")
