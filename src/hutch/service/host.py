@@ -72,7 +72,7 @@ class HostService:
         self._registry = registry
         self._lives = Lives(parts, registry)
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
-        self.execs = HostExecs(registry)
+        self.execs = HostExecs(parts.places, registry)
         self.files = HostFiles(registry)
         self.images = HostImages(parts, registry)
         self.kernels = HostKernels(parts, registry)

@@ -39,17 +39,15 @@ from hutch.service.lifecycle import (
 )
 from hutch.service.machine import Booter
 from hutch.service.names import ID_PREFIX, new_id
-from hutch.service.parts import Parts
+from hutch.service.parts import Parts, host_error, host_errors
 from hutch.service.registry import Entry, Registry
 from hutch.service.sandbox import Sandbox
-from hutch.service.session import AttachedSession, LoggedSession
+from hutch.service.session import Session
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
 from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
-
-Session = AttachedSession | LoggedSession
 
 
 class Lives:
@@ -89,7 +87,8 @@ class Lives:
         directory = parts.places.sandbox(info.id)
         try:
             row = await parts.store.add_sandbox(spec, info, slots=parts.settings.uid_count)
-            await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
+            with host_errors():
+                await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
         except BaseException:
             await parts.store.remove_sandbox(info.id)
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -160,7 +159,8 @@ class Lives:
         self, entry: Entry, size: TtySize | None, *, attach: bool
     ) -> Session | HutchError | None:
         try:
-            return await self._boot(entry, size, attach=attach)
+            with host_errors():
+                return await self._boot(entry, size, attach=attach)
         except HutchError as failure:
             return failure
 
@@ -210,6 +210,8 @@ class Lives:
 
     async def _undo_start(self, entry: Entry, rest: SandboxState, cause: BaseException) -> None:
         """Record how a start has failed; one that removes itself is gone with it."""
+        if isinstance(cause, OSError):
+            cause = host_error(cause)
         if isinstance(cause, HutchError):
             failure = ErrorInfo(cause.code, cause.message, cause.hint)
         else:

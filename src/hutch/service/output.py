@@ -252,28 +252,28 @@ class Tap:
         Many small pieces are joined, and whoever would have to wait for more than a sane guest
         makes is cut off: the memory of a waiting client is bounded whatever the guest sends.
         """
+        if self._cut:
+            return
         if len(self._queue) >= WAITING_MAX:
             self._queue.clear()
-            event = error("guest_protocol", "the guest floods its output with gaps")
+            self._queue.append(error("guest_protocol", "the guest floods its output with gaps"))
             self._cut = True
-        elif self._cut:
-            return
-        elif isinstance(event, Output) and len(self._queue) >= JOINED_FROM:
-            event = self._join(event)
-        if event is not None:
+        elif len(self._queue) < JOINED_FROM or not self._join(event):
             self._queue.append(event)
         self._arrived.set()
 
-    def _join(self, event: Output) -> Output | None:
-        """Add bytes to the last piece of their channel, if it has room and ends where they begin."""
+    def _join(self, event: SessionEvent | HutchError) -> bool:
+        """Add bytes to the last piece of their channel, if it ends where they begin."""
+        if not isinstance(event, Output):
+            return False
         for index in range(len(self._queue) - 1, max(len(self._queue) - 3, -1), -1):
             last = self._queue[index]
             if isinstance(last, Output) and last.channel == event.channel:
                 if last.offset + len(last.data) != event.offset or len(last.data) >= PIECE:
                     break
                 self._queue[index] = Output(last.channel, last.offset, last.data + event.data)
-                return None
-        return event
+                return True
+        return False
 
     async def next(self) -> SessionEvent:
         """Return the client's next event. Raises what the pump has ended with."""

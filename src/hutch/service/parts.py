@@ -1,13 +1,17 @@
 """What every part of one host's service works with: the seams, the settings, the places on disk.
 
-Made once by `host.py` and handed down. No behaviour but where things lie.
+Made once by `host.py` and handed down. No behaviour but where things lie, and what it means when
+the host's own file system refuses.
 """
 
-from collections.abc import Awaitable, Callable
+import contextlib
+import errno
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.engine.base import Engine
+from hutch.errors import HutchError, error
 from hutch.images.base import Images, Kernels
 from hutch.service.connection import ConnectGuest
 from hutch.service.events import EventLog
@@ -66,3 +70,28 @@ class Parts:
     events: EventLog
     host: HostSize
     places: Places
+
+
+def host_error(cause: OSError) -> HutchError:
+    """Return what a failure of the host's file system means: disk_full or internal."""
+    where = f"{cause.filename}: " if cause.filename else ""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(
+            "disk_full",
+            f"{where}the file system is full",
+            hint="free some space, for example with `hutch image prune` or `hutch rm`",
+        )
+    return error(
+        "internal",
+        f"{where}{cause.strerror or cause}",
+        hint="see the daemon's log and `hutch doctor`",
+    )
+
+
+@contextlib.contextmanager
+def host_errors() -> Iterator[None]:
+    """Turn failures of the host's file system into errors that a caller can be told."""
+    try:
+        yield
+    except OSError as cause:
+        raise host_error(cause) from cause

@@ -4,6 +4,7 @@ Finds the sandbox that is meant and hands the request to whoever does it: `lives
 state, the running sandbox for the rest.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from hutch.errors import HutchError, error
@@ -11,6 +12,7 @@ from hutch.guest.base import GuestFiles, TunnelStream
 from hutch.images.base import Report
 from hutch.models import (
     ExecInfo,
+    ExecOutcome,
     ExecSpec,
     ProcessInfo,
     Removed,
@@ -21,11 +23,12 @@ from hutch.models import (
     TtySize,
 )
 from hutch.service.exec import EXEC_ID, MAIN
-from hutch.service.lives import Lives, Session
+from hutch.service.lives import Lives
 from hutch.service.logs import read_console, read_log
 from hutch.service.names import check_name
-from hutch.service.parts import Parts
+from hutch.service.parts import Parts, Places
 from hutch.service.registry import Entry, Registry
+from hutch.service.session import RecordedSession, Session
 from hutch.service.spec import check_timeout, signal_name, signal_number
 from hutch.service.stats import processes, sandbox_stats
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter
@@ -147,8 +150,17 @@ class HostSandboxes:
             )
         if EXEC_ID.fullmatch(query.exec_id) is None:
             raise error("exec_not_found", f"{query.exec_id!r} is no exec's id")
-        live = None if sandbox is None else sandbox.execs.live_log(query.exec_id)
-        return read_log(self._parts.places.logs(entry.info.id), query, live)
+        return self._program_log(entry, query)
+
+    async def _program_log(self, entry: Entry, query: LogQuery) -> AsyncIterator[LogRecord]:
+        live = None
+        if (sandbox := entry.sandbox) is not None:
+            # After a restart of the daemon the logs are taken up one after the other.
+            with contextlib.suppress(HutchError):
+                await sandbox.execs.until_resumed()
+            live = sandbox.execs.live_log(query.exec_id)
+        async for record in read_log(self._parts.places.logs(entry.info.id), query, live):
+            yield record
 
 
 def matches(info: SandboxInfo, which: SandboxFilter) -> bool:
@@ -170,7 +182,8 @@ def matches(info: SandboxInfo, which: SandboxFilter) -> bool:
 class HostExecs:
     """Implements `Execs` of the API's operations for one host."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, places: Places, registry: Registry) -> None:
+        self._places = places
         self._registry = registry
 
     async def start(self, ref: str, spec: ExecSpec) -> Session:
@@ -186,12 +199,34 @@ class HostExecs:
     ) -> Session:
         """Attach a client to a program, `main` or by its id."""
         entry = self._registry.find(ref)
+        if exec_id == MAIN and (session := self._recorded(entry, offsets)) is not None:
+            return session
         try:
             return await entry.running().execs.attach(exec_id, offsets)
         except HutchError as failure:
             if failure.code == "exec_not_found" and exec_id == MAIN and entry.info.idle:
                 raise _idle(entry) from failure
             raise
+
+    def _recorded(self, entry: Entry, offsets: Mapping[int, int] | None) -> Session | None:
+        """Return a session for a client that comes back to a main process that has ended."""
+        info = entry.info
+        if entry.sandbox is not None or info.exit is None or info.exit.code is None or info.idle:
+            return None
+        outcome = ExecOutcome(info.exit.code, code=info.exit.code, ended_at=info.ended_at)
+        main = ExecInfo(
+            id=MAIN,
+            sandbox_id=info.id,
+            argv=info.command,
+            user=info.user,
+            tty=info.tty,
+            detached=True,
+            running=False,
+            pid=0,
+            started_at=info.started_at or info.created_at,
+            outcome=outcome,
+        )
+        return RecordedSession(main, self._places.logs(info.id), offsets, outcome)
 
     async def get(self, ref: str, exec_id: str) -> ExecInfo:
         """Return one program."""

@@ -115,6 +115,21 @@ async def test_a_client_comes_back_to_the_main_process(world: World) -> None:
         assert (out, outcome.exit_code) == (b"e\ntwo\n", 0)
 
 
+async def test_a_client_comes_back_after_the_end_of_the_main_process(world: World) -> None:
+    async with world.service() as service:
+        info = await service.sandboxes.create(
+            spec("sh", "-c", "echo one; sleep 0.2; echo two; exit 6"), no_report
+        )
+        _, session = await service.sandboxes.start_attached(info.id)
+        await anext(aiter(session))
+    await until(lambda: world.agent(info).sessions["main"].result)
+    async with world.service() as service:
+        await service.sandboxes.wait(info.id, timeout=5)
+        session = await service.execs.attach(info.id, "main", {1: 4, 2: 0})
+        out, _, outcome = await output(session)
+        assert (out, outcome.exit_code) == (b"two\n", 6)
+
+
 async def test_an_exec_whose_client_does_not_come_back_is_cancelled(world: World) -> None:
     async with world.service() as service:
         info = await start(service)
