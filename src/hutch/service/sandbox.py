@@ -210,6 +210,7 @@ class Sandbox:
         if self._reason is None or self._reason is StopReason.STOPPED:
             self._reason, self._message = StopReason.KILLED, message
         self._stopping()
+        self.connection.last = True
         await self.machine.kill()
 
     async def wait_end(self) -> ExitStatus:
