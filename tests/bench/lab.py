@@ -5,6 +5,7 @@ remains.
 """
 
 import asyncio
+import compileall
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import hutch
 from hutch.engine.base import BootFiles
 from hutch.engine.qemu import QemuEngine
 from hutch.models import SandboxInfo, SandboxSpec
@@ -130,15 +132,17 @@ class Lab:
 @contextmanager
 def laboratory(*, quick: bool) -> Iterator[Lab]:
     """Have a home with a kernel and busybox, and a daemon as soon as something is asked of it."""
+    # As in an installation, whatever the caller's environment says of bytecode.
+    compileall.compile_dir(Path(hutch.__file__).parent, quiet=1)
     store = SharedStore()
     runtime = Path(tempfile.mkdtemp(prefix="hb-", dir="/tmp"))
-    hutch = Hutch(store.new_home(), runtime, {})
-    settings = load_settings(env=hutch.env)
+    driven = Hutch(store.new_home(), runtime, {})
+    settings = load_settings(env=driven.env)
     try:
-        yield Lab(hutch, store, settings, quick)
+        yield Lab(driven, store, settings, quick)
     finally:
         try:
-            hutch.close()
+            driven.close()
         finally:
             shutil.rmtree(runtime, ignore_errors=True)
 

@@ -72,10 +72,10 @@ def page(body: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m tests.bench --docs` from the raw samples of one run; do not edit. Limits are "
-        "ratios to what the same machine does without Hutch, in the same run, wherever that is "
-        "possible: seconds depend on the machine, ratios hardly. `make bench` fails when one is "
-        "missed, and keeps all samples in `bench-results/`.",
+        "Written by `python -m tests.bench --docs` from the raw samples of one run; do not edit. "
+        "Limits are ratios to what the same machine does without Hutch, in the same run, wherever "
+        "that is possible: seconds depend on the machine, ratios hardly. `make bench` fails when "
+        "one is missed, and keeps all samples in `bench-results/`.",
         "",
         f"Taken {body['time']} at commit `{body['commit'][:12]}`"
         f"{' with uncommitted changes' if body['changed'] else ''}, on {machine['cpus']} x "
