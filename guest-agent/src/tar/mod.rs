@@ -3,6 +3,7 @@
 //! `header` knows the format, `pack` walks a tree, `source` and `unpack` build one.
 
 pub mod header;
+mod new_file;
 pub mod pack;
 mod place;
 mod source;

@@ -4,7 +4,6 @@
 //! it), and the last part of a name is never followed.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::files::{errno, may_chown};
 use crate::sys::{self, as_path, check};
 use crate::tar::header::{Entry, Kind};
+use crate::tar::new_file::NewFile;
 
 const DIR: i32 = libc::O_PATH | libc::O_DIRECTORY;
 
@@ -91,17 +91,15 @@ impl Place {
         }
     }
 
-    /// Makes the file that `entry` describes and opens it for its content.
-    pub fn file(&mut self, path: &Path) -> io::Result<File> {
-        let spot = self.spot(path)?;
-        spot.clear()?;
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let (dir, name) = (spot.dir.as_raw_fd(), spot.name.as_ptr());
-        // SAFETY: the name is a valid C string, and the descriptor returned is ours.
-        unsafe {
-            let fd = check(libc::openat(dir, name, flags | libc::O_CLOEXEC, 0o600))?;
-            Ok(File::from(OwnedFd::from_raw_fd(fd)))
-        }
+    /// Makes a file that will have the name `path`, for its content to be written.
+    pub fn file(&mut self, path: &Path) -> io::Result<NewFile> {
+        NewFile::create(self.spot(path)?.dir)
+    }
+
+    /// Gives a file whose content is whole its attributes and its name.
+    pub fn settle(&mut self, file: NewFile, path: &Path, entry: &Entry) -> io::Result<()> {
+        let may_chown = self.may_chown;
+        file.settle(&self.spot(path)?.name, entry, may_chown)
     }
 
     /// Makes anything but a file. Gives whether it is new.
@@ -194,7 +192,7 @@ impl Spot<'_> {
 }
 
 /// The owner first: changing it takes setuid and capabilities away.
-fn set_attributes(node: RawFd, entry: &Entry, may_chown: bool) -> io::Result<()> {
+pub(super) fn set_attributes(node: RawFd, entry: &Entry, may_chown: bool) -> io::Result<()> {
     let id = |id: u64| u32::try_from(id).map_err(|_| errno(libc::EINVAL));
     let path = sys::c_string(format!("/proc/self/fd/{node}"))?;
     let symlink = entry.kind == Kind::Symlink;
@@ -226,7 +224,7 @@ fn set_attributes(node: RawFd, entry: &Entry, may_chown: bool) -> io::Result<()>
     Ok(())
 }
 
-fn set_time(dir: RawFd, name: &CString, mtime: i64) -> io::Result<()> {
+pub(super) fn set_time(dir: RawFd, name: &CString, mtime: i64) -> io::Result<()> {
     let omit = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
     let times = [omit, libc::timespec { tv_sec: mtime, tv_nsec: 0 }];
     let flags = libc::AT_SYMLINK_NOFOLLOW;

@@ -21,7 +21,7 @@ const MAX_TIMES: usize = 100_000;
 ///
 /// # Errors
 /// `bad_request` for what is no archive or tries to climb out, `unsupported` for sparse files,
-/// `no_space` and the like. What was unpacked before stays.
+/// `no_space` and the like. Entries that were whole before stay, a broken file changes nothing.
 pub fn write(fields: &Fields, stream: &Arc<Stream>) -> Result<(), Failure> {
     let bytes = fields.path("path")?;
     let path = as_path(bytes);
@@ -75,6 +75,10 @@ impl Unpacker<'_> {
                     apply_pax(&pax, &mut entry)?;
                     entry.uid = self.uid.map_or(entry.uid, u64::from);
                     entry.gid = self.gid.map_or(entry.gid, u64::from);
+                    if entry.kind == Kind::File && (self.uid.is_some() || self.gid.is_some()) {
+                        // The bits were the former owner's to give.
+                        entry.mode &= !(libc::S_ISUID | libc::S_ISGID);
+                    }
                     return Ok(Some(*entry));
                 }
             }
@@ -110,11 +114,9 @@ impl Unpacker<'_> {
 
     fn file(&mut self, path: &Path, entry: &Entry) -> Result<(), Failure> {
         let what = || show(&entry.name);
-        let mut file = self.place.file(path).context(what)?;
-        self.source.content(entry.size, |bytes| file.write_all(bytes).context(what))?;
-        drop(file);
-        self.place.finish(path, entry).context(what)?;
-        self.place.set_time(path, entry.mtime).context(what)
+        let mut new = self.place.file(path).context(what)?;
+        self.source.content(entry.size, |bytes| new.file.write_all(bytes).context(what))?;
+        self.place.settle(new, path, entry).context(what)
     }
 
     /// A directory that a later entry replaced has no time to set.
