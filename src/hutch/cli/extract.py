@@ -183,10 +183,12 @@ class Extractor:
         self._settle(entry, temporary, name, parent)
 
     def _settle(self, entry: Entry, temporary: bytes, name: bytes, parent: int) -> None:
-        """Give a new entry its owner and its name."""
+        """Give a new entry its owner, its time and its name."""
         try:
             if self._owner:
                 _chown(temporary, entry, parent)
+            times = (entry.mtime_ns, entry.mtime_ns)
+            os.utime(temporary, ns=times, dir_fd=parent, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
             os.unlink(temporary, dir_fd=parent)
