@@ -353,6 +353,12 @@ class Guest(Protocol):
         Returns whether the guest reseeded its generator.
         """
 
+    async def keep_clock(self, tolerance: float = 0.01) -> float:
+        """Set the guest's clock if it is off by more than `tolerance` seconds.
+
+        Returns how far it was ahead of the host's, in seconds.
+        """
+
     async def freeze(self, timeout: float = 0.1) -> None:
         """Stop all workloads at once. Raises guest_timeout after `timeout` seconds."""
 

@@ -53,6 +53,8 @@ class FakeAgent:
         self.services: dict[int, bytes] = {}
         """Ports that answer a tunnel: what a peer says before it echoes."""
         self.identity: dict[str, Any] = {}
+        self.clock_error_ns = 0
+        """How far its clock is ahead of the host's, until an identity sets it."""
         self.frozen = False
         self.connection: FakeConnection | None = None
         self._next_pid = 100
@@ -150,13 +152,15 @@ class FakeAgent:
         return {}
 
     def _identity(self, request: dict[str, Any]) -> Reply:
-        self.identity = request
+        self.identity |= request
+        if "realtime_ns" in request:
+            self.clock_error_ns = 0
         if "hostname" in request:
             self.files.nodes["/etc/hostname"].data = request["hostname"].encode() + b"\n"
         return {
             "nonce": request["nonce"],
             "reseeded": "entropy" in request,
-            "realtime_ns": request.get("realtime_ns", time.time_ns()),
+            "realtime_ns": time.time_ns() + self.clock_error_ns,
         }
 
     def _freeze(self, request: dict[str, Any]) -> Reply:

@@ -1,5 +1,6 @@
 """The operations on the guest as a machine: mounts, identity, freezing, figures, shutdown."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -92,14 +93,40 @@ class Machine:
                 raise GuestProtocolError("an identity is acknowledged with another nonce")
             return fields.flag(reply, "reseeded")
 
-        ahead = min(self._round_trip / 2, _MOST_COMPENSATION)
         await self._link.drained()
-        request["realtime_ns"] = time.time_ns() + int(ahead * 1e9)
+        request["realtime_ns"] = time.time_ns() + int(self._ahead * 1e9)
         reseeded = await self._link.call(
             "identity", "the guest's identity", request, parse, seconds=DEFAULT_TIMEOUT
         )
         self.info = replace(self.info, generation=identity.generation)
         return reseeded
+
+    async def keep_clock(self, tolerance: float = 0.01) -> float:
+        """Set the guest's clock if it is off by more than `tolerance` seconds; return by how much.
+
+        An identity that holds nothing but its nonce only asks for the clock.
+        """
+        request: dict[str, Any] = {"nonce": os.urandom(16)}
+        read = time.time_ns()
+        theirs = await self._link.call(
+            "identity",
+            "the guest's clock",
+            request,
+            lambda reply: fields.integer(reply, "realtime_ns"),
+            seconds=DEFAULT_TIMEOUT,
+        )
+        arrived = time.time_ns()
+        # It was read somewhere between: what may be due to the way is not held against it.
+        ahead = (theirs - (read + arrived) / 2) / 1e9
+        if abs(ahead) - (arrived - read) / 2e9 > tolerance:
+            request["realtime_ns"] = time.time_ns() + int(self._ahead * 1e9)
+            await self._call("identity", "the guest's clock", request)
+        return ahead
+
+    @property
+    def _ahead(self) -> float:
+        """How many seconds ahead a clock is sent, for the time on its way."""
+        return min(self._round_trip / 2, _MOST_COMPENSATION)
 
     async def freeze(self, timeout: float = 0.1) -> None:
         """Freeze every workload; guest_timeout when that takes longer than `timeout` seconds."""

@@ -38,6 +38,9 @@ POWER_OFF_SLACK: Final = 5.0
 
 BUTTON_SECONDS: Final = 2.0
 DRAIN_SECONDS: Final = 5.0
+CLOCK_SECONDS: Final = 60.0
+"""How often the guest's clock is compared with the host's."""
+
 OOM_PAUSE: Final = 1.0
 """At most one `sandbox.oom` event in that many seconds: a guest may report any number."""
 
@@ -116,6 +119,7 @@ class Sandbox:
         """Watch over the sandbox from now on."""
         self.execs.run_main()
         self._scope.start("connection", self.connection.run(self._connected))
+        self._scope.start("clock", self._keep_clock())
         if self.execs.main is not None:
             self._scope.start("main ends", self._watch_main(self.execs.main))
         if (timeout_at := self._info().timeout_at) is not None:
@@ -147,6 +151,14 @@ class Sandbox:
             self._emit("exec.exited", exec_id=MAIN, exit_code=outcome.exit_code, oom=outcome.oom)
             reason = StopReason.OOM if outcome.oom else StopReason.EXITED
             self._end_soon(reason, None)
+
+    async def _keep_clock(self) -> None:
+        """Keep the guest's clock in step: it has no NTP, and its rate is only as good as measured."""
+        while True:
+            await asyncio.sleep(CLOCK_SECONDS)
+            with contextlib.suppress(HutchError):  # the connection's own task sees to it
+                guest = await self.connection.get()
+                await guest.keep_clock()
 
     async def _watch_time(self, timeout_at: float) -> None:
         await asyncio.sleep(max(0.0, timeout_at - time.time()))

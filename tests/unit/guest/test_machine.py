@@ -54,6 +54,19 @@ async def test_the_clock_is_set_ahead_by_half_the_round_trip(
     assert request.message()["realtime_ns"] == 1_002_000_000
 
 
+async def test_a_clock_is_left_alone_within_the_tolerance(agent: FakeAgent, guest: Guest) -> None:
+    agent.clock_error_ns = 5_000_000
+    assert 0.004 < await guest.keep_clock(0.01) < 0.1
+    assert agent.clock_error_ns == 5_000_000
+
+
+async def test_a_clock_that_is_off_is_set(agent: FakeAgent, guest: Guest) -> None:
+    agent.clock_error_ns = -2_000_000_000
+    assert -2.1 < await guest.keep_clock() < -1.9
+    assert agent.clock_error_ns == 0
+    assert "hostname" not in agent.identity
+
+
 async def test_an_identity_taken_by_someone_else(scripted: ScriptedGuest) -> None:
     guest = await scripted.connect()
 

@@ -88,3 +88,18 @@ async def test_an_init_is_told_from_other_programs(world: World) -> None:
     async with world.service() as service:
         info = await running(service)
         assert world.agent(info).sessions["main"].request["init"] is False
+
+
+async def test_the_clock_is_kept_in_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "CLOCK_SECONDS", 0.01)
+    async with world.service() as service:
+        agent = world.agent(await running(service))
+        agent.clock_error_ns = -3_000_000_000
+        await until(lambda: agent.clock_error_ns == 0)
+
+
+async def test_the_images_working_directory_is_made(world: World) -> None:
+    async with world.service() as service:
+        info = await running(service, workdir="/not/there")
+        files = await service.files.of(info.id)
+        assert (await files.stat("/not/there")).type == "dir"
