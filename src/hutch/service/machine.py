@@ -41,6 +41,8 @@ STALL_SHARE: Final = 0.25
 """A boot without a sign of life for this share of the boot timeout is tried again."""
 
 _CONSOLE_TAIL: Final = 20
+_END_GRACE: Final = 5.0
+"""Seconds for a VM whose port has closed to be gone, and its end to be known."""
 _LAST_WORDS_BYTES: Final = 16 << 10
 
 Record = Callable[[Mapping[str, Any] | None], Awaitable[object]]
@@ -59,6 +61,10 @@ class Booted:
 
 class _Stalled(Exception):
     """A boot made no progress, or its VM ended: worth another attempt."""
+
+
+class _Late(Exception):
+    """The time for a boot was over before its VM could be asked anything."""
 
 
 class Booter:
@@ -91,13 +97,16 @@ class Booter:
             Drive(DISK_SERIAL, parts.places.disk(info.id), "qcow2", backing=disk),
         ]
         deadline = time.monotonic() + parts.settings.boot_timeout
-        boards = _boards(parts.settings.machine)
+        boards, why = _boards(parts.settings.machine), ""
         for number, board in enumerate(boards, 1):
             spec = self._spec(row, files, drives, board, verdict)
             began = time.monotonic()
             try:
                 machine, guest = await self._attempt(spec, row, rootfs, record, deadline)
+            except _Late:
+                raise await self._failed(info, why or "no time was left to boot") from None
             except _Stalled as cause:
+                why = str(cause)
                 # The board was not at fault if there is no time left to try it again.
                 if number == len(boards) or time.monotonic() >= deadline:
                     raise await self._failed(info, str(cause)) from cause
@@ -180,7 +189,7 @@ class Booter:
         """Connect to the agent, watching for signs of life. Raises _Stalled."""
         limit = deadline - time.monotonic()
         if limit <= 0:
-            raise _Stalled("no time is left to boot")
+            raise _Late
         watchdog = _Watchdog(machine, min(limit, self._parts.settings.boot_timeout * STALL_SHARE))
         try:
             async with asyncio.TaskGroup() as group:
@@ -189,7 +198,7 @@ class Booter:
                 guest = await connecting
                 watching.cancel()
         except* (_Stalled, HutchError) as failures:
-            raise _Stalled(str(_first(failures))) from failures
+            raise _Stalled(await _why(machine, _first(failures))) from failures
         return guest
 
     async def _failed(self, info: SandboxInfo, why: str) -> HutchError:
@@ -232,6 +241,18 @@ class _Watchdog:
             ) from None
 
 
+async def _why(machine: Machine, failure: BaseException) -> str:
+    """Return why the agent was not reached: its port closes when the VM ends, which says more."""
+    if isinstance(failure, HutchError):
+        if failure.code == "sandbox_died":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_GRACE):
+                    end = await machine.wait()
+                return f"the VM ended ({end.kind}) {end.message}".rstrip()
+        return failure.message
+    return str(failure)
+
+
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
@@ -264,6 +285,9 @@ async def _set_up(guest: Guest, info: SandboxInfo, rootfs: RootFs, generation: i
             hosts=[("127.0.1.1", info.hostname)],
         )
     )
+    if info.workdir != "/":
+        # As container runtimes do: an image may name a working directory that it does not have.
+        await guest.files.mkdir(info.workdir, parents=True)
 
 
 def _last_lines(console: Path) -> list[str]:
