@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from hutch.errors import error
 
@@ -20,15 +20,27 @@ from hutch.errors import error
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 COMMAND_TIMEOUT = 10.0
+LINE_LIMIT = 1 << 20
+"""Bytes of one message: a hundred times what QEMU sends. The peer may be its guest's by now."""
+_TEXT_LIMIT = 300
 
 
 class Qmp:
     """A session in command mode. Invariant: after `close` no task or socket of it is left."""
 
-    def __init__(self, client: QMPClient, shutdowns: EventListener) -> None:
+    def __init__(self, client: QMPClient) -> None:
+        """Take over a client that is not connected yet: no event is lost."""
         self._client = client
-        self._shutdowns = shutdowns
         self._reason: str | None = None
+        # The library keeps every event that passes for ever, and a guest can cause as many as it
+        # likes.
+        client.events.event_filter = self._note
+
+    def _note(self, event: Message) -> bool:
+        data = event.get("data")
+        if event.get("event") == "SHUTDOWN" and isinstance(data, Mapping):
+            self._reason = str(data.get("reason", ""))[:_TEXT_LIMIT]
+        return False
 
     @classmethod
     async def open(cls, sock: socket.socket, *, timeout: float) -> "Qmp":
@@ -37,10 +49,8 @@ class Qmp:
         Raises EngineError: engine_failed when QEMU says nothing for `timeout` seconds, sandbox_died
         when it hangs up or talks nonsense.
         """
-        client = QMPClient()
-        # Listening begins before the first byte is read: no event is lost.
-        shutdowns = EventListener(names={"SHUTDOWN"})
-        client.register_listener(shutdowns)
+        client = QMPClient(readbuflen=LINE_LIMIT)
+        session = cls(client)
         try:
             sock.setblocking(False)
             async with asyncio.timeout(timeout):
@@ -58,7 +68,7 @@ class Qmp:
         except BaseException:
             sock.close()
             raise
-        return cls(client, shutdowns)
+        return session
 
     async def execute(
         self,
@@ -80,7 +90,8 @@ class Qmp:
                 "engine_failed", f"QEMU did not answer {command} within {timeout:g} s"
             ) from None
         except ExecuteError as cause:
-            raise error("engine_failed", f"QEMU refused {command}: {cause}") from cause
+            words = str(cause)[:_TEXT_LIMIT]
+            raise error("engine_failed", f"QEMU refused {command}: {words}") from cause
         except QMPError as cause:
             raise error("sandbox_died", f"the VM ended during {command}") from cause
 
@@ -90,10 +101,6 @@ class Qmp:
             async with asyncio.timeout(timeout):
                 while self._client.runstate is Runstate.RUNNING:
                     await self._client.runstate_changed()
-        for event in self._shutdowns.clear():
-            data = event.get("data")
-            if isinstance(data, Mapping):
-                self._reason = str(data.get("reason", ""))
         return self._reason
 
     async def close(self) -> None:
@@ -104,6 +111,7 @@ class Qmp:
 async def _disconnect(client: QMPClient) -> None:
     if client.runstate is Runstate.IDLE:
         return
-    # EOFError, OSError: the peer was first. QMPError: it said something wrong; it is over anyway.
-    with contextlib.suppress(QMPError, EOFError, OSError):
+    # EOFError, OSError: the peer was first. The others: it said something wrong, which the library
+    # has parsed with Python's own means (too long a number, too deep a nesting); it is over anyway.
+    with contextlib.suppress(QMPError, EOFError, OSError, ValueError, RecursionError):
         await client.disconnect()

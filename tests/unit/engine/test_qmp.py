@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -139,3 +140,58 @@ async def test_a_mute_peer_is_given_up() -> None:
     with theirs, pytest.raises(EngineError, match=r"within 0\.05 s"):
         await Qmp.open(ours, timeout=0.05)
     assert ours.fileno() == -1
+
+
+async def test_events_cost_no_memory() -> None:
+    def flood(peer: socket.socket) -> None:
+        send(peer, *[{**shutdown("guest-reset"), "event": "VSERPORT_CHANGE"}] * 500)
+        send(peer, *[shutdown("guest-reset")] * 500)
+        request = next(requests(peer))
+        send(peer, {"return": {}, "id": request["id"]})
+
+    async def use(qmp: Qmp) -> None:
+        await qmp.execute("query-status")
+        assert not qmp._client.events.history
+        assert qmp._client.events.empty()
+        assert await qmp.shutdown_reason(timeout=5) == "guest-reset"
+
+    await session(flood, use)
+
+
+async def test_a_peer_cannot_choose_the_length_of_its_words() -> None:
+    def answer(peer: socket.socket) -> None:
+        request = next(requests(peer))
+        body = {"class": "GenericError", "desc": "x" * 100_000}
+        send(peer, shutdown("y" * 100_000), {"error": body, "id": request["id"]})
+
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError, match="refused stop: x") as caught:
+            await qmp.execute("stop")
+        assert len(caught.value.message) < 1000
+        assert len(await qmp.shutdown_reason(timeout=5) or "") < 1000
+
+    await session(answer, use)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": ' + b"[" * 200_000 + b"\n",
+        b'{"a": ' + b"9" * 100_000 + b"}\n",
+        b'{"a": "\xff\xfe"}\n',
+        b'{"a": "' + b"x" * (2 << 20) + b'"}\n',
+    ],
+)
+async def test_hostile_messages_end_the_session_alone(line: bytes) -> None:
+    def answer(peer: socket.socket) -> None:
+        next(requests(peer))
+        with contextlib.suppress(OSError):
+            peer.sendall(line)
+            peer.recv(1)
+
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError) as caught:
+            await qmp.execute("query-status")
+        assert caught.value.code == "sandbox_died"
+
+    await session(answer, use)
