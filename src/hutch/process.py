@@ -127,6 +127,12 @@ def minimal_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | {"LC_ALL": "C.UTF-8"} | dict(extra or {})
 
 
+def bare_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what a program gets that may turn against us: no proxy, which may hold a password."""
+    env = {"PATH": minimal_env()["PATH"], "LC_ALL": "C.UTF-8"}
+    return env | dict(extra or {})
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -205,6 +211,8 @@ def spawn(
 ) -> "subprocess.Popen[bytes]":  # noqa: TID251 - the gate itself
     """Start a program in a session of its own; it outlives us. Missing descriptors are /dev/null.
 
+    Its environment is `bare_env`, with `env` added.
+
     `user` and `group` (numeric) drop privileges, with no supplementary groups. Raises Missing
     (tool_missing).
     """
@@ -216,7 +224,7 @@ def spawn(
             stdin=null if stdin is None else stdin,
             stdout=null if stdout is None else stdout,
             stderr=null if stderr is None else stderr,
-            env=minimal_env(env),
+            env=bare_env(env),
             cwd=cwd,
             pass_fds=pass_fds,
             start_new_session=True,

@@ -225,6 +225,16 @@ def test_spawn_leads_a_session_of_its_own(short_tmp: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_spawn_hands_on_no_secrets(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://user:secret@proxy")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    with open(short_tmp / "out", "w+b") as out:
+        spawn(["env"], stdout=out.fileno(), env={"A": "1"}).wait(timeout=10)
+        out.seek(0)
+        names = {line.split(b"=")[0] for line in out.read().splitlines()}
+    assert names - {b"PWD", b"SHLVL", b"_"} == {b"PATH", b"LC_ALL", b"A"}
+
+
 def test_spawn_drops_all_privileges(short_tmp: Path) -> None:
     with open(short_tmp / "out", "w+b") as out:
         child = spawn(["id"], stdout=out.fileno(), user=65534, group=65534)

@@ -7,7 +7,9 @@ daemon finds them.
 
 import contextlib
 import errno
+import logging
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -19,11 +21,18 @@ from hutch.engine.argv import Descriptors, DriveDescriptors
 from hutch.engine.base import Accelerator, BootFiles, Drive, MachineSpec
 from hutch.errors import HutchError, error
 
+log = logging.getLogger(__name__)
+
 KVM_DEVICE = Path("/dev/kvm")
 SOCKET_PATH_LIMIT = 100
 
 QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET = "qmp.sock", "console.sock", "agent.sock"
 SOCKETS = (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET)
+
+OPEN_FILES, THREADS = 4096, 512
+"""Several times what the largest machine needs, and little to the host."""
+OOM_SCORE = 300
+"""In thousandths of the host's memory: when it runs out a VM goes, not the daemon or a service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,27 @@ def identity(uid: int | None, accelerator: Accelerator) -> tuple[int | None, int
             if node.st_gid != 0 and node.st_mode & stat.S_IRGRP and node.st_mode & stat.S_IWGRP:
                 return uid, node.st_gid
     return uid, uid
+
+
+def confine(pid: int, uid: int | None) -> None:
+    """Limit what a QEMU process, which has not run its guest yet, can take from the host.
+
+    It cannot leave its memory in a core file either. `uid` is the one that is its alone, if any.
+    """
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: OPEN_FILES}
+    if uid is not None:
+        # Of the user, not of the process: without a user of its own it would count others' too.
+        limits[resource.RLIMIT_NPROC] = THREADS
+    try:
+        for limit, most in limits.items():
+            _, hard = resource.prlimit(pid, limit)
+            if hard == resource.RLIM_INFINITY or hard > most:
+                resource.prlimit(pid, limit, (most, most))
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE), "ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it ended at once, which its caller finds out
+    except OSError as cause:
+        log.warning("the QEMU process %d cannot be confined: %s", pid, cause.strerror)
 
 
 @contextlib.contextmanager

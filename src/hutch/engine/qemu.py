@@ -174,6 +174,7 @@ def _spawn(argv: list[str], spec: MachineSpec, inherited: tuple[int, ...]) -> _S
         ) from cause
     finally:
         os.close(writer)
+    jail.confine(child.pid, spec.uid)
     words = LastWords(reader)
     # A child that ended at once has no identity to return to; the handshake will tell.
     identity = ProcessId.of(child.pid) or ProcessId(child.pid, 0)

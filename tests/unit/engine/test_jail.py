@@ -10,6 +10,7 @@ import pytest
 from hutch.engine import jail
 from hutch.engine.base import Accelerator, MachineSpec
 from hutch.errors import EngineError
+from hutch.process import spawn
 
 NewSpec = Callable[[str], MachineSpec]
 
@@ -107,3 +108,19 @@ def test_identity(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jail.identity(7, Accelerator.KVM) == (7, group)
     device.chmod(0o600)
     assert jail.identity(7, Accelerator.KVM) == (7, 7)
+
+
+def test_a_confined_process_leaves_no_core_and_goes_first() -> None:
+    child = spawn(["sleep", "600"])
+    try:
+        jail.confine(child.pid, None)
+        limits = Path(f"/proc/{child.pid}/limits").read_text("ascii")
+        hard = {line[:26].strip(): line[26:].split()[1] for line in limits.splitlines()[1:]}
+        assert hard["Max core file size"] == "0"
+        assert int(hard["Max open files"]) <= jail.OPEN_FILES
+        score = Path(f"/proc/{child.pid}/oom_score_adj").read_text("ascii")
+        assert int(score) == jail.OOM_SCORE
+    finally:
+        child.kill()
+        child.wait()
+    jail.confine(child.pid, None)  # one that has gone is no error
