@@ -4,10 +4,12 @@ backing file.
 Made once per size with e2fsprogs, as a sparse file, and never written again.
 """
 
+import contextlib
 import errno
+import fcntl
 import os
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from hutch import process
@@ -49,7 +51,7 @@ async def base_disk(home: Path, size: int) -> Path:
     if await in_thread(path.exists):
         return path
     program = process.require("mkfs.ext4", "e2fsprogs")
-    part = await in_thread(_begin, directory, size)
+    part, lock = await in_thread(_begin, directory, size)
     try:
         await process.run(
             [
@@ -67,23 +69,51 @@ async def base_disk(home: Path, size: int) -> Path:
         raise
     finally:
         part.unlink(missing_ok=True)
+        os.close(lock)
     return path
 
 
-def _begin(directory: Path, size: int) -> Path:
+def _begin(directory: Path, size: int) -> tuple[Path, int]:
+    """Return a new file and the descriptor whose lock says that somebody is at work on it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(".new-*"):  # of a killed process: no mkfs takes that long
-            if time.time() - leftover.stat().st_mtime > _MKFS_TIMEOUT:
-                leftover.unlink(missing_ok=True)
-        fd, name = tempfile.mkstemp(dir=directory, prefix=".new-")
+        with _alone(directory):
+            for leftover in directory.glob(".new-*"):
+                if not _is_locked(leftover):  # its maker was killed
+                    leftover.unlink(missing_ok=True)
+            fd, name = tempfile.mkstemp(dir=directory, prefix=".new-")
+            fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             os.truncate(fd, size)
             os.fchmod(fd, 0o644)
-        finally:
+        except BaseException:
             os.close(fd)
+            os.unlink(name)
+            raise
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EFBIG):
             raise disk_full(directory) from cause
         raise
-    return Path(name)
+    return Path(name), fd
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep others out while a file of this directory has no lock yet."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

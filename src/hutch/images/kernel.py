@@ -126,8 +126,11 @@ class KernelStore:
         """Remove, once, what a killed process left half-made."""
         if not self._swept:
             self._swept = True
-            for leftover in self._root.glob(".new-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in (*self._root.glob(".new-*"), *self._root.glob("*/.new-*")):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
 
     async def _first(self, report: Report) -> KernelInfo:
         reasons: list[str] = []

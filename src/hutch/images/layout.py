@@ -82,7 +82,7 @@ class Layout:
             (self.root / part).mkdir(parents=True, exist_ok=True)
         marker = self.root / "oci-layout"
         if not marker.exists():
-            write_atomic(marker, b'{"imageLayoutVersion": "1.0.0"}')
+            write_atomic(marker, b'{"imageLayoutVersion": "1.0.0"}', staging=self.root / "tmp")
         if not (self.root / "index.json").exists():
             with self._locked():
                 if not (self.root / "index.json").exists():
@@ -313,7 +313,7 @@ class Layout:
 
     def _write_index(self, items: Sequence[dict[str, Any]]) -> None:
         body = json.dumps({"schemaVersion": 2, "manifests": list(items)}, indent=1).encode()
-        write_atomic(self.root / "index.json", body)
+        write_atomic(self.root / "index.json", body, staging=self.root / "tmp")
 
 
 def write_atomic(path: Path, body: bytes, *, staging: Path | None = None) -> None:

@@ -430,6 +430,20 @@ class ImageStore:
         self._layout.sweep()
         for leftover in self._rootfs.glob(".new-*"):
             leftover.unlink(missing_ok=True)
+        self._drop_strays()
+
+    def _drop_strays(self) -> None:
+        """Remove what a killed process has stored and not come to name in the index.
+
+        Downloads stay: they are resumed.
+        """
+        try:
+            known = {entry.manifest.digest for entry in self._layout.entries()}
+            self._layout.gc()
+        except HutchError:
+            return  # a damaged store does not say what is needed; whoever reads it is told
+        for image_id in rootfs.images(self._rootfs) - known:
+            rootfs.remove(self._rootfs, image_id)
 
 
 @contextlib.contextmanager
