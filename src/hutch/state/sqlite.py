@@ -7,6 +7,7 @@ It must not know what the states mean; the counterpart is `base.py`.
 import contextlib
 import dataclasses
 import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process (a backup, a curious user) that holds the file."""
+
+_LEAST_ROOM = 256 << 10
+"""Bytes that the write-ahead log and its index take at least."""
 
 _COLUMNS = "id, name, slot, state, generation, spec, info, machine"
 
@@ -208,7 +212,9 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _translate(path: Path, cause: sqlite3.Error) -> HutchError:
     primary = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if primary == sqlite3.SQLITE_FULL:
+    # Without room for its shared memory or its log, SQLite speaks of an I/O error.
+    no_room = primary == sqlite3.SQLITE_IOERR and shutil.disk_usage(path.parent).free < _LEAST_ROOM
+    if primary == sqlite3.SQLITE_FULL or no_room:
         return error(
             "disk_full",
             f"the file system of {path} is full",
