@@ -62,7 +62,7 @@ def parse_filters(filters: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--no-trunc", is_flag=True, help="Print whole ids and commands.")
 @pass_app
 def ps(app: App, everything: bool, quiet: bool, filters: tuple[str, ...], no_trunc: bool) -> None:
-    """List sandboxes; those that run, unless -a is given."""
+    """List sandboxes; the stopped ones too with -a."""
     query = parse_filters(filters)
     query["all"] = everything or query.get("all", False)
     answer = app.client.call("GET", "/v1/sandboxes", query)
