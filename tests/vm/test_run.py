@@ -108,6 +108,27 @@ def test_a_gibibyte_arrives_whole_and_in_flat_memory(shared: Hutch) -> None:
     assert arrived.peaks[process.pid] < 48 * MIB
 
 
+def test_a_stalled_reader_holds_the_main_process(shared: Hutch) -> None:
+    part = b"".join(b"%d\n" % number for number in range(1, 1_000_001))
+    script = "seq 1 1000000 >part; for i in $(seq 20); do cat part; echo $i >sent; done"
+    process = shared.start(*("run", "--name", "held", "-w", "/root", "busybox", "sh", "-c", script))
+    assert process.stdout.read(2) == b"1\n"
+    still, last = 0, ""
+    while still < 10:  # looks that each take a round trip and find the same
+        now = shared.run("exec", "held", "sh", "-c", "cat /root/sent", expect=None).text
+        still, last = (still + 1 if now == last else 0), now
+    assert int(last or "0") < 3
+    daemon = shared.daemon
+    assert daemon is not None
+    assert memory(daemon.pid) < 128 * MIB
+    assert memory(process.pid) < 48 * MIB
+    arrived = consume(process)
+    assert process.returncode == 0
+    assert arrived.size == 20 * len(part) - 2
+    assert arrived.sha256 == hashlib.sha256((part * 20)[2:]).hexdigest()
+    shared.run("rm", "held")
+
+
 def test_interrupts_end_it(shared: Hutch) -> None:
     process = shared.start("run", "--rm", "busybox", "sh", "-c", "echo up; exec sleep 600")
     assert process.stdout.readline() == b"up\n"
@@ -219,6 +240,7 @@ def test_followed_logs_end_with_the_program(shared: Hutch) -> None:
     assert follower.stdout.readline() == b"up\n"
     out, err = follower.communicate(timeout=30)
     assert (out, err, follower.returncode) == (b"down\n", b"", 0)
+    shared.run("wait", "told")
     shared.run("rm", "told")
 
 
