@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hutch.errors import error
+from hutch.errors import InvalidInput, error
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
@@ -62,6 +62,30 @@ def parse_bool(text: str) -> bool:
     raise error("bad_setting", f"{text!r} is neither true nor false")
 
 
+def counted(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least` on. It raises InvalidInput (bad_setting)."""
+
+    def parse(text: str) -> int:
+        stripped = text.strip()
+        if stripped.isascii() and stripped.isdigit() and least <= int(stripped[:18]) < 1 << 31:
+            return int(stripped)
+        raise error("bad_setting", f"{text!r} is not a whole number from {least} on")
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser of a word among `choices`. It raises InvalidInput (bad_setting)."""
+
+    def parse(text: str) -> str:
+        lowered = text.strip().lower()
+        if lowered in choices:
+            return lowered
+        raise error("bad_setting", f"{text!r} is none of {', '.join(choices)}")
+
+    return parse
+
+
 def parse_list(text: str) -> tuple[str, ...]:
     """Return the comma-separated, stripped, non-empty parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -91,7 +115,8 @@ def default_runtime_base() -> Path:
 class Setting:
     """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`) and its help.
 
-    `parse` reads the text of a value; `default` computes the value when none is given.
+    `parse` reads the text of a value, or raises InvalidInput; `default` computes the value when
+    none is given.
     """
 
     key: str
@@ -109,6 +134,16 @@ class Setting:
         """The command-line flag."""
         return f"--{self.key.replace('_', '-')}"
 
+    def read(self, text: str, origin: str) -> Any:
+        """Return the value of a text that stands in `origin`.
+
+        Raises InvalidInput (bad_setting), naming `origin`.
+        """
+        try:
+            return self.parse(text)
+        except InvalidInput as cause:
+            raise error("bad_setting", f"{origin}: {cause.message}", hint=cause.hint) from cause
+
 
 def _row(key: str, parse: Callable[[str], Any], default: Any, text: str) -> Setting:
     return Setting(key, parse, default if callable(default) else lambda: default, text)
@@ -117,7 +152,7 @@ def _row(key: str, parse: Callable[[str], Any], default: Any, text: str) -> Sett
 SETTINGS: tuple[Setting, ...] = (
     _row("home", Path, default_home, "directory of all data"),
     _row("runtime_dir", Path, default_runtime_base, "directory of sockets; private to the user"),
-    _row("cpus", int, 1, "CPUs of a sandbox"),
+    _row("cpus", counted(1), 1, "CPUs of a sandbox"),
     _row("memory", parse_size, 512 * MIB, "memory of a sandbox"),
     _row(
         "disk",
@@ -131,18 +166,20 @@ SETTINGS: tuple[Setting, ...] = (
     _row("qemu", str, "qemu-system-x86_64", "the QEMU program"),
     _row(
         "accelerator",
-        str,
+        one_of("auto", "kvm", "tcg"),
         "auto",
         "auto, kvm or tcg; auto trusts only what a canary VM has shown to work",
     ),
-    _row("machine", str, "auto", "auto, microvm or q35"),
+    _row("machine", one_of("auto", "microvm", "q35"), "auto", "auto, microvm or q35"),
     _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
     _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
     _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
-    _row("log_files", int, 3, "rotated log files kept for each log"),
-    _row("uid_base", int, 2_000_000, "first uid for VMs when the daemon is root; one uid each"),
-    _row("uid_count", int, 10_000, "number of such uids"),
+    _row("log_files", counted(1), 3, "rotated log files kept for each log"),
+    _row(
+        "uid_base", counted(1), 2_000_000, "first uid for VMs when the daemon is root; one uid each"
+    ),
+    _row("uid_count", counted(1), 10_000, "number of such uids"),
     _row(
         "jail",
         parse_bool,
@@ -153,14 +190,19 @@ SETTINGS: tuple[Setting, ...] = (
     _row("plain_http_registries", parse_list, (), "registries spoken to without TLS"),
     _row("registry_ca", str, "", "PEM file of further certificate authorities for registries"),
     _row("default_registry", str, "docker.io", "registry of image names that name none"),
-    _row("pull_parallel", int, 4, "blobs or ranges fetched at once"),
+    _row("pull_parallel", counted(1), 4, "blobs or ranges fetched at once"),
     _row(
         "idle_exit",
         parse_duration,
         0.0,
         "the daemon ends after that long without VMs or clients; 0: never",
     ),
-    _row("log_level", str, "info", "debug, info, warning or error, for the daemon's own log"),
+    _row(
+        "log_level",
+        one_of("debug", "info", "warning", "error"),
+        "info",
+        "debug, info, warning or error, for the daemon's own log",
+    ),
 )
 
 
@@ -209,12 +251,7 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
 
 def _parse(row: Setting, value: Any, origin: str) -> Any:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    try:
-        return row.parse(text)
-    except (ValueError, TypeError) as cause:
-        raise error(
-            "bad_setting", f"{origin}: {text!r} is no value for {row.key} ({row.help})"
-        ) from cause
+    return row.read(text, origin)
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -262,7 +299,7 @@ def resolve_settings(
         elif env.get(row.env):
             out[row.key] = (_parse(row, env[row.env], row.env), "environment")
         elif row.key in table:
-            out[row.key] = (_parse(row, table[row.key], str(path)), "file")
+            out[row.key] = (_parse(row, table[row.key], f"{path}: {row.key}"), "file")
         else:
             out[row.key] = (row.default(), "default")
     return out

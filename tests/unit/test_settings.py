@@ -97,7 +97,7 @@ def test_what_is_no_duration(text: str) -> None:
     assert caught.value.code == "bad_request"
 
 
-@given(st.integers(0, 10**6), st.integers(0, 59), st.integers(0, 59))
+@given(st.integers(0, 10**5), st.integers(0, 59), st.integers(0, 59))
 def test_parts_of_a_duration_add_up(hours: int, minutes: int, seconds: int) -> None:
     expected = hours * 3600 + minutes * 60 + seconds
     assert parse_duration(f"{hours}h{minutes}m{seconds}s") == expected
@@ -122,6 +122,39 @@ def test_false(text: str) -> None:
 def test_neither_true_nor_false() -> None:
     with pytest.raises(InvalidInput):
         parse_bool("maybe")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("accelerator", "xen"),
+        ("machine", "pc"),
+        ("log_level", "loud"),
+        ("cpus", "0"),
+        ("cpus", "many"),
+        ("log_files", "-1"),
+        ("log_files", "0"),
+        ("pull_parallel", "0"),  # would wait for ever
+        ("uid_count", "1.5"),
+        ("uid_base", "0"),  # would be root
+        ("uid_base", "9" * 30),
+        ("jail", "maybe"),
+        ("memory", "much"),
+        ("boot_timeout", "soon"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_where_it_stands(key: str, text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_settings(env={f"HUTCH_{key.upper()}": text, "HUTCH_CONFIG": "/nonexistent"})
+    assert caught.value.code == "bad_setting"
+    assert caught.value.message.startswith(f"HUTCH_{key.upper()}: ")
+    assert text in caught.value.message
+
+
+def test_words_are_read_in_any_case() -> None:
+    env = {"HUTCH_ACCELERATOR": " TCG", "HUTCH_LOG_LEVEL": "Debug", "HUTCH_CONFIG": "/nonexistent"}
+    settings = load_settings(env=env)
+    assert (settings.accelerator, settings.log_level) == ("tcg", "debug")
 
 
 def test_lists() -> None:

@@ -38,7 +38,7 @@ class App:
         from hutch.settings import SETTINGS
 
         rows = {row.key: row for row in SETTINGS}
-        return {key: rows[key].parse(text) for key, text in self.flags.items()}
+        return {key: rows[key].read(text, rows[key].flag) for key, text in self.flags.items()}
 
     @property
     def client(self) -> "Client":

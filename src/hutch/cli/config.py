@@ -98,8 +98,8 @@ def set_value(app: App, /, key: str, value: str) -> None:
     A running daemon takes it at its next start.
     """
     row = _row(key)
-    parsed = row.parse(value)
     target = config_path()
+    parsed = row.read(value, row.key)
     try:
         text = target.read_text("utf-8") if target.is_file() else ""
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def run(app: App, /, **options: str | None) -> None:
     given = {key: text for key, text in options.items() if text is not None}
     for row in SETTINGS:
         if row.key in given:
-            row.parse(given[row.key])  # a wrong value is told here, by its flag
+            row.read(given[row.key], row.flag)  # a wrong value is told here, by its flag
             os.environ[row.env] = given[row.key]
     os.environ["HUTCH_HOME"] = str(app.settings.home.absolute())
     sys.stdout.flush()

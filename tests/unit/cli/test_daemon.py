@@ -34,7 +34,8 @@ def test_run_in_the_foreground_until_sigterm(own_hutch: Cli) -> None:
 
 
 def test_run_refuses_wrong_settings(own_hutch: Cli) -> None:
-    assert b"(bad_size)" in own_hutch("daemon", "run", "--memory", "lots", code=125).stderr
+    refused = own_hutch("daemon", "run", "--memory", "lots", code=125).stderr
+    assert b"--memory: 'lots' is not a size (bad_setting)" in refused
 
 
 def test_logs(own_hutch: Cli) -> None:
