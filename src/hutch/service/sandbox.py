@@ -153,7 +153,7 @@ class Sandbox:
             self._end_soon(reason, None)
 
     async def _keep_clock(self) -> None:
-        """Keep the guest's clock in step: it has no NTP, and its rate is only as good as measured."""
+        """Keep the guest's clock in step: it has no NTP, and its rate is but measured."""
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
             with contextlib.suppress(HutchError):  # the connection's own task sees to it
