@@ -67,8 +67,11 @@ pub fn set(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
 
 /// The machine's name now.
 pub fn hostname() -> Vec<u8> {
-    let name = fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim_ascii().to_vec()
+    let mut name = [0; 65];
+    // SAFETY: the pointer and length are those of a live array, less the byte that ends it.
+    let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(0);
+    name[..if result == 0 { end } else { 0 }].to_vec()
 }
 
 fn check(
@@ -168,7 +171,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o644);
-    options.custom_flags(libc::O_NOFOLLOW).open(path)?.write_all(bytes)
+    // It may have become a fifo meanwhile, whose reader nobody must wait for.
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?.write_all(bytes)
 }
 
 fn set_clock(nanoseconds: u64) -> io::Result<()> {

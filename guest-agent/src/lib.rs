@@ -10,6 +10,7 @@ pub mod canary;
 pub mod cgroup;
 pub mod codec;
 pub mod console;
+pub mod dir;
 pub mod events;
 pub mod exec;
 pub mod failure;

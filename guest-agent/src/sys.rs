@@ -3,7 +3,7 @@
 //! Every wrapper takes and gives owned or borrowed descriptors, and reports errno as [`io::Error`].
 //! What runs between fork and exec is in `exec::child`, not here.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -77,17 +77,45 @@ pub fn open_in_root(dir: BorrowedFd, path: &Path, flags: i32, mode: u32) -> io::
     how.flags = (flags | libc::O_CLOEXEC) as u64;
     how.mode = u64::from(mode);
     how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: all pointers are valid for the call, and the size is that of the structure.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            dir.as_raw_fd(),
-            path.as_ptr(),
-            ptr::addr_of!(how),
-            std::mem::size_of::<libc::open_how>(),
-        )
-    };
-    own(result as libc::c_int)
+    openat2(dir, &path, &how)
+}
+
+/// openat2(2) of the name `name` in `dir`, which is neither a link nor a mount point: where a program
+/// in the sandbox may mount over a file, nothing foreign is opened. Never waits for a fifo's peer.
+pub fn open_here(dir: BorrowedFd, name: &str, flags: i32) -> io::Result<OwnedFd> {
+    let name = c_string(name)?;
+    // SAFETY: open_how is a plain structure of integers, for which zero is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (flags | libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
+    openat2(dir, &name, &how)
+}
+
+/// openat(2).
+pub fn open_at(dir: BorrowedFd, name: &CStr, flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a valid C string for the duration of the call.
+    own(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC) })
+}
+
+fn openat2(dir: BorrowedFd, path: &CStr, how: &libc::open_how) -> io::Result<OwnedFd> {
+    // Anything that is renamed anywhere meanwhile may make the kernel unsure of "..": EAGAIN.
+    let mut tries = 0;
+    loop {
+        // SAFETY: all pointers are valid for the call, and the size is that of the structure.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                dir.as_raw_fd(),
+                path.as_ptr(),
+                ptr::from_ref(how),
+                std::mem::size_of::<libc::open_how>(),
+            )
+        };
+        match own(result as libc::c_int) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < 64 => tries += 1,
+            result => return result,
+        }
+    }
 }
 
 /// A pipe, close-on-exec: (read end, write end).

@@ -10,8 +10,8 @@ use crate::failure::{Code, Failure};
 const MAX_THREADS: usize = 512;
 /// Threads that are kept for the next request.
 const KEPT_IDLE: usize = 4;
-/// Enough for path buffers and the recursion of `files::walk`.
-const STACK: usize = 256 << 10;
+/// Enough to follow a path of 4096 bytes part by part, recursively. Only what is used takes memory.
+const STACK: usize = 8 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -1,6 +1,8 @@
 //! Users and groups as the image's own /etc/passwd and /etc/group name them; never NSS.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::exec::child::Ids;
@@ -100,16 +102,23 @@ fn number(text: &str) -> Option<u32> {
 
 /// A file that is missing, too large or no regular file has no lines.
 fn parse<T>(path: &Path, line: impl Fn(&[&str]) -> Option<T>) -> Vec<T> {
-    let regular = |meta: &fs::Metadata| meta.is_file() && meta.len() <= MAX_FILE;
-    if !fs::metadata(path).is_ok_and(|meta| regular(&meta)) {
-        return Vec::new();
-    }
-    let text = fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(&text)
+    String::from_utf8_lossy(&read(path).unwrap_or_default())
         .lines()
         .filter(|text| !text.starts_with('#'))
         .filter_map(|text| line(&text.trim_end().split(':').collect::<Vec<_>>()))
         .collect()
+}
+
+/// Without waiting for the writer of a fifo, and without trusting that the file stays what it is.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Ok(Vec::new());
+    }
+    let mut text = Vec::with_capacity(meta.len() as usize + 1);
+    file.by_ref().take(MAX_FILE).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 fn parse_passwd(fields: &[&str]) -> Option<Passwd> {
@@ -138,6 +147,7 @@ fn parse_group(fields: &[&str]) -> Option<Group> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn image() -> crate::scratch::Scratch {
         let scratch = crate::scratch::Scratch::new("users");

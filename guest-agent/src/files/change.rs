@@ -3,11 +3,12 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::codec::Value;
+use crate::dir;
 use crate::failure::{show, Code, Context, Failure};
 use crate::fields::Fields;
 use crate::files::make_parents;
@@ -57,10 +58,19 @@ pub fn remove(fields: &Fields) -> Result<Value, Failure> {
         (true, true) if path.file_name().is_none() => {
             return Err(Failure::new(Code::BadRequest, "the root cannot be removed"));
         }
-        (true, true) => fs::remove_dir_all(path),
+        (true, true) => remove_tree(path),
     };
     removed.context(|| show(bytes))?;
     Ok(map! {})
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let parent = sys::open(parent, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+    dir::remove_tree(parent.as_fd(), &sys::c_string(name)?)
 }
 
 /// `fs.rename`.

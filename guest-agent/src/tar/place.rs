@@ -77,18 +77,25 @@ impl Place {
             sys::open_in_root(self.root.as_fd(), path, DIR, 0)
         };
         match open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-                    return Err(error);
-                };
-                let dir = self.make_dirs(parent)?;
-                let name = sys::c_string(name)?;
-                // SAFETY: the name is a valid C string.
-                check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o755) })?;
-                open(path)
-            }
-            result => result,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result,
         }
+        // Part by part, since a name may have thousands.
+        let mut done = PathBuf::new();
+        let mut dir = open(&done)?;
+        for part in path {
+            done.push(part);
+            dir = match open(&done) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let name = sys::c_string(part)?;
+                    // SAFETY: the name is a valid C string.
+                    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o755) })?;
+                    open(&done)?
+                }
+                result => result?,
+            };
+        }
+        Ok(dir)
     }
 
     /// Makes a file that will have the name `path`, for its content to be written.
