@@ -16,6 +16,8 @@ use crate::stream::{Input, Stream};
 use crate::sys;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// How long a write to the peer may wait before the stream is looked at.
+const LOOK_UP: Duration = Duration::from_secs(1);
 const STACK: usize = 128 << 10;
 
 /// Connects and carries bytes both ways until both sides have ended.
@@ -66,15 +68,16 @@ fn connect(host: &str, port: u16) -> Result<TcpStream, Failure> {
         Failure { code, ..Failure::io(what(), &error) }
     })?;
     let _ = socket.set_nodelay(true);
+    socket.set_write_timeout(Some(LOOK_UP)).context(what)?;
     Ok(socket)
 }
 
 /// From the host to the peer. Ends both directions when the host has lost interest.
-fn send(mut socket: &TcpStream, stream: &Stream) -> Result<(), Failure> {
+fn send(socket: &TcpStream, stream: &Stream) -> Result<(), Failure> {
     loop {
         match stream.receive() {
             Ok(Input::Data(bytes)) => {
-                if let Err(error) = socket.write_all(&bytes) {
+                if let Err(error) = write_all(socket, stream, &bytes) {
                     // The peer may still send; the host learns of a reset from that direction.
                     if error.kind() != io::ErrorKind::BrokenPipe {
                         let _ = socket.shutdown(Shutdown::Both);
@@ -94,6 +97,19 @@ fn send(mut socket: &TcpStream, stream: &Stream) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Looks up from a peer that takes nothing, in case the host has lost interest.
+fn write_all(mut socket: &TcpStream, stream: &Stream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !stream.is_closed() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// From the peer to the host.
