@@ -40,22 +40,48 @@ pub struct Reaper {
 #[derive(Default)]
 struct State {
     awaited: HashMap<i32, Callback>,
-    unclaimed: HashMap<i32, Ended>,
-    starting: usize,
+    /// Those that nobody asked for, with the number of starts begun before.
+    unclaimed: HashMap<i32, (u64, Ended)>,
+    /// The numbers of the starts that are under way.
+    starting: Vec<u64>,
+    begun: u64,
     /// Raised at each start, so that a wait that found no children looks again.
     starts: u64,
 }
 
 /// A start that is under way; see [`Reaper::begin`].
-pub struct Starting<'a>(&'a Reaper);
+pub struct Starting<'a> {
+    reaper: &'a Reaper,
+    number: u64,
+}
+
+impl Starting<'_> {
+    /// Calls `ended` once the process that was started has ended, perhaps at once.
+    pub fn watch(&self, pid: i32, ended: impl FnOnce(Ended) + Send + 'static) {
+        let mut state = self.reaper.lock();
+        state.starts += 1;
+        self.reaper.children.notify_all();
+        match state.unclaimed.remove(&pid) {
+            // One from before this start was another process with the same pid.
+            Some((begun, status)) if begun >= self.number => {
+                drop(state);
+                ended(status);
+            }
+            _ => {
+                state.awaited.insert(pid, Box::new(ended));
+            }
+        }
+    }
+}
 
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.starting -= 1;
-        if state.starting == 0 {
-            state.unclaimed.clear();
-        }
+        let mut state = self.reaper.lock();
+        state.starting.retain(|number| *number != self.number);
+        // A start can hang for long (a working directory on a dead file system): nothing may pile
+        // up meanwhile that only earlier starts could ask for.
+        let oldest = state.starting.iter().copied().min().unwrap_or(u64::MAX);
+        state.unclaimed.retain(|_, (begun, _)| *begun >= oldest);
     }
 }
 
@@ -76,24 +102,10 @@ impl Reaper {
     /// Announces that a process is about to be started.
     pub fn begin(&self) -> Starting<'_> {
         let mut state = self.lock();
-        state.starting += 1;
-        Starting(self)
-    }
-
-    /// Calls `ended` once the process has ended, perhaps at once. Only during a [`Starting`].
-    pub fn watch(&self, pid: i32, ended: impl FnOnce(Ended) + Send + 'static) {
-        let mut state = self.lock();
-        state.starts += 1;
-        self.children.notify_all();
-        match state.unclaimed.remove(&pid) {
-            Some(status) => {
-                drop(state);
-                ended(status);
-            }
-            None => {
-                state.awaited.insert(pid, Box::new(ended));
-            }
-        }
+        state.begun += 1;
+        let number = state.begun;
+        state.starting.push(number);
+        Starting { reaper: self, number }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,8 +137,9 @@ impl Reaper {
                 drop(state);
                 callback(ended);
             }
-            None if state.starting > 0 => {
-                state.unclaimed.insert(pid, ended);
+            None if !state.starting.is_empty() => {
+                let begun = state.begun;
+                state.unclaimed.insert(pid, (begun, ended));
             }
             None => {}
         }
@@ -144,4 +157,38 @@ fn wait_any() -> io::Result<(i32, Ended)> {
         |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
     let cpu_ns = nanoseconds(usage.ru_utime) + nanoseconds(usage.ru_stime);
     Ok((pid, Ended { status, cpu_ns }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn ended(code: i32) -> Ended {
+        Ended { status: code << 8, cpu_ns: 0 }
+    }
+
+    #[test]
+    fn a_status_of_before_a_start_is_another_process() {
+        let reaper = Reaper { state: Mutex::default(), children: Condvar::new() };
+        let hanging = reaper.begin();
+        reaper.deliver(77, ended(1));
+        let start = reaper.begin();
+        let (told, asked) = mpsc::channel();
+        start.watch(77, move |ended| told.send(ended).unwrap());
+        assert!(asked.try_recv().is_err());
+        reaper.deliver(77, ended(2));
+        assert_eq!(asked.recv().unwrap(), ended(2));
+        // One that ended before its starter could ask is found.
+        reaper.deliver(78, ended(3));
+        let (told, asked) = mpsc::channel();
+        start.watch(78, move |ended| told.send(ended).unwrap());
+        assert_eq!(asked.recv().unwrap(), ended(3));
+        // Nothing is kept for starts that are over.
+        reaper.deliver(79, ended(4));
+        drop(hanging);
+        assert_eq!(reaper.lock().unclaimed.len(), 1);
+        drop(start);
+        assert!(reaper.lock().unclaimed.is_empty());
+    }
 }

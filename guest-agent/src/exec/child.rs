@@ -102,17 +102,16 @@ pub fn start(plan: &Plan, ended: impl FnOnce(Ended) + Send + 'static) -> Result<
     };
     let (argv, env) = (pointers(&plan.argv), pointers(&plan.env));
     let (reader, writer) = sys::pipe()?;
-    let reaper = Reaper::get();
-    let _starting = reaper.begin();
+    let starting = Reaper::get().begin();
     let pid = fork(plan, &writer, &argv, &env)?;
     drop(writer);
     let mut report = [0; 8];
     let count = sys::retry(|| sys::read(reader.as_raw_fd(), &mut report));
     if !matches!(count, Ok(8)) {
-        reaper.watch(pid, ended);
+        starting.watch(pid, ended);
         return Ok(pid);
     }
-    reaper.watch(pid, |_| {});
+    starting.watch(pid, |_| {});
     let [s0, s1, s2, s3, e0, e1, e2, e3] = report;
     let step = match u32::from_ne_bytes([s0, s1, s2, s3]) {
         2 => Step::Cwd,
