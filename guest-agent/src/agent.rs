@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::codec::Value;
 use crate::events::Events;
@@ -110,6 +112,20 @@ impl Agent {
     /// Keeps other operations on the whole machine out.
     pub fn lock_machine(&self) -> MutexGuard<'_, ()> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Agent::lock_machine`], but gives up after `limit`.
+    pub fn lock_machine_within(&self, limit: Duration) -> Option<MutexGuard<'_, ()>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.machine.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => return None,
+                // The standard library's locks cannot be waited for in any other way.
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// # Errors

@@ -1,28 +1,36 @@
 //! The workloads' part of the cgroup tree: one group for all, below it one for each exec.
 //!
-//! The agent itself stays in the root group, out of reach of the freezer and of the memory limit.
+//! The agent itself stays in the root group, out of reach of the freezer and of the limits. Groups
+//! are reached through descriptors that were opened before any workload ran: whatever a program
+//! mounts over the tree, the agent neither follows it nor waits for it.
 
-use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, CString};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::sys;
+use crate::dir;
+use crate::sys::{self, check};
 
 /// Controllers that workloads may use and hand on.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+/// Those that the group of an exec has: each more makes every start slower.
+const EXEC_CONTROLLERS: [&str; 2] = ["memory", "pids"];
 /// Groups that programs have nested deeper than this are not looked into.
 const MAX_DEPTH: usize = 32;
 
 /// The group of all workloads.
 pub struct Workloads {
-    path: PathBuf,
+    dir: Arc<OwnedFd>,
 }
 
 /// The group of one exec.
 pub struct Group {
-    path: PathBuf,
+    parent: Arc<OwnedFd>,
+    name: CString,
+    dir: OwnedFd,
 }
 
 impl Workloads {
@@ -31,33 +39,42 @@ impl Workloads {
     /// # Errors
     /// When the group itself cannot be made; a missing controller is none.
     pub fn create(mount: &Path) -> io::Result<Workloads> {
-        let path = mount.join("hutch");
-        delegate(mount);
-        make(&path)?;
-        delegate(&path);
-        Ok(Workloads { path })
+        let root = dir::open(mount)?;
+        delegate(root.as_fd(), &CONTROLLERS);
+        let dir = make(root.as_fd(), c"hutch")?;
+        delegate(dir.as_fd(), &EXEC_CONTROLLERS);
+        Ok(Workloads { dir: Arc::new(dir) })
     }
 
-    /// Makes the group of an exec.
-    pub fn group(&self, serial: u64) -> io::Result<Group> {
-        let path = self.path.join(format!("exec-{serial}"));
-        make(&path)?;
-        Ok(Group { path })
+    /// Makes the group of an exec. One that is an init hands all controllers on.
+    pub fn group(&self, serial: u64, init: bool) -> io::Result<Group> {
+        if init {
+            delegate(self.dir.as_fd(), &CONTROLLERS);
+        }
+        let name = CString::new(format!("exec-{serial}"))?;
+        let dir = make(self.dir.as_fd(), &name)?;
+        Ok(Group { parent: self.dir.clone(), name, dir })
     }
 
     /// Limits the memory of all workloads together, so that the agent always has some.
     pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
-        fs::write(self.path.join("memory.max"), bytes.to_string())
+        write(self.dir.as_fd(), "memory.max", &bytes.to_string())
+    }
+
+    /// Limits the processes and threads of all workloads together, so that the agent can always
+    /// start some.
+    pub fn limit_tasks(&self, count: u64) -> io::Result<()> {
+        write(self.dir.as_fd(), "pids.max", &count.to_string())
     }
 
     /// The file that changes with each OOM kill.
-    pub fn memory_events(&self) -> PathBuf {
-        self.path.join("memory.events")
+    pub fn memory_events(&self) -> io::Result<OwnedFd> {
+        sys::open_here(self.dir.as_fd(), "memory.events", libc::O_RDONLY)
     }
 
     /// OOM kills among all workloads since boot.
     pub fn oom_kills(&self) -> u64 {
-        oom_kills(&self.path)
+        oom_kills(self.dir.as_fd())
     }
 
     /// Freezes every workload; thaws them again when that takes longer than `limit`.
@@ -66,8 +83,8 @@ impl Workloads {
     /// `TimedOut`, or what the file system says.
     pub fn freeze(&self, limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
-        let events = sys::open(self.path.join("cgroup.events"), libc::O_RDONLY, 0)?;
-        fs::write(self.path.join("cgroup.freeze"), "1")?;
+        let events = self.events()?;
+        write(self.dir.as_fd(), "cgroup.freeze", "1")?;
         loop {
             // Reading from the start arms the notification that poll waits for.
             let text = read_again(&events)?;
@@ -85,25 +102,23 @@ impl Workloads {
 
     /// Lets the workloads run again.
     pub fn thaw(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.freeze"), "0")
+        write(self.dir.as_fd(), "cgroup.freeze", "0")
     }
 
     /// Signals every workload.
     pub fn signal(&self, signal: i32) {
-        signal_tree(&self.path, signal);
+        signal_tree(self.dir.as_fd(), signal);
     }
 
     /// Whether any workload is alive.
     pub fn populated(&self) -> bool {
-        read_key(&self.path.join("cgroup.events"), "populated") == Some(1)
+        read_key(self.dir.as_fd(), "cgroup.events", "populated") == Some(1)
     }
 
     /// Waits until no workload is alive, at most `limit`.
     pub fn wait_empty(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        let Ok(events) = sys::open(self.path.join("cgroup.events"), libc::O_RDONLY, 0) else {
-            return;
-        };
+        let Ok(events) = self.events() else { return };
         while read_again(&events).is_ok_and(|text| key(&text, "populated") == Some(1)) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || sys::poll(events.as_raw_fd(), libc::POLLPRI, left).is_err() {
@@ -111,37 +126,50 @@ impl Workloads {
             }
         }
     }
+
+    fn events(&self) -> io::Result<OwnedFd> {
+        sys::open_here(self.dir.as_fd(), "cgroup.events", libc::O_RDONLY)
+    }
 }
 
 impl Group {
     /// Its directory, for a process to begin in.
     pub fn entrance(&self) -> io::Result<OwnedFd> {
-        sys::open(&self.path, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+        self.dir.try_clone()
     }
 
     /// Signals every process of the group.
     pub fn signal(&self, signal: i32) {
-        signal_tree(&self.path, signal);
+        signal_tree(self.dir.as_fd(), signal);
     }
 
     /// Processor time of the group, in nanoseconds.
     pub fn cpu_ns(&self) -> Option<u64> {
-        read_key(&self.path.join("cpu.stat"), "usage_usec").map(|usec| usec.saturating_mul(1000))
+        let usec = read_key(self.dir.as_fd(), "cpu.stat", "usage_usec")?;
+        Some(usec.saturating_mul(1000))
     }
 
     /// OOM kills in the group.
     pub fn oom_kills(&self) -> u64 {
-        oom_kills(&self.path)
+        oom_kills(self.dir.as_fd())
     }
 
     /// Whether any of its processes is alive.
     pub fn populated(&self) -> bool {
-        read_key(&self.path.join("cgroup.events"), "populated") == Some(1)
+        read_key(self.dir.as_fd(), "cgroup.events", "populated") == Some(1)
     }
 
     /// Removes the group and those that its processes made; fails while any process is alive.
     pub fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.path, 0)
+        // Most often there are none below it.
+        match dir::unlink(self.parent.as_fd(), &self.name, libc::AT_REMOVEDIR) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && !self.populated() => {
+                remove_below(self.dir.as_fd(), 0)?;
+                dir::unlink(self.parent.as_fd(), &self.name, libc::AT_REMOVEDIR)
+            }
+            result => result,
+        }
     }
 }
 
@@ -158,36 +186,40 @@ pub fn serial_of(cgroup_file: &str) -> Option<u64> {
     rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn make(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+fn make(parent: BorrowedFd, name: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a valid C string.
+    match check(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) }) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
+    sys::open_at(parent, name, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW)
 }
 
 /// Hands each controller that the kernel has to the groups below.
-fn delegate(path: &Path) {
-    for controller in CONTROLLERS {
+fn delegate(dir: BorrowedFd, controllers: &[&str]) {
+    for controller in controllers {
         // One at a time: a kernel without one of them would refuse them all. What is missing shows
         // in cgroup.controllers.
-        let _ = fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"));
+        let _ = write(dir, "cgroup.subtree_control", &format!("+{controller}"));
     }
 }
 
-fn oom_kills(path: &Path) -> u64 {
-    read_key(&path.join("memory.events"), "oom_kill").unwrap_or(0)
+fn oom_kills(dir: BorrowedFd) -> u64 {
+    read_key(dir, "memory.events", "oom_kill").unwrap_or(0)
 }
 
-fn read_key(path: &Path, name: &str) -> Option<u64> {
-    key(&fs::read_to_string(path).ok()?, name)
+fn read_key(dir: BorrowedFd, file: &str, name: &str) -> Option<u64> {
+    let file = sys::open_here(dir, file, libc::O_RDONLY).ok()?;
+    key(&read_again(&file).ok()?, name)
 }
 
 fn key(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
+/// A small file, from its start.
 fn read_again(file: &OwnedFd) -> io::Result<String> {
-    let mut buffer = [0; 512];
+    let mut buffer = [0; 1024];
     // SAFETY: the pointer and length are those of a live array.
     let count =
         unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
@@ -195,40 +227,60 @@ fn read_again(file: &OwnedFd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())
 }
 
-fn signal_tree(path: &Path, signal: i32) {
+fn write(dir: BorrowedFd, file: &str, text: &str) -> io::Result<()> {
+    let file = sys::open_here(dir, file, libc::O_WRONLY)?;
+    sys::write(file.as_raw_fd(), text.as_bytes()).map(drop)
+}
+
+/// The processes of one group; none when they cannot be told.
+fn members(dir: BorrowedFd) -> Vec<i32> {
+    let mut text = String::new();
+    if let Ok(file) = sys::open_here(dir, "cgroup.procs", libc::O_RDONLY) {
+        let _ = std::fs::File::from(file).read_to_string(&mut text);
+    }
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1).collect()
+}
+
+fn signal_tree(dir: BorrowedFd, signal: i32) {
     // cgroup.kill (Linux 5.14) also gets those that fork meanwhile.
-    if signal == libc::SIGKILL && fs::write(path.join("cgroup.kill"), "1").is_ok() {
+    if signal == libc::SIGKILL && write(dir, "cgroup.kill", "1").is_ok() {
         return;
     }
-    for_each_group(path, 0, &mut |group| {
-        let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        for pid in pids.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 1) {
-            // It may have ended since; that is what is wanted then.
-            let _ = sys::kill(pid, signal);
-        }
-    });
+    signal_below(dir, signal, 0);
 }
 
-fn for_each_group(path: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {
-    visit(path);
+fn signal_below(dir: BorrowedFd, signal: i32, depth: usize) {
+    for pid in members(dir) {
+        // It may have ended since; that is what is wanted then.
+        let _ = sys::kill(pid, signal);
+    }
     if depth < MAX_DEPTH {
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                for_each_group(&entry.path(), depth + 1, visit);
+        for group in groups_in(dir) {
+            if let Ok(below) = open_group(dir, &group) {
+                signal_below(below.as_fd(), signal, depth + 1);
             }
         }
     }
 }
 
-fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
-    if depth < MAX_DEPTH {
-        for entry in fs::read_dir(path)?.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove_tree(&entry.path(), depth + 1)?;
-            }
+fn groups_in(dir: BorrowedFd) -> Vec<CString> {
+    let entries = dir::entries(dir).unwrap_or_default();
+    entries.into_iter().filter(|entry| entry.is_dir).map(|entry| entry.name).collect()
+}
+
+fn open_group(dir: BorrowedFd, name: &CStr) -> io::Result<OwnedFd> {
+    let name = name.to_str().map_err(|_| io::ErrorKind::InvalidData)?;
+    sys::open_here(dir, name, libc::O_RDONLY | libc::O_DIRECTORY)
+}
+
+fn remove_below(dir: BorrowedFd, depth: usize) -> io::Result<()> {
+    for name in groups_in(dir) {
+        if depth < MAX_DEPTH {
+            remove_below(open_group(dir, &name)?.as_fd(), depth + 1)?;
         }
+        dir::unlink(dir, &name, libc::AT_REMOVEDIR)?;
     }
-    fs::remove_dir(path)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -27,12 +27,13 @@ pub fn watch(events: Arc<Events>, execs: Arc<Shared>, workloads: Arc<Workloads>)
 }
 
 fn watch_for_ever(events: &Events, execs: &Shared, workloads: &Workloads) -> io::Result<()> {
-    let file = sys::open(workloads.memory_events(), libc::O_RDONLY, 0)?;
+    let file = workloads.memory_events()?;
     let mut messages = KernelLog::open().ok();
     let mut known = workloads.oom_kills();
     loop {
         // A read arms the notification; the count itself is read through a fresh descriptor.
-        let _ = sys::read(file.as_raw_fd(), &mut [0; 512]);
+        // Of a group that a program has removed it fails, and poll would return at once for ever.
+        sys::retry(|| sys::read(file.as_raw_fd(), &mut [0; 512]))?;
         // SAFETY: lseek takes integers.
         unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_SET) };
         let count = workloads.oom_kills();

@@ -1,9 +1,11 @@
 //! `shutdown`: the programs end as gently as time allows, the disk is synced, the power goes off.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
 use crate::codec::Value;
@@ -14,6 +16,7 @@ use crate::map;
 use crate::sys;
 
 const MAX_GRACE_MS: u64 = 3_600_000;
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Killed processes are gone within milliseconds; one stuck in the kernel is not waited for.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -34,7 +37,11 @@ pub fn shutdown(agent: &Arc<Agent>, fields: &Fields) -> Result<Value, Failure> {
     let grace = Duration::from_millis(fields.u64("grace_ms", 0)?.min(MAX_GRACE_MS));
     let own = agent.clone();
     agent.workers.run(move || {
-        let _alone = own.lock_machine();
+        // Not for ever: what hangs may be a disk of the programs that are to end.
+        let alone = own.lock_machine_within(LOCK_LIMIT);
+        if alone.is_none() {
+            log("shutting down during another operation, which hangs");
+        }
         end_programs(&own, signal, grace);
         if own.setup.privileged {
             finish_disk(&own);
@@ -59,11 +66,33 @@ fn end_programs(agent: &Agent, signal: Option<u32>, grace: Duration) {
         // Those that have ended need no signal.
         let _ = exec.signal(signal, !exec.about.main);
     }
+    // What was started in the background by programs that have ended is asked as well.
+    agent.execs.signal_lingering(libc::SIGTERM);
     if !grace.is_zero() {
         workloads.wait_empty(grace);
     }
     workloads.signal(libc::SIGKILL);
+    if agent.setup.privileged {
+        // Also what a program has moved out of our group (containers in the sandbox, for one): it
+        // could write to the disk until the end. To PID 1 -1 means everything but itself.
+        let _ = sys::kill(-1, libc::SIGKILL);
+    }
     workloads.wait_empty(KILL_LIMIT);
+}
+
+/// Killed processes close their files a moment later.
+fn persist(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + KILL_LIMIT;
+    loop {
+        match call() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// The root cannot be unmounted while the agent stands on it; read-only is as good to the disk.
@@ -74,7 +103,7 @@ fn finish_disk(agent: &Agent) {
     let path = Path::new("/proc/self/fd").join(disk.as_raw_fd().to_string());
     let read_only = libc::MS_REMOUNT | libc::MS_RDONLY;
     for target in [Path::new("/"), &path] {
-        if let Err(error) = sys::mount("", target, "", read_only, "") {
+        if let Err(error) = persist(|| sys::mount("", target, "", read_only, "")) {
             log(format_args!("cannot make {} read-only: {error}", target.display()));
         }
     }

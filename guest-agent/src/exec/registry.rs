@@ -62,9 +62,9 @@ impl Shared {
     }
 
     /// A number for the next session, and its cgroup.
-    pub(super) fn prepare(&self) -> io::Result<(u64, Option<Group>)> {
+    pub(super) fn prepare(&self, init: bool) -> io::Result<(u64, Option<Group>)> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let group = self.workloads.get().map(|all| all.group(serial)).transpose()?;
+        let group = self.workloads.get().map(|all| all.group(serial, init)).transpose()?;
         Ok((serial, group))
     }
 
@@ -132,6 +132,13 @@ impl Shared {
         let mut execs: Vec<_> = self.lock().execs.values().cloned().collect();
         execs.sort_by_key(|exec| exec.about.serial);
         execs
+    }
+
+    /// Signals what forgotten sessions have left running.
+    pub fn signal_lingering(&self, signal: i32) {
+        self.lock().lingering.iter().filter_map(|it| it.group.as_ref()).for_each(|it| {
+            it.signal(signal);
+        });
     }
 
     /// Forgets an ended session.

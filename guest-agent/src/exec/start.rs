@@ -53,7 +53,8 @@ pub fn start(
     let timeout = fields.u64("timeout_ms", 0)?;
     let attach = fields.bool("attach", false)?;
     let overflow = overflow_of(fields)?;
-    let (serial, group) = shared.prepare().context(|| "make the exec's cgroup")?;
+    let init = fields.bool("init", false)?;
+    let (serial, group) = shared.prepare(init).context(|| "make the exec's cgroup")?;
     let about = about_of(fields, serial, size.is_some())?;
     let wiring = wire(size, fields.bool("stdin", false)?)?;
     let mut plan = Plan {

@@ -28,6 +28,8 @@ const MERGED: &str = "/mnt/merged";
 const EXT4_IOC_RESIZE_FS: u64 = 0x4008_6610;
 /// Kept for the agent and the kernel when the workloads use all they can.
 const RESERVED_MEMORY: u64 = 24 << 20;
+/// Kept for the same: the threads of requests, and the programs that are to help.
+const RESERVED_TASKS: u64 = 256;
 
 /// Mounts the image's root read-only.
 ///
@@ -83,12 +85,24 @@ pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     if let Err(error) = workloads.limit_memory(limit) {
         log(format_args!("cannot limit the workloads' memory: {error}"));
     }
+    if let Err(error) = workloads.limit_tasks(most_tasks()) {
+        log(format_args!("cannot limit the workloads' tasks: {error}"));
+    }
     let workloads = std::sync::Arc::new(workloads);
     agent.execs.use_cgroups(workloads.clone());
     crate::oom::watch(agent.events.clone(), agent.execs.clone(), workloads);
     agent.set_stage(Stage::Ready);
     log(format_args!("ready: {device}"));
     Ok(map! {})
+}
+
+/// The processes and threads that the workloads may have: what the kernel takes, less a part for the
+/// agent and the kernel's own.
+fn most_tasks() -> u64 {
+    let limit = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let paths = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"];
+    let most = paths.into_iter().filter_map(limit).min().unwrap_or(u64::from(u16::MAX) / 2);
+    most - (most / 8).max(RESERVED_TASKS).min(most / 2)
 }
 
 /// Writes everything to the writable disk.
