@@ -252,12 +252,19 @@ impl Stream {
         });
         self.lock().closed = true;
         self.changed.notify_all();
-        self.forget();
+        self.leave();
     }
 
     /// No longer known to the connection.
     pub fn forget(&self) {
         self.connection.lock().remove(&self.id);
+    }
+
+    /// No exec carries it any more, and the connection does not know it. (Each would keep the other
+    /// in memory.)
+    pub fn leave(&self) {
+        self.forget();
+        self.lock().exec = None;
     }
 
     /// Ends the channel that goes to the host.

@@ -223,3 +223,41 @@ fn closing_a_stream_detaches() {
     let Some(Value::Array(execs)) = list.get("execs") else { panic!("{list:?}") };
     assert_eq!(execs[0].get("running"), Some(&false.into()));
 }
+
+#[test]
+fn a_host_that_takes_nothing_is_not_sent_a_gap_for_every_drop() {
+    let mut host = Host::ready();
+    let stream = host.start("d", "head -c 40000000 /dev/zero", map! { "overflow" => "drop" });
+    host.event("exec.exit");
+    // Asked for last, so all that came before it is here.
+    host.call(map! { "op" => "ping" }).unwrap();
+    let frames = host.waiting_for(stream);
+    let gaps = frames.iter().filter(|frame| frame.kind == Kind::Gap).count();
+    assert!(gaps <= 2, "{gaps} gaps");
+    host.credit(stream, 1, WINDOW);
+    let outcome = host.collect(stream);
+    let got = outcome.data[0].len() as u64;
+    assert_eq!(got + outcome.gap, 40_000_000);
+}
+
+#[test]
+fn what_ignores_its_time_limit_is_killed_though_its_session_is_forgotten() {
+    let mut host = Host::ready();
+    let limits = map! { "timeout_ms" => 300u64, "kill_after_ms" => 700u64 };
+    let script = "sh -c \"trap '' TERM; echo \\$\\$; exec sleep 60\" & wait";
+    let stream = host.start("k", script, limits);
+    let outcome = host.collect(stream);
+    assert_eq!(outcome.result().get("timed_out"), Some(&true.into()));
+    let pid = String::from_utf8(outcome.data[0].clone()).unwrap().trim().to_owned();
+    let alive = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains("(sleep)") && !stat.contains(") Z ")
+    };
+    assert!(alive(), "the child should still be ignoring SIGTERM");
+    host.call(map! { "op" => "exec.release", "id" => "k" }).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while alive() {
+        assert!(std::time::Instant::now() < deadline, "{pid} lives on");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

@@ -59,7 +59,13 @@ impl IoLoop {
 
     /// Forgets an exec whose descriptors are closed.
     pub fn forget(&self, serial: u64) {
-        self.lock().execs.remove(&serial);
+        let mut state = self.lock();
+        state.execs.remove(&serial);
+        // Looks at sessions that are gone may be due in hours.
+        if state.timers.len() > 64 + 4 * state.execs.len() {
+            let State { execs, timers } = &mut *state;
+            timers.retain(|entry| execs.contains_key(&entry.0 .1));
+        }
     }
 
     /// Watches a descriptor. Gives whether it is watched; it is not only when memory is short.

@@ -87,7 +87,11 @@ struct Inner {
     kill_at: Option<Instant>,
     ended: Option<(Ended, u64)>,
     drain_at: Option<Instant>,
+    /// The next look that the I/O loop has been asked for.
+    timer: Option<Instant>,
     result: Option<Value>,
+    /// Whether the registry knows it no more.
+    released: bool,
 }
 
 impl Exec {
@@ -308,6 +312,9 @@ impl Exec {
         let mut inner = self.lock();
         let now = Instant::now();
         let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if passed(inner.timer) {
+            inner.timer = None;
+        }
         if passed(inner.terminate_at) {
             inner.terminate_at = None;
             if inner.ended.is_none() {
@@ -319,6 +326,9 @@ impl Exec {
         if passed(inner.kill_at) {
             inner.kill_at = None;
             self.signal_all(libc::SIGKILL);
+            if inner.released {
+                self.shared.io.forget(self.about.serial);
+            }
         }
         self.settle(inner);
     }
@@ -344,24 +354,57 @@ impl Exec {
             }
             let drained = inner.drain_at.is_some_and(|at| at <= now);
             if drained || !inner.outputs.iter().flatten().any(Output::is_open) {
-                self.finish(&mut inner, ended, at);
+                let evicted = self.finish(&mut inner, ended, at);
                 let result = inner.result.clone();
-                if let Some(at) = inner.kill_at {
-                    self.shared.io.set_timer(at, self.about.serial);
-                }
+                self.schedule(&mut inner);
                 drop(inner);
                 self.shared.report_ended(self, result.unwrap_or(Value::Nil));
+                if let Some(evicted) = evicted {
+                    evicted.let_go();
+                }
                 return;
             }
         }
-        for at in [inner.terminate_at, inner.kill_at, inner.drain_at].into_iter().flatten() {
-            if inner.result.is_none() || Some(at) == inner.kill_at {
-                self.shared.io.set_timer(at, self.about.serial);
-            }
+        self.schedule(&mut inner);
+    }
+
+    /// Sets the clock, unless it rings soon enough: output makes this a frequent call.
+    fn schedule(&self, inner: &mut Inner) {
+        let deadlines = match &inner.result {
+            None => [inner.terminate_at, inner.kill_at, inner.drain_at],
+            Some(_) => [inner.kill_at, None, None],
+        };
+        let Some(next) = deadlines.into_iter().flatten().min() else { return };
+        if inner.timer.is_none_or(|known| next < known) {
+            inner.timer = Some(next);
+            self.shared.io.set_timer(next, self.about.serial);
         }
     }
 
-    fn finish(self: &Arc<Self>, inner: &mut Inner, ended: Ended, ended_ns: u64) {
+    /// The registry has forgotten it. Only a SIGKILL that is still due keeps it in the I/O loop, and
+    /// no stream keeps it alive.
+    fn let_go(&self) {
+        let mut inner = self.lock();
+        inner.released = true;
+        let attached = inner.attached.take();
+        let fed_by = inner.stdin.forget_stream();
+        if inner.kill_at.is_none() {
+            self.shared.io.forget(self.about.serial);
+        }
+        // A stream's lock is taken before ours, never after.
+        drop(inner);
+        for stream in attached.map(|it| it.stream).into_iter().chain(fed_by) {
+            stream.leave();
+        }
+    }
+
+    /// Gives the session that had to make room for this one.
+    fn finish(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        ended: Ended,
+        ended_ns: u64,
+    ) -> Option<Arc<Exec>> {
         for output in inner.outputs.iter_mut().flatten() {
             output.close(&self.shared.io);
         }
@@ -379,8 +422,9 @@ impl Exec {
             "cpu_ns" => group.and_then(Group::cpu_ns).unwrap_or(ended.cpu_ns),
         });
         // First, because the host may release the session as soon as it has the result.
-        self.shared.note_ended(self);
+        let evicted = self.shared.note_ended(self);
         self.pump(inner);
+        evicted
     }
 
     /// Reads again from channels whose full ring has room now.

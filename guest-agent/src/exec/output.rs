@@ -143,19 +143,22 @@ impl Attachment {
         let channel = index as u8 + 1;
         let (id, connection) = (self.stream.id, &self.stream.connection);
         loop {
-            if self.sent[index] < ring.first() {
-                let gap = ring.first() - self.sent[index];
-                self.stream.send_now(frame(Kind::Gap, channel, id, [&gap.to_le_bytes(), &[]]));
-                self.sent[index] = ring.first();
-            }
+            let gap = ring.first().saturating_sub(self.sent[index]);
             let window = WINDOW - self.in_flight[index];
-            let parts = ring.slices(self.sent[index], window.min(DATA_CHUNK));
+            let parts = ring.slices(self.sent[index] + gap, window.min(DATA_CHUNK));
             let length = parts[0].len() + parts[1].len();
-            if length == 0 {
+            // A gap goes out with the bytes after it, so that a host which takes none is not sent
+            // one for every drop.
+            if length == 0 && (gap == 0 || output.is_open()) {
                 break;
             }
             if !connection.link.has_room() {
                 return false;
+            }
+            if gap > 0 {
+                self.stream.send_now(frame(Kind::Gap, channel, id, [&gap.to_le_bytes(), &[]]));
+                self.sent[index] += gap;
+                continue;
             }
             self.stream.send_now(frame(Kind::Data, channel, id, parts));
             self.sent[index] += length as u64;

@@ -39,6 +39,15 @@ struct Table {
     lingering: Vec<Arc<Exec>>,
 }
 
+impl Table {
+    fn drop_exec(&mut self, exec: &Arc<Exec>) {
+        self.execs.remove(&exec.about.id);
+        if exec.group.as_ref().is_some_and(|group| group.remove().is_err()) {
+            self.lingering.push(exec.clone());
+        }
+    }
+}
+
 impl Shared {
     /// No sessions yet.
     pub fn new(io: Arc<IoLoop>, events: Arc<Events>) -> Arc<Shared> {
@@ -98,15 +107,14 @@ impl Shared {
         }
     }
 
-    /// A session has ended: it may be released, and the oldest of the ended make room for it.
-    pub(super) fn note_ended(&self, exec: &Arc<Exec>) {
+    /// A session has ended: it may be released. Gives the oldest of the ended if it had to make room;
+    /// the caller lets go of it once it holds no lock.
+    pub(super) fn note_ended(&self, exec: &Arc<Exec>) -> Option<Arc<Exec>> {
         let mut table = self.lock();
         table.ended.push_back(exec.clone());
-        if table.ended.len() > MAX_ENDED {
-            if let Some(oldest) = table.ended.pop_front() {
-                self.drop_exec(&mut table, &oldest);
-            }
-        }
+        let oldest = (table.ended.len() > MAX_ENDED).then(|| table.ended.pop_front()).flatten()?;
+        table.drop_exec(&oldest);
+        Some(oldest)
     }
 
     /// Tells the host that a session has ended.
@@ -152,16 +160,10 @@ impl Shared {
             return Err(Failure::new(Code::Busy, format!("exec {id} is running")));
         };
         table.ended.remove(at);
-        self.drop_exec(&mut table, &exec);
+        table.drop_exec(&exec);
+        drop(table);
+        exec.let_go();
         Ok(())
-    }
-
-    fn drop_exec(&self, table: &mut Table, exec: &Arc<Exec>) {
-        table.execs.remove(&exec.about.id);
-        self.io.forget(exec.about.serial);
-        if exec.group.as_ref().is_some_and(|group| group.remove().is_err()) {
-            table.lingering.push(exec.clone());
-        }
     }
 
     /// The namespaces of the init that runs, those of the agent where none does.

@@ -21,6 +21,11 @@ pub fn set_budget(bytes: usize) {
     BUDGET.store(bytes, Ordering::Relaxed);
 }
 
+/// What all rings together use now.
+pub fn used() -> usize {
+    USED.load(Ordering::Relaxed)
+}
+
 /// A bounded queue of bytes.
 #[derive(Default)]
 pub struct Ring {

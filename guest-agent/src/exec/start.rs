@@ -157,7 +157,9 @@ impl Inner {
             kill_at: None,
             ended: None,
             drain_at: None,
+            timer: None,
             result: None,
+            released: false,
         }
     }
 }

@@ -68,6 +68,11 @@ impl Stdin {
         self.stream.clone()
     }
 
+    /// Nobody is owed anything any more. Gives the stream that was.
+    pub fn forget_stream(&mut self) -> Option<Arc<Stream>> {
+        self.stream.take()
+    }
+
     /// Writes what the program takes. Gives the bytes that the host gets back.
     pub fn write(&mut self, io: &IoLoop, token: u64) -> usize {
         let mut consumed = 0;

@@ -167,6 +167,11 @@ impl Host {
         }
     }
 
+    /// The frames of a stream that have come and were not looked at.
+    pub fn waiting_for(&self, stream: u32) -> Vec<Frame> {
+        self.waiting.get(&stream).map(|frames| frames.iter().cloned().collect()).unwrap_or_default()
+    }
+
     /// The next event of that name.
     pub fn event(&mut self, name: &str) -> Value {
         loop {
