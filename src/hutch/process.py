@@ -170,6 +170,8 @@ async def run(
         )
     except FileNotFoundError as cause:
         raise error("tool_missing", f"the program {argv[0]} is not installed") from cause
+    except OSError as cause:
+        raise error(code, f"{argv[0]} cannot be run: {cause.strerror}") from cause
     finished = False
     try:
         async with asyncio.timeout(timeout):

@@ -43,11 +43,8 @@ async def _mend(parts: Parts, lives: Lives, entry: Entry) -> None:
             await _undo_start(lives, entry, machine)
         elif entry.info.state in (SandboxState.RUNNING, SandboxState.STOPPING):
             await _take_up(lives, entry, machine)
-        elif machine is not None or entry.row.machine is not None:
-            await _end(machine)
-            await lives.clear_machine(entry)
         else:
-            await parts.engine.discard(parts.places.machine(entry.info.id))
+            await _see_it_gone(parts, lives, entry, machine)
     except HutchError:
         log.exception("sandbox %s could not be mended", entry.info.name)
 
@@ -92,6 +89,20 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     if entry.info.state is SandboxState.STOPPING:
         sandbox.end(StopReason.STOPPED, grace=0.0)
     log.info("the VM of %s runs on", entry.info.name)
+
+
+async def _see_it_gone(
+    parts: Parts, lives: Lives, entry: Entry, machine: Machine | None
+) -> None:
+    """Finish what follows the end of a sandbox: its VM's traces go, and it itself if it is to."""
+    if machine is not None or entry.row.machine is not None:
+        await _end(machine)
+        await lives.clear_machine(entry)
+    else:
+        await parts.engine.discard(parts.places.machine(entry.info.id))
+    if entry.info.auto_remove and entry.info.state is not SandboxState.CREATED:
+        entry.removed = True
+        await lives.erase(entry)
 
 
 async def _end(machine: Machine | None) -> None:
