@@ -1,0 +1,104 @@
+"""Killing a daemon at each of its outward acts, one after the other.
+
+`rehearse` runs a command under a watched daemon (site/sitecustomize.py) and returns its acts;
+`crash_at` runs it again and has the daemon killed right before one of them.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.harness.hutch import Hutch, Result
+from tests.waiting import wait_until
+
+SITE = Path(__file__).with_name("site")
+_NEVER = "never"
+_UNRELATED = (
+    "hutch.db",
+    "daemon.",
+    "config.toml",
+    "accelerator",
+    ".lock",
+)
+"""What a home may have after an operation that it need not have had before."""
+
+
+class Crasher:
+    """Runs commands of one `Hutch` against daemons that die when told to."""
+
+    def __init__(self, hutch: Hutch) -> None:
+        self.hutch = hutch
+        self._file = hutch.runtime / "crash"
+        self._acts = hutch.runtime / "crash.acts"
+        self._watched = {"PYTHONPATH": str(SITE), "CRASH_FILE": str(self._file)}
+
+    def begin(self) -> None:
+        """Have a watched daemon, in place of any other."""
+        if self.hutch.daemon is not None:
+            self.hutch.kill_daemon()
+        self.hutch.run("ps", env=self._watched)
+
+    def rehearse(self, *args: str, expect: int | None = 0) -> Sequence[str]:
+        """Run a command that nothing disturbs, and return the daemon's acts in their order."""
+        self.begin()
+        self._file.write_text(_NEVER)
+        try:
+            self.hutch.run(*args, expect=expect)
+            return self._acts.read_text().splitlines()
+        finally:
+            self._end()
+
+    def crash_at(self, act: str, *args: str) -> Result:
+        """Run a command; the daemon is killed before that act. Returns how the command ended, once
+        the daemon is gone.
+        """
+        self.begin()
+        daemon = self.hutch.daemon
+        assert daemon is not None
+        self._file.write_text(act)
+        try:
+            result = self.hutch.run(*args, expect=None, timeout=60)
+            # A command may have its answer before the last acts.
+            wait_until(lambda: not daemon.alive(), what=f"the daemon reaches {act}")
+            return result
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._file.unlink(missing_ok=True)
+        self._acts.unlink(missing_ok=True)
+
+
+def chosen(acts: Sequence[str], most: int) -> list[str]:
+    """Return at most `most` of the acts, evenly spread: each commit, of the others the first of
+    its kind.
+    """
+    points = [act for act in acts if act.startswith("1 ") or " sql " in act]
+    step = max(1.0, (len(points) - 1) / (most - 1))
+    return [points[round(i * step)] for i in range(most) if round(i * step) < len(points)]
+
+
+def content(hutch: Hutch) -> set[str]:
+    """Return the files of a home that are not a daemon's own."""
+    found = set()
+    for directory, _, names in os.walk(hutch.home):
+        for name in names:
+            path = str(Path(directory, name).relative_to(hutch.home))
+            if not any(word in path for word in _UNRELATED):
+                found.add(path)
+    return found
+
+
+def consistent(hutch: Hutch) -> None:
+    """Assert that rows, directories, sockets and processes tell the same story."""
+    rows = hutch.json("ps", "-a")
+    running = {row["id"]: row["pid"] for row in rows if row["state"] == "running"}
+    at_rest = {row["id"] for row in rows if row["state"] in ("created", "stopped", "failed")}
+    assert running.keys() | at_rest == {row["id"] for row in rows}, rows
+    directories = {path.name for path in hutch.home.joinpath("sandboxes").glob("*")}
+    # A start makes the directory of a sandbox that has none yet.
+    assert directories <= {row["id"] for row in rows}, (directories, rows)
+    machines = {path.name for path in hutch.runtime.glob("*/sb_*")}
+    assert machines == running.keys(), (machines, rows)
+    qemus = {who.pid for who, what in hutch.processes().items() if "qemu-system" in what}
+    assert qemus == set(running.values()), (qemus, rows)

@@ -1,0 +1,106 @@
+"""A home on a file system that runs full: the error says so, nothing is half-made, and all works
+again once there is room.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fault.crash import content
+from tests.harness.fixtures import NewHutch
+from tests.harness.hutch import Hutch
+from tests.waiting import wait_until
+
+MIB = 1 << 20
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+
+
+@pytest.fixture
+def small(new_hutch: NewHutch) -> Iterator[Hutch]:
+    """A home with kernel and image, on a file system with 40 MiB to spare."""
+    hutch = new_hutch()
+    used = sum(path.stat().st_size for path in hutch.home.rglob("*") if path.is_file())
+    size = used + 40 * MIB
+    aside = hutch.home.with_name(hutch.home.name + "-aside")
+    hutch.home.rename(aside)
+    hutch.home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "hutch-test", str(hutch.home)]
+    subprocess.run(mount, check=True)
+    subprocess.run(["cp", "-a", f"{aside}/.", str(hutch.home)], check=True)
+    try:
+        yield hutch
+        if hutch.daemon is not None:
+            hutch.run("rm", "-f", "--all", "none", expect=None)
+            hutch.run("daemon", "stop")
+    finally:
+        subprocess.run(["umount", "--lazy", str(hutch.home)], check=True)
+        subprocess.run(["rm", "-rf", str(aside)], check=True)
+
+
+@contextmanager
+def full(hutch: Hutch, *, spare: int = 0) -> Iterator[None]:
+    """Take all of the home's room but `spare` bytes."""
+    ballast = hutch.home / "ballast"
+    free = os.statvfs(hutch.home).f_bavail * os.statvfs(hutch.home).f_frsize
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(4096, free - spare))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+def _refused(hutch: Hutch, *args: str) -> None:
+    done = hutch.run("--json", *args, expect=125)
+    told = done.json[0] if isinstance(done.json, list) else done.json
+    assert told["error"]["code"] == "disk_full", done
+    assert told["error"]["hint"], done
+
+
+@needs_root
+def test_images_and_sandboxes(small: Hutch, tmp_path: Path) -> None:
+    small.run("run", "--rm", "busybox", "true")
+    before = content(small)
+    with full(small, spare=200 << 10):
+        _refused(small, "image", "pull", "busybox")
+        assert content(small) - {"ballast"} == before
+    with full(small):
+        _refused(small, "run", "--rm", "--name", "one", "busybox", "true")
+        assert small.json("ps", "-a") == []
+        assert content(small) - {"ballast"} == before
+    assert small.run("run", "--rm", "busybox", "echo", "again").text == "again"
+    small.run("image", "pull", "busybox")
+
+
+@needs_root
+def test_a_daemon_that_starts(small: Hutch) -> None:
+    small.run("create", "--name", "one", "busybox")
+    small.run("daemon", "stop")
+    with full(small):
+        done = small.run("--json", "ps", "-a", expect=None)
+        # It may start without writing; where it cannot, it says why.
+        if done.code:
+            assert done.json["error"]["code"] == "disk_full", done
+        small.run("rm", "one", expect=None)
+    if small.json("ps", "-a"):
+        small.run("rm", "one")
+    assert small.json("ps", "-a") == []
+
+
+@needs_root
+def test_a_guest_that_writes(small: Hutch) -> None:
+    small.run("run", "-d", "--idle", "--name", "one", "busybox")
+    fill = "dd if=/dev/urandom of=/big bs=1M count=200; sync; echo done"
+    filling = small.start("exec", "one", "sh", "-c", fill)
+    wait_until(lambda: os.statvfs(small.home).f_bavail * 4096 < MIB, timeout=60, what="it is full")
+    # The daemon answers, the sandbox can be ended and removed, and that makes room.
+    assert small.json("inspect", "one")[0]["state"] in ("running", "stopped")
+    small.run("rm", "-f", "one", timeout=60)
+    filling.wait(30)
+    assert small.json("ps", "-a") == []
+    assert os.statvfs(small.home).f_bavail * 4096 > 20 * MIB
+    assert small.run("run", "--rm", "busybox", "echo", "again").text == "again"

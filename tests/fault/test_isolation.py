@@ -1,0 +1,147 @@
+"""An escaped QEMU: what a process with a VM's uid finds, and what QEMU itself holds."""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.fixtures import NewHutch
+from tests.harness.hutch import Hutch
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="VMs have users of their own under root")
+
+PTRACE_ATTACH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What an intruder tries itself on."""
+
+    private: Sequence[Path]
+    readable: Sequence[Path]
+    sockets: Sequence[Path]
+    directories: Sequence[Path]
+    processes: Sequence[int]
+
+
+def _connect(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def _trace(pid: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_ATTACH, pid, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
+def _deeds(targets: Targets) -> Iterator[tuple[str, Callable[[], object]]]:
+    for path in targets.private:
+        yield f"read {path}", partial(os.open, path, os.O_RDONLY)
+    for path in (*targets.private, *targets.readable):
+        yield f"write {path}", partial(os.open, path, os.O_WRONLY)
+    for path in targets.sockets:
+        yield f"connect {path}", partial(_connect, path)
+    for path in targets.directories:
+        yield f"list {path}", partial(os.listdir, path)
+        yield f"make a file in {path}", partial(os.open, path / "x", os.O_CREAT | os.O_WRONLY)
+    for pid in targets.processes:
+        yield f"signal {pid}", partial(os.kill, pid, 0)
+        yield f"trace {pid}", partial(_trace, pid)
+        yield f"open the memory of {pid}", partial(os.open, f"/proc/{pid}/mem", os.O_RDWR)
+        yield f"list the descriptors of {pid}", partial(os.listdir, f"/proc/{pid}/fd")
+    yield "become root", partial(os.setuid, 0)
+
+
+def _done_as(uid: int, targets: Targets) -> list[str]:
+    """Return the deeds that a process of that user, and of no group, can do."""
+    reader, writer = os.pipe()
+    child = os.fork()  # not a program of its own: that user may not even see our Python
+    if child == 0:
+        done = []
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        for what, deed in _deeds(targets):
+            with contextlib.suppress(OSError):
+                deed()
+                done.append(what)
+        os.write(writer, json.dumps(done).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        done = json.loads(said.read())
+    os.waitpid(child, 0)
+    return list(done)
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _boxes(hutch: Hutch) -> tuple[dict[str, Any], dict[str, Any]]:
+    for name in ("one", "two"):
+        hutch.run("run", "-d", "--idle", "--name", name, "busybox")
+    first, second = hutch.json("inspect", "one", "two")
+    return first, second
+
+
+@needs_root
+def test_a_vms_user_reaches_nothing_of_others(new_hutch: NewHutch) -> None:
+    hutch = new_hutch()
+    hutch.home.chmod(0o700)  # as the daemon makes it
+    mine, other = _boxes(hutch)
+    uid = int(_status(mine["pid"])["Uid"].split()[0])
+    assert uid != int(_status(other["pid"])["Uid"].split()[0])
+    daemon = hutch.daemon
+    assert daemon is not None
+    home = hutch.home
+    private = [
+        *home.glob("sandboxes/*/*"),
+        *home.glob("hutch.db*"),
+        *home.glob("daemon.*"),
+    ]
+    shared = [*home.glob("images/**/*"), *home.glob("kernels/**/*"), *home.glob("disks/*")]
+    sockets = [path for path in hutch.runtime.rglob("*") if path.is_socket()]
+    assert len(sockets) == 7
+    targets = Targets(
+        private=[path for path in private if path.is_file()],
+        readable=[path for path in shared if path.is_file()],
+        sockets=sockets,
+        directories=[home, home / "sandboxes", hutch.runtime],
+        processes=[daemon.pid, other["pid"], os.getppid(), 1],
+    )
+    assert _done_as(uid, targets) == []
+
+
+def test_qemu_has_no_rights_and_only_its_own_files(new_hutch: NewHutch) -> None:
+    hutch = new_hutch()
+    first, second = _boxes(hutch)
+    for box, other in ((first, second), (second, first)):
+        pid = box["pid"]
+        status = _status(pid)
+        assert status["Seccomp"] == "2"
+        assert status["NoNewPrivs"] == "1"
+        if os.geteuid() == 0:
+            assert int(status["Uid"].split()[0]) >= 2_000_000
+            for rights in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                assert int(status[rights], 16) == 0, rights
+        opened = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        files = [name for name in opened if str(hutch.home) in name]
+        assert any(box["id"] in name for name in files)
+        assert not any(other["id"] in name for name in opened)
+        allowed = re.compile(rf"/(images/rootfs|kernels|disks|sandboxes/{box['id']})/")
+        assert all(allowed.search(name) for name in files), files
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"HUTCH_" not in environment
+        everyone_sees = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert str(hutch.home).encode() not in everyone_sees
