@@ -245,6 +245,7 @@ def test_let_go_of_with_the_keys_and_attached_again(box: Box, sandbox: Sandbox) 
 
 def test_a_terminal_has_its_size_and_keys(box: Box) -> None:
     with Terminal(box.hutch, "exec", "-it", box.name, "sh", rows=33, cols=77) as terminal:
+        before = terminal.settings()
         terminal.write(b"tty; stty size\r")
         terminal.expect(b"33 77\r\n")
         terminal.resize(44, 88)
@@ -258,6 +259,7 @@ def test_a_terminal_has_its_size_and_keys(box: Box) -> None:
         terminal.expect(b"after 130\r\n")
         terminal.write(b"\x04")
         assert terminal.wait() == 0
+        assert terminal.settings() == before
 
 
 def test_a_terminal_mixes_both_outputs(sandbox: Sandbox) -> None:
