@@ -30,7 +30,8 @@ class Crasher:
         self.hutch = hutch
         self._file = hutch.runtime / "crash"
         self._acts = hutch.runtime / "crash.acts"
-        self._watched = {"PYTHONPATH": str(SITE), "CRASH_FILE": str(self._file)}
+        path = os.pathsep.join(filter(None, (str(SITE), hutch.env.get("PYTHONPATH"))))
+        self._watched = {"PYTHONPATH": path, "CRASH_FILE": str(self._file)}
 
     def begin(self) -> None:
         """Have a watched daemon, in place of any other."""

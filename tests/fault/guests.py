@@ -53,17 +53,17 @@ SCRIPTS = {
 
 def take_over(hutch: Hutch, script: str) -> None:
     """Let every further boot of this home run `script` as PID 1 in place of the agent."""
-    [original] = hutch.home.glob("kernels/*/initramfs-*.cpio")
-    body = original.read_bytes()
-    body += bytes(-len(body) % 4)
     init = (_PRELUDE + script + "\n").encode()
-    for number, (name, content) in enumerate(
-        (("busybox", _BUSYBOX.read_bytes()), ("init", init), ("TRAILER!!!", b"")), 1
-    ):
-        body += _member(number, name, content)
-    body += bytes((_REST - len(body)) % _PAGE)
-    original.unlink()  # it is a link to a file that other homes have, too
-    original.write_bytes(body)
+    members = (("busybox", _BUSYBOX.read_bytes()), ("init", init), ("TRAILER!!!", b""))
+    # The kernel unpacks archives one after the other: the later /init is the one that counts.
+    added = b"".join(_member(number, *member) for number, member in enumerate(members, 1))
+    for path in hutch.home.glob("kernels/*/initramfs-*.cpio"):
+        original = path.with_suffix(".agent")
+        if not original.exists():
+            path.rename(original)  # not overwritten: it is a link that other homes have, too
+        body = original.read_bytes()
+        body += bytes(-len(body) % 4) + added
+        path.write_bytes(body + bytes((_REST - len(body)) % _PAGE))
 
 
 def _member(number: int, name: str, content: bytes) -> bytes:

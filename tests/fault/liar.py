@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from hutch.guest.frames import (
+    WINDOW,
     Direction,
     FrameDecoder,
     FrameType,
@@ -48,9 +49,12 @@ def transfer(stream: int, parts: Iterable[bytes], **result: object) -> Iterable[
 class Liar:
     """Serves the agent socket of one running machine, from `with` to its end."""
 
-    def __init__(self, path: Path, lies: Mapping[str, Lie]) -> None:
-        """`lies` maps operations to answers. No daemon may be connected."""
+    def __init__(self, path: Path, lies: Mapping[str, Lie], *, patient: bool = False) -> None:
+        """`lies` maps operations to answers; a `patient` liar sends data only as it gets credit for
+        it. No daemon may be connected.
+        """
         self._path = path
+        self._patient = patient
         self._real = path.with_name("real.sock")
         self._lies = lies
         self._server = socket.socket(socket.AF_UNIX)
@@ -80,7 +84,7 @@ class Liar:
                 host, _ = self._server.accept()
                 with host, socket.socket(socket.AF_UNIX) as guest:
                     guest.connect(str(self._real))
-                    _Conversation(host, guest, self._lies, self._end).run()
+                    _Conversation(host, guest, self._lies, self._end, self._patient).run()
 
 
 class _Conversation:
@@ -92,16 +96,20 @@ class _Conversation:
         guest: socket.socket,
         lies: Mapping[str, Lie],
         end: threading.Event,
+        patient: bool,
     ) -> None:
         self._host = host
         self._guest = guest
         self._lies = lies
         self._end = end
+        self._window = WINDOW if patient else None
+        self._credited = threading.Condition()
         self._scanner = PreambleScanner(PreambleKind.WELCOME)
         self._greeted = False
         self._decoder = FrameDecoder(Direction.TO_GUEST)
         self._sending = threading.Lock()
         self._liars: list[threading.Thread] = []
+        self._told: set[int] = set()
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -121,6 +129,8 @@ class _Conversation:
             return
         finally:
             self._over.set()
+            with self._credited:
+                self._credited.notify_all()
             with contextlib.suppress(OSError):
                 self._host.shutdown(socket.SHUT_RDWR)
             for liar in self._liars:
@@ -141,7 +151,11 @@ class _Conversation:
             lie = None
             if frame.type is FrameType.REQUEST:
                 lie = self._lies.get(str(frame.message().get("op")))
+            elif frame.type is FrameType.CREDIT and frame.stream in self._told:
+                self._credit(frame.credit())
+                continue
             if lie is not None:
+                self._told.add(frame.stream)
                 liar = threading.Thread(target=self._tell, args=(lie(frame.stream),))
                 self._liars.append(liar)
                 liar.start()
@@ -152,7 +166,22 @@ class _Conversation:
     def _tell(self, lie: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):  # the daemon has had enough
             for part in lie:
+                self._await_credit(len(part))
                 if self._over.is_set():
                     return
                 with self._sending:
                     self._host.sendall(part)
+
+    def _credit(self, size: int) -> None:
+        with self._credited:
+            if self._window is not None:
+                self._window += size
+                self._credited.notify_all()
+
+    def _await_credit(self, size: int) -> None:
+        """Take `size` out of the window; headers count as well, which errs on the safe side."""
+        with self._credited:
+            while self._window is not None and self._window < size and not self._over.is_set():
+                self._credited.wait()
+            if self._window is not None:
+                self._window -= size

@@ -10,7 +10,7 @@ from tests.vm.streams import memory
 MIB = 1 << 20
 LOG_SIZE = 64 << 10
 LOG_FILES = 2
-BOOT_TIMEOUT = 8
+BOOT_TIMEOUT = 6
 
 
 def _settings() -> dict[str, str]:
