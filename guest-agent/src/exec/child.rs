@@ -1,8 +1,11 @@
-//! From fork to execve: what happens in the child, where nothing may allocate or take a lock.
+//! From vfork to execve: what happens in the child, where nothing may allocate or take a lock.
 //!
-//! All that the child needs is prepared beforehand in a [`Plan`]. A failure comes back through a pipe
-//! that execve closes, as the step that failed and its errno.
+//! The child borrows the agent's memory until it execs, and the thread that started it waits: a copy
+//! of the page tables, and a fault for each page touched on either side, would cost more than all the
+//! rest. All that it needs is prepared beforehand in a [`Plan`]. A failure comes back through a pipe that
+//! execve closes, as the step that failed and its errno.
 
+use std::arch::asm;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -141,19 +144,16 @@ fn fork(
     };
     let mut all: libc::sigset_t;
     let mut before: libc::sigset_t;
-    // No handler of ours may run in the child, so signals are blocked across the fork.
-    // SAFETY: the sets are plain data filled by the calls. The clone has no CLONE_VM: the child runs
-    // on a copy of this stack, and `run` never returns and only makes system calls.
+    let birth = Birth { plan, report: report.as_raw_fd(), argv, env };
+    let mut stack: Box<Stack> = Box::new([0; 2048]);
+    // No handler of ours may run in the child, so signals are blocked until it is on its own.
+    // SAFETY: the sets are plain data filled by the calls.
     let result = unsafe {
         all = std::mem::zeroed();
         before = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
-        let result = clone(plan);
-        if result == 0 {
-            run(plan, report.as_raw_fd(), argv, env);
-        }
-        let result = sys::check(result as i32);
+        let result = clone(&birth, &mut stack);
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
         result
     };
@@ -164,31 +164,80 @@ fn fork(
     result
 }
 
-/// clone3(2) as fork(2), into the plan's cgroup and namespaces.
+/// What a child is given.
+struct Birth<'a> {
+    plan: &'a Plan,
+    report: RawFd,
+    argv: &'a [*const libc::c_char],
+    env: &'a [*const libc::c_char],
+}
+
+/// A child's stack, in the 16 bytes that the ABI aligns it to: it calls few functions, none of which
+/// needs much.
+type Stack = [u128; 2048];
+
+/// clone3(2) as vfork(2), on `stack`, into the plan's cgroup and namespaces; gives the child's pid.
 ///
 /// To be moved into a cgroup afterwards would stop every fork in the guest for a grace period of the
 /// kernel's RCU.
 ///
 /// # Safety
-/// As for fork: until it execs, the child may only make system calls.
-unsafe fn clone(plan: &Plan) -> libc::c_long {
-    let flags = match plan.namespaces {
+/// All signals must be blocked: a handler of ours would run in the child, on our memory.
+unsafe fn clone(birth: &Birth, stack: &mut Stack) -> io::Result<i32> {
+    let namespaces = match birth.plan.namespaces {
         Namespaces::Own => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
         _ => 0,
     };
-    let Some(cgroup) = &plan.cgroup else {
-        // Not clone3, which containers that run the tests may forbid.
-        // SAFETY: the caller's, and all arguments are integers.
-        return unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
-    };
-    // SAFETY: the caller's; clone_args is a structure of integers, for which zero is valid, and its
-    // size is what is passed.
-    unsafe {
-        let mut args: libc::clone_args = std::mem::zeroed();
-        args.flags = flags as u64 | CLONE_INTO_CGROUP;
-        args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: clone_args is a structure of integers, for which zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (namespaces | libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.stack = ptr::from_mut(stack) as u64;
+    args.stack_size = std::mem::size_of::<Stack>() as u64;
+    if let Some(cgroup) = &birth.plan.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
-        libc::syscall(libc::SYS_clone3, &args, std::mem::size_of_val(&args))
+    }
+    let result: libc::c_long;
+    // SAFETY: the arguments are those of clone3, and live until it returns here. The child, for which
+    // it returns 0, continues on a stack of its own, which is empty, and never comes back: it calls
+    // `begin` with what the register holds, as the ABI wants a function to be called.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {birth}",
+            "call {begin}",
+            "ud2",
+            "2:",
+            birth = in(reg) ptr::from_ref(birth),
+            begin = sym begin,
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") ptr::from_ref(&args),
+            in("rsi") std::mem::size_of_val(&args),
+            // Not late: the child's input is read after the call has overwritten these.
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    // The kernel's own result, without libc: errno stands negated.
+    i32::try_from(result)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| io::Error::from_raw_os_error(-result as i32))
+}
+
+/// Where a child begins.
+///
+/// # Safety
+/// Only in a fresh child process, with a pointer that is valid in it.
+unsafe extern "C" fn begin(birth: *const Birth) -> ! {
+    // SAFETY: as the caller promised; the parent waits, so what it lent us stays.
+    unsafe {
+        let birth = &*birth;
+        run(birth.plan, birth.report, birth.argv, birth.env)
     }
 }
 
