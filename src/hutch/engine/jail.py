@@ -71,16 +71,18 @@ def confine(pid: int, uid: int | None) -> None:
     if uid is not None:
         # Of the user, not of the process: without a user of its own it would count others' too.
         limits[resource.RLIMIT_NPROC] = THREADS
+    with contextlib.suppress(OSError):  # it ended at once, which its caller finds out
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE), "ascii")
     try:
         for limit, most in limits.items():
             _, hard = resource.prlimit(pid, limit)
             if hard == resource.RLIM_INFINITY or hard > most:
                 resource.prlimit(pid, limit, (most, most))
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE), "ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended at once, which its caller finds out
+    except ProcessLookupError:
+        pass
     except OSError as cause:
-        log.warning("the QEMU process %d cannot be confined: %s", pid, cause.strerror)
+        # In a container root may lack the right to limit other users' processes.
+        log.info("the QEMU process %d cannot be limited: %s", pid, cause.strerror)
 
 
 @contextlib.contextmanager
