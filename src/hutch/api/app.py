@@ -34,7 +34,11 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
         generate_unique_id_function=lambda route: route.name,
         responses={"default": {"model": ErrorBody, "description": "an error"}},
     )
-    for module in (sandboxes, execs, files, images, kernels, streams, run):
+    # First, and as plain routes: an included router tries all of its routes, twice, and how long an
+    # exec takes is mostly what happens around it.
+    for streaming in (streams, run):
+        app.router.routes += streaming.routes(operations).routes
+    for module in (sandboxes, execs, files, images, kernels):
         app.include_router(module.routes(operations))
     app.include_router(system.routes(operations, on_stop))
     app.add_exception_handler(HutchError, _answer_error)

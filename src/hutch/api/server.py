@@ -79,6 +79,7 @@ class ApiServer(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ws_ping_interval=None,
                 ws_max_size=MESSAGE_LIMIT,
+                proxy_headers=False,
                 server_header=False,
                 date_header=False,
                 timeout_keep_alive=KEEP_ALIVE,
