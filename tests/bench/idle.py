@@ -50,6 +50,7 @@ def _watch(lab: Lab, seconds: float) -> tuple[int, float]:
     """Return the daemon's largest size (bytes) and its share of a CPU in that time."""
     pid = lab.daemon.pid
     size, before, started = 0, cpu_seconds(pid), time.monotonic()
+    assert before > 0, "the kernel keeps no account of processor time"
     while time.monotonic() < started + seconds:
         size = max(size, resident(pid))
         pause()
