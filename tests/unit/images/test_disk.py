@@ -1,6 +1,7 @@
 """Base disks."""
 
 import asyncio
+import fcntl
 import re
 import shutil
 import subprocess
@@ -46,6 +47,16 @@ async def test_it_is_made_once_per_size(tmp_path: Path) -> None:
     assert await base_disk(tmp_path, 128 * MIB + 100) == first
     assert await base_disk(tmp_path, 129 * MIB) != first
     assert not list((tmp_path / "disks").glob(".new-*"))
+
+
+async def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "disks"
+    directory.mkdir()
+    (directory / ".new-dead").touch()
+    with open(directory / ".new-alive", "w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        await base_disk(tmp_path, 64 * MIB)
+        assert [path.name for path in directory.glob(".new-*")] == [".new-alive"]
 
 
 @pytest.mark.parametrize("size", [0, -5, 4096, MIN_SIZE - 1, 1 << 50])

@@ -175,6 +175,21 @@ async def test_a_start_cut_short_is_undone(world: World, ran_before: bool, recor
         assert list(world.settings.runtime_dir.iterdir()) == []
 
 
+async def test_a_removal_cut_short_is_finished(world: World) -> None:
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(auto_remove=True), no_report)
+        waiting = await service.sandboxes.create(spec(auto_remove=True), no_report)
+    store = SqliteStore(world.settings.home / DATABASE)
+    await store.open()
+    await store.move(info.id, tuple(SandboxState), SandboxState.STOPPED)
+    await store.close()
+    async with world.service() as service:
+        # It was to remove itself when it stopped; the other has not even run.
+        assert [found.id for found in await service.sandboxes.list(ALL)] == [waiting.id]
+        left = {path.name for path in (world.settings.home / "sandboxes").iterdir()}
+        assert left == {waiting.id}
+
+
 async def test_what_has_no_row_is_removed(world: World) -> None:
     async with world.service() as service:
         info = await start(service)
