@@ -180,12 +180,12 @@ async def _live(
         def ready() -> None:
             gc.freeze()
             gc.enable()
+            log.info("daemon ready after %.0f ms", (time.monotonic() - began) * 1000)
             lock.publish(DaemonRecord(os.getpid(), __version__, os.fspath(path)))
             _tell(options, {"ready": os.fspath(path)})
             _tell_systemd("READY=1")
             if options.ready_fd is not None or options.detach:
                 handler.take_output()
-            log.info("daemon ready after %.0f ms", (time.monotonic() - began) * 1000)
 
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(_stop_when_idle(host, server, settings.idle_exit))
