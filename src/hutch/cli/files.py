@@ -41,8 +41,8 @@ _LINK_LIMIT = 40
 )
 @click.option("-a", "--archive", is_flag=True, help="Keep owners and setuid bits.")
 @click.option("-L", "--follow-link", "follow", is_flag=True, help="Copy what symlinks point to.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("target", metavar="DST", type=click.Path())
 @pass_app
 def copy(app: App, /, source: str, target: str, archive: bool, follow: bool) -> None:
     """Copy files and trees; SRC or DST, or both, are NAME:PATH.
@@ -254,7 +254,7 @@ def _counted(pieces: Iterable[bytes], transfer: Transfer) -> Iterator[bytes]:
 @click.option("-d", "--dir", "directory", metavar="DIR", help="Where to (its working directory).")
 @click.option("-a", "--archive", is_flag=True, help="Keep owners and setuid bits.")
 @sandbox_argument()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
 @pass_app
 def upload(
     app: App, /, name: str, paths: tuple[str, ...], directory: str | None, archive: bool

@@ -89,9 +89,16 @@ def import_image(app: App, /, path: str, tag: str | None) -> None:
 
 @command("build", examples=["hutch image build -t app .", "hutch image build -t app -f Dev.df ."])
 @click.option("-t", "--tag", required=True, metavar="REFERENCE", help="Name for it.")
-@click.option("-f", "--file", "dockerfile", metavar="FILE", help="Dockerfile (DIR/Dockerfile).")
+@click.option(
+    "-f",
+    "--file",
+    "dockerfile",
+    type=click.Path(),
+    metavar="FILE",
+    help="Dockerfile (DIR/Dockerfile).",
+)
 @click.option("--build-arg", multiple=True, metavar="K=V", help="Build argument.")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=click.Path())
 @pass_app
 def build(
     app: App,

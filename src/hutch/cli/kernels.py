@@ -53,9 +53,9 @@ def pull(app: App, /, package: str | None) -> None:
 @command(
     "import", examples=["hutch kernel import --modules /lib/modules/6.1.0 /boot/vmlinuz-6.1.0"]
 )
-@click.option("--modules", metavar="DIR", help="Directory of its modules.")
+@click.option("--modules", type=click.Path(), metavar="DIR", help="Directory of its modules.")
 @click.option("--name", metavar="NAME", help="Name for it.")
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @pass_app
 def import_kernel(app: App, /, path: str, modules: str | None, name: str | None) -> None:
     """Import a kernel file."""

@@ -1,13 +1,34 @@
 """Completion: scripts for each shell, and what they ask."""
 
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from tests.unit.cli.conftest import Cli
+from tests.unit.cli.conftest import HUTCH, Cli
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_scripts(hutch: Cli, shell: str) -> None:
     assert b"_HUTCH_COMPLETE" in hutch("completion", shell).stdout
+
+
+def test_bash_completes_with_it(hutch: Cli, tmp_path: Path) -> None:
+    program = tmp_path / "hutch"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(HUTCH)} "$@"\n')
+    program.chmod(0o755)
+    script = """
+        eval "$(hutch completion bash)" && complete -p hutch
+        COMP_WORDS=(hutch exec bo) COMP_CWORD=2
+        _hutch_completion hutch && printf '%s\n' "${COMPREPLY[@]}"
+    """
+    env = hutch.env | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    argv = ["bash", "--norc", "-euc", script]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["complete -o nosort -F _hutch_completion hutch", "box"]
+    assert done.stderr == ""
 
 
 def ask(hutch: Cli, words: str) -> list[str]:
@@ -22,6 +43,7 @@ def test_answers(hutch: Cli) -> None:
     assert ask(hutch, "hutch image p") == ["prune", "pull"]
     assert "--timeout" in ask(hutch, "hutch exec --t")
     assert ask(hutch, "hutch run --pull n") == ["never"]
+    assert ask(hutch, "hutch cp some") == ["some"]  # of the kind `file`: the shell's own business
 
 
 def test_answers_names_of_sandboxes(hutch: Cli) -> None:

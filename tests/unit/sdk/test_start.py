@@ -4,6 +4,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -117,6 +118,22 @@ def test_racing_processes_share_one_daemon(settings: Settings) -> None:
         thread.join(timeout=30)
     assert said[0] == said[1]
     assert json.loads(said[0])["ready"] == record_of(settings).socket
+
+
+def test_an_idle_one_ends_by_itself_once_nobody_is_connected(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUTCH_IDLE_EXIT", "300ms")
+    path = ensure_daemon(settings)
+    lock = settings.home / "daemon.lock"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        later = time.monotonic() + 1.0
+        wait_until(lambda: time.monotonic() > later, what="more than its time")
+        assert is_locked(lock)
+    wait_until(lambda: not is_locked(lock), what="it ends")
+    assert not Path(path).exists()
+    assert find_daemon(settings) is None
 
 
 def test_after_kill_9_a_new_one_takes_over(settings: Settings) -> None:
