@@ -64,7 +64,6 @@ def resolve(
     env = {**config.env, **spec.env}
     check_arguments(command, env)
     cpus, memory, disk = _sizes(spec, settings, host)
-    signal_name(spec.stop_signal or config.stop_signal)
     return SandboxInfo(
         id=sandbox_id,
         name=name,
@@ -89,7 +88,7 @@ def resolve(
         kernel=spec.kernel or settings.kernel or None,
         exposed_ports=list(config.exposed_ports),
         volumes=list(config.volumes),
-        stop_signal=signal_name(spec.stop_signal or config.stop_signal),
+        stop_signal=signal_name(spec.stop_signal or _stop_signal(image, command)),
     )
 
 
@@ -141,6 +140,15 @@ def _command(spec: SandboxSpec, image: Image) -> list[str]:
             hint="give one after the image, or use --idle for a sandbox without a main process",
         )
     return command
+
+
+def _stop_signal(image: Image, command: Sequence[str]) -> str:
+    """Return what asks the image's program to end, which for systemd is not SIGTERM.
+
+    To that it answers by starting itself anew. Images seldom say so, as container tools know it.
+    """
+    chosen = image.config.stop_signal
+    return "SIGRTMIN+3" if chosen == "SIGTERM" and is_init(command) else chosen
 
 
 def _sizes(spec: SandboxSpec, settings: Settings, host: HostSize) -> tuple[int, int, int]:

@@ -150,6 +150,24 @@ def test_init_is_known_by_its_name() -> None:
     assert not rules.is_init([])
 
 
+@pytest.mark.parametrize(
+    ("command", "image", "asked", "expected"),
+    [
+        (["/sbin/init"], "SIGTERM", None, "SIGRTMIN+3"),
+        (["/lib/systemd/systemd"], "SIGTERM", None, "SIGRTMIN+3"),
+        (["/sbin/init"], "SIGUSR2", None, "SIGUSR2"),
+        (["/sbin/init"], "SIGTERM", "TERM", "SIGTERM"),
+        (["nginx"], "SIGTERM", None, "SIGTERM"),
+        (["nginx"], "SIGQUIT", None, "SIGQUIT"),
+    ],
+)
+def test_what_asks_a_program_to_end(
+    resolve: Any, command: list[str], image: str, asked: str | None, expected: str
+) -> None:
+    config = ImageConfig(command=command, stop_signal=image)
+    assert resolve(config, stop_signal=asked).stop_signal == expected
+
+
 def test_execs() -> None:
     good = ExecSpec(["true"], tty=TtySize(1, 1))
     rules.check_exec(good)
