@@ -115,7 +115,11 @@ class KernelStore:
         """Remove a kernel that no sandbox uses. Raises kernel_not_found, in_use."""
         info = await in_thread(self._info, name)
         if name in used:
-            raise error("in_use", f"the kernel {name} is used by a sandbox")
+            raise error(
+                "in_use",
+                f"the kernel {name} is used by a sandbox",
+                hint="see which with `hutch inspect`, and remove it first",
+            )
         async with self._flights.over(f"kernel {name}"):
             await in_thread(shutil.rmtree, self._root / name)
         return Removed([name], info.size)
