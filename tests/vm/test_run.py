@@ -60,7 +60,7 @@ def test_the_exit_code_is_the_programs(shared: Hutch, argv: tuple[str, ...], cod
         (("-w", "relative", "busybox"), "bad_path"),
         (("--kernel", "none-such", "busybox"), "kernel_not_found"),
         (("-u", "nobody-such", "busybox", "true"), "no_such_user"),
-        (("-w", "/nowhere", "busybox", "true"), "guest_refused"),
+        (("--env-file", "/no/such", "busybox", "true"), "bad_request"),
         (("--entrypoint", "", "busybox"), "bad_command"),
     ],
 )
@@ -189,13 +189,13 @@ def test_the_spec_reaches_the_guest(shared: Hutch, tmp_path: Path) -> None:
     )
     done = shared.run(
         *("run", "--rm", "--name", "spec", "-e", "ONE=1=2", "-e", "BOTH=flag"),
-        *("--env-file", str(variables), "-w", "/usr/bin", "-u", "7:9", "--cpus", "2"),
+        *("--env-file", str(variables), "-w", "/made/for/it", "-u", "7:9", "--cpus", "2"),
         *("--memory", "300m", "--disk", "3g", "--hostname", "other.host", "-l", "k=v"),
         *("--entrypoint", "/bin/sh -c", "busybox", script),
         env={"PASSED": "from here"},
     )
     lines = done.text.splitlines()
-    assert lines[:6] == ["1=2,a b,flag,from here", "/usr/bin", "7", "9", "2", "other.host"]
+    assert lines[:6] == ["1=2,a b,flag,from here", "/made/for/it", "7", "9", "2", "other.host"]
     assert 2.7 * MIB < int(lines[6].split()[1]) <= 3 * MIB  # KiB of a file system of 3 GiB
     assert 230_000 < int(lines[7].split()[1]) < 300 * 1024
 
