@@ -114,7 +114,8 @@ def test_packages_hold_no_logic() -> None:
 
 def test_no_file_names_a_package_registry_or_this_checkout() -> None:
     forbidden = [re.compile(rb"(?<![\w-])" + re.escape(host.encode())) for host in REGISTRIES]
-    forbidden.append(re.compile(re.escape(bytes(ROOT)) + rb"(?![\w-])"))
+    if len(ROOT.parts) > 2:  # a checkout in /src would find itself in many a file
+        forbidden.append(re.compile(re.escape(bytes(ROOT)) + rb"(?![\w-])"))
     found = []
     for path in FILES:
         content = path.read_bytes()

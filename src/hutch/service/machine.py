@@ -197,8 +197,12 @@ class Booter:
                 connecting = self._parts.connect_guest(machine.agent_socket, timeout=limit)
                 guest = await connecting
                 watching.cancel()
-        except* (_Stalled, HutchError) as failures:
-            raise _Stalled(await _why(machine, _first(failures))) from failures
+        except BaseExceptionGroup as failures:
+            # Not except*: Python before 3.11.4 puts what its clause raises into another group.
+            ours, others = failures.split((_Stalled, HutchError))
+            if ours is None or others is not None:
+                raise
+            raise _Stalled(await _why(machine, _first(ours))) from failures
         return guest
 
     async def _failed(self, info: SandboxInfo, why: str) -> HutchError:

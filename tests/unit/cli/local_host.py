@@ -314,7 +314,10 @@ class LocalFiles:
                 for member in members:
                     if uid is not None:
                         member.uid = uid
-                tar.extractall(at, filter="fully_trusted", numeric_owner=True)
+                # Debian 12's Python knows no filters yet, later ones want one.
+                known = hasattr(tarfile, "fully_trusted_filter")
+                how: dict[str, Any] = {"filter": "fully_trusted"} if known else {}
+                tar.extractall(at, numeric_owner=True, **how)
         return len(members)
 
 

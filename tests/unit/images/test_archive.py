@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from hutch.images.store import ImageStore
 from hutch.models import PullPolicy
 from tests.unit.images.conftest import left_over
 from tests.unit.images.making import MadeImage, compress, entry, layer, simple_image
-
-needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 
 
 async def refused(store: ImageStore, path: Path, *codes: str, **options: Any) -> HutchError:
@@ -70,7 +67,6 @@ async def test_an_index_is_followed_to_this_machine(store: ImageStore, tmp_path:
     assert info.references == ["example.org/made:1"]
 
 
-@needs_skopeo
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
 async def test_what_skopeo_writes(store: ImageStore, tmp_path: Path, kind: str) -> None:
     layout = simple_image().write_layout(tmp_path / "in", "one")

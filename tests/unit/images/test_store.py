@@ -227,7 +227,6 @@ async def test_an_own_name_cannot_be_a_builtin(store: ImageStore, tmp_path: Path
     assert caught.value.code == "bad_reference"
 
 
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 async def test_another_tool_reads_and_writes_the_layout(
     store: ImageStore, home: Path, tmp_path: Path
 ) -> None:
