@@ -2,6 +2,7 @@
 
 import sys
 import time
+from codecs import getincrementaldecoder
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
+from hutch.cli.escape import escape
 from hutch.cli.failures import warn
 from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import print_json_line
@@ -110,12 +112,13 @@ class Printer:
 
     def __init__(self, *, timestamps: bool) -> None:
         self._timestamps = timestamps
+        self._console = ConsoleEscape()
         self._inside: dict[int, bool] = {}  # the channel's last piece did not end its line
 
     def write(self, channel: int, moment: int, data: bytes) -> None:
         """Write a piece of a channel."""
         if channel == 3:
-            data = escape_console(data)
+            data = self._console(data)
         if self._timestamps:
             data = self._stamp(channel, moment, data)
         out = sys.stderr.buffer if channel == 2 else sys.stdout.buffer
@@ -135,9 +138,14 @@ class Printer:
         warn(f"{size} bytes were lost here")
 
 
-def escape_console(data: bytes) -> bytes:
-    """Return console output with control characters visible, but for newlines and tabs."""
-    kept = data.replace(b"\r\n", b"\n")
-    return b"".join(
-        bytes((c,)) if c in (9, 10) or 32 <= c < 127 or c >= 160 else b"\\x%02x" % c for c in kept
-    )
+class ConsoleEscape:
+    """Makes a guest's console harmless for a terminal, but for newlines and tabs."""
+
+    def __init__(self) -> None:
+        # Pieces end anywhere, also inside a character.
+        self._decoder = getincrementaldecoder("utf-8")("surrogateescape")
+
+    def __call__(self, piece: bytes) -> bytes:
+        """Return a piece with control characters and broken UTF-8 as visible escapes."""
+        text = self._decoder.decode(piece).replace("\r\n", "\n")
+        return "".join(c if c in "\n\t" else escape(c) for c in text).encode()

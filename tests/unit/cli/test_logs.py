@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hutch.cli.logs import Printer, escape_console, parse_moment
+from hutch.cli.logs import ConsoleEscape, Printer, parse_moment
 from hutch.errors import InvalidInput
 from hutch.models import parse_timestamp
 from tests.unit.cli.conftest import Cli
@@ -36,7 +36,12 @@ def test_each_line_gets_its_time_once(capfdbinary: pytest.CaptureFixture[bytes])
 
 
 def test_the_console_is_made_harmless() -> None:
-    assert escape_console(b"ok\r\n\t\x1b[2J\x07\x9b\xc3\xa4") == b"ok\n\t\\x1b[2J\\x07\\x9b\xc3\xa4"
+    harmless = ConsoleEscape()
+    assert harmless(b"ok\r\n\t\x1b[2J\x07\x9b\xc3\xa4") == b"ok\n\t\\x1b[2J\\x07\\x9b\xc3\xa4"
+    # A control character of two bytes, a letter of three: the pieces end inside of both.
+    assert b"".join(map(harmless, (b"\xc2", b"\x9b1m\xe2\x80", b"\xa6\xff"))) == (
+        b"\\x9b1m\xe2\x80\xa6\\xff"
+    )
 
 
 def test_of_what_is_not_there(hutch: Cli) -> None:
