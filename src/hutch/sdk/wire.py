@@ -113,10 +113,6 @@ class WebSocket:
         """Return the descriptor to select on."""
         return self._sock.fileno()
 
-    def send_text(self, text: str) -> None:
-        """Send a text message."""
-        self._send(TEXT, text.encode())
-
     def send_json(self, value: Any) -> None:
         """Send a value as a text message."""
         self._send(TEXT, jsonlib.dumps(value, separators=(",", ":")).encode())
