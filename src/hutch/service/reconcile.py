@@ -91,9 +91,7 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     log.info("the VM of %s runs on", entry.info.name)
 
 
-async def _see_it_gone(
-    parts: Parts, lives: Lives, entry: Entry, machine: Machine | None
-) -> None:
+async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machine | None) -> None:
     """Finish what follows the end of a sandbox: its VM's traces go, and it itself if it is to."""
     if machine is not None or entry.row.machine is not None:
         await _end(machine)
