@@ -20,9 +20,9 @@ DRIVE_LIMIT = 8
 # nothing measurable.
 TRANSLATION_CACHE = 64
 
-# Emulation runs a string instruction one element at a time. A CPU that calls its byte-wise ones fast
-# has the guest's kernel and libc copy by bytes instead of by words: the agent's port then sends a
-# quarter as much.
+# Emulation runs a string instruction one element at a time. A CPU that calls its byte-wise ones
+# fast has the guest's kernel and libc copy by bytes instead of by words: the agent's port then
+# sends a quarter as much.
 EMULATED_CPU = "max,-erms,-fsrm"
 
 # Every device has an address of its own, so that adding one never moves another.

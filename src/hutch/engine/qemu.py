@@ -126,9 +126,11 @@ class QemuEngine:
                 await holder.wait()
         jail.remove_sockets(directory)
 
-    def create_disk(self, path: Path, size: int, backing: Path) -> None:
+    def create_disk(
+        self, path: Path, size: int, backing: Path, backing_format: str = "raw"
+    ) -> None:
         """See the Protocol. Raises disk_full, bad_size, engine_failed; leaves nothing then."""
-        create_overlay(path, size, backing)
+        create_overlay(path, size, backing, backing_format)
 
     def _program(self) -> str:
         """Return the path of the QEMU binary. Raises Missing (engine_missing)."""
