@@ -6,12 +6,12 @@ size.
 """
 
 import contextlib
-import errno
 import os
 import struct
 from pathlib import Path
 
-from hutch.errors import HutchError, error
+from hutch.engine.failures import os_failure
+from hutch.errors import error
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS
@@ -91,19 +91,14 @@ def create_overlay(path: Path, size: int, backing: Path, backing_format: str = "
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as cause:
-        raise _failure(f"the disk {path} cannot be made", cause) from cause
+        raise os_failure(f"the disk {path} cannot be made", cause) from cause
     try:
         with open(fd, "wb") as file:
             _write_sparse(file.fileno(), image)
     except OSError as cause:
         with contextlib.suppress(OSError):
             path.unlink()
-        raise _failure(f"the disk {path} cannot be written", cause) from cause
-
-
-def _failure(message: str, cause: OSError) -> HutchError:
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")
+        raise os_failure(f"the disk {path} cannot be written", cause) from cause
 
 
 def _write_sparse(fd: int, image: bytes) -> None:
