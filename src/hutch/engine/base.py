@@ -254,3 +254,12 @@ class Engine(Protocol):
 
     def frozen_memory(self, frozen: Frozen) -> int:
         """Return the bytes of host memory held for clones to share; 0 when it is not loaded."""
+
+    def identity(self) -> str:
+        """Return what tells this engine's program from another, or another build of it.
+
+        A machine that one has frozen is never given to the other. Blocking. Raises engine_missing.
+        """
+
+    def layout(self, spec: MachineSpec) -> str:
+        """Return a text that is equal for machines that can take up each other's state."""

@@ -64,6 +64,7 @@ class FakeEngine:
         self._memories: set[Path] = set()
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
+        self.program = "fake 1"
         self.booted: list[MachineSpec] = []
         self.fail_boot: HutchError | None = None
         self.hang_boot = False
@@ -156,6 +157,14 @@ class FakeEngine:
     def frozen_memory(self, frozen: Frozen) -> int:
         """Return a tenth of the memory while it is loaded."""
         return frozen.memory // 10 if frozen.directory in self._memories else 0
+
+    def identity(self) -> str:
+        """Return `program`, which a test may change."""
+        return self.program
+
+    def layout(self, spec: MachineSpec) -> str:
+        """Return what the fake state depends on."""
+        return _layout(spec)
 
     def running(self) -> "list[FakeProcess]":
         """Return the machines that have not ended, for a test to look at or to end."""

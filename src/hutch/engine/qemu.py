@@ -21,6 +21,7 @@ from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, Machine
 from hutch.engine.canary import Sample, collect
 from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
+from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
 from hutch.engine.memories import Memories, create_memory, read_state, seal, store
 from hutch.engine.orphans import socket_holders
@@ -202,6 +203,14 @@ class QemuEngine:
     ) -> None:
         """See the Protocol. Raises disk_full, bad_size, engine_failed; leaves nothing then."""
         create_overlay(path, size, backing, backing_format)
+
+    def identity(self) -> str:
+        """See the Protocol."""
+        return program_identity(Path(self._program()))
+
+    def layout(self, spec: MachineSpec) -> str:
+        """See the Protocol."""
+        return layout(spec, jail=self._settings.jail)
 
     def _program(self) -> str:
         """Return the path of the QEMU binary. Raises Missing (engine_missing)."""
