@@ -88,7 +88,7 @@ def default_runtime_base() -> Path:
 
 
 def default_template_disk() -> int:
-    """Return the space for templates: a tenth of the file system that they are on, at most `10g`."""
+    """Return the space for templates: a tenth of the file system, at most `10g`."""
     path = Path(os.environ.get("HUTCH_HOME") or default_home()).absolute()
     while True:
         try:
