@@ -70,28 +70,21 @@ def store(frozen: Frozen, state: bytes, memory: int) -> None:
 
     Blocking. Raises disk_full, engine_failed; leaves neither then.
     """
-    made = False
     try:
-        made = _make_directory(frozen.directory)
+        frozen.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(frozen.image, lambda file: copy_sparse(memory, file.fileno(), frozen.memory))
         _write(frozen.state, lambda file: file.write(_MAGIC + _DIGEST(state).digest() + state))
         _sync_directory(frozen.directory)
-    except BaseException as cause:
+    except OSError as cause:
+        remove(frozen)
+        raise os_failure(f"{frozen.directory} cannot be written", cause) from cause
+
+
+def remove(frozen: Frozen) -> None:
+    """Remove both files. The directory stays its owner's."""
+    for path in (frozen.state, frozen.image):
         with contextlib.suppress(OSError):
-            for path in (frozen.state, frozen.image):
-                path.unlink(missing_ok=True)
-            if made:
-                frozen.directory.rmdir()
-        if isinstance(cause, OSError):
-            raise os_failure(f"{frozen.directory} cannot be written", cause) from cause
-        raise
-
-
-def _make_directory(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    path.mkdir(mode=0o700, parents=True)
-    return True
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -23,7 +23,7 @@ from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
-from hutch.engine.memories import Memories, create_memory, read_state, seal, store
+from hutch.engine.memories import Memories, create_memory, read_state, remove, seal, store
 from hutch.engine.orphans import socket_holders
 from hutch.engine.qcow2 import create_overlay
 from hutch.engine.qmp import Qmp
@@ -124,9 +124,13 @@ class QemuEngine:
                 state = await machine.save()
             finally:
                 await machine.kill()
-            frozen = Frozen(directory, os.fstat(memory).st_size)
             await seal(memory)
-            await settle_in_thread(store, frozen, state, memory)
+            frozen = Frozen(directory, os.fstat(memory).st_size)
+            try:
+                await settle_in_thread(store, frozen, state, memory)
+            except asyncio.CancelledError:
+                remove(frozen)  # the thread may have been done, and is now
+                raise
         except BaseException:
             if memory is not None:
                 os.close(memory)
