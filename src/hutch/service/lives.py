@@ -75,8 +75,8 @@ class Lives:
     def __init__(self, parts: Parts, registry: Registry) -> None:
         self._parts = parts
         self._registry = registry
-        self._booter = Booter(parts, registry)
-        self.templates = self._booter.templates
+        self.booter = Booter(parts, registry)
+        self.templates = self.booter.templates
         self._boots = Scope("boots")
         self._ends = Scope("ends")
         self._closing = False
@@ -198,7 +198,7 @@ class Lives:
             await self._move(entry, STARTING, error=None)
             entry.row = await parts.store.next_generation(sandbox_id)
             cold = not (template and entry.row.spec.template)
-            booted = await self._booter.boot(entry.row, _Record(parts.store, entry), cold=cold)
+            booted = await self.booter.boot(entry.row, _Record(parts.store, entry), cold=cold)
             sandbox = self.adopt(entry, booted.machine)
             try:
                 await sandbox.begin(booted.guest, size)
