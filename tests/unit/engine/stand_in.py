@@ -7,6 +7,7 @@ boots nothing, and of the command line it knows only the descriptors of the thre
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -18,8 +19,9 @@ MEMORY = b"what the guest has in memory"
 PANIC = b"[    1.0] Kernel panic - not syncing: told to\n"
 
 
-def requests(control: socket.socket, files: list[int]) -> Iterator[dict[str, Any]]:
+def requests(control: socket.socket, files: list[int] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the objects of a stream in which nothing separates them; collect the open files."""
+    files = [] if files is None else files
     text = ""
     while True:
         data, fds, _, _ = socket.recv_fds(control, 4096, 4)
@@ -138,6 +140,8 @@ class StandIn:
         """Take up a state; end as QEMU does when it is another machine's."""
         with open(source, "rb") as file:
             state = file.read()
+        if self.mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if state.rstrip(b".") != self.layout:
             sys.stderr.write("stand-in: load of migration failed: Invalid argument\n")
             sys.stderr.flush()
