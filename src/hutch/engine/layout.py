@@ -1,7 +1,7 @@
 """What of a machine a frozen one depends on: the program that ran it and the devices it had.
 
-Pure but for a look at the program's file. The command line is the layout: equal ones, but for names,
-files and descriptors, can take up each other's state.
+Pure but for a look at the program's file. The command line is the layout: equal ones, but for
+names, files and descriptors, can take up each other's state.
 """
 
 import dataclasses

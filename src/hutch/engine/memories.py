@@ -153,7 +153,12 @@ class _Entry:
 
 
 class Memories:
-    """The sealed memories in use, by directory. Invariant: each descriptor here is sealed."""
+    """The sealed memories in use, by directory. Invariant: each descriptor here is sealed.
+
+    After a restart of the daemon they are loaded from disk again, although a clone that lives on
+    holds the same memory: its word for what it holds is its guest's by now, and would be believed
+    by every later clone.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[Path, _Entry] = {}

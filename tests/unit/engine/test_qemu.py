@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -303,3 +303,26 @@ async def test_a_template_is_not_to_blame_for_a_host_without_memory(
     assert "template" not in caught.value.details
     await engine.drop(frozen)
     await killed.drop(frozen)
+
+
+async def test_a_machine_that_dies_while_it_is_frozen(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path
+) -> None:
+    engine = QemuEngine(stand_in("stuck"))
+    machine = await engine.boot(dataclasses.replace(new_spec("a"), freezable=True))
+    async with asyncio.TaskGroup() as tasks:
+        freezing = tasks.create_task(_outcome(engine.freeze(machine, short_tmp / "frozen")))
+        stopped = machine.record.process
+        await until(lambda: Path(f"/proc/{stopped.pid}/fd").exists())
+        stopped.kill()
+    failure = freezing.result()
+    assert isinstance(failure, EngineError)
+    assert failure.code == "sandbox_died"
+    assert not (short_tmp / "frozen").exists()
+
+
+async def _outcome(work: Awaitable[object]) -> object:
+    try:
+        return await work
+    except EngineError as failure:
+        return failure
