@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel
 from hutch.images.disk import base_disk
 from hutch.settings import load_settings
+from tests.waiting import until
 
 UID = 2_000_000 if os.geteuid() == 0 else None
 SIZE = 1 << 30
@@ -331,6 +333,61 @@ async def test_a_clone_that_is_cancelled_at_any_moment_leaves_nothing(
         assert not spec.directory.exists() or not list(spec.directory.iterdir())
     await engine.drop(template.frozen)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.03, 0.05, 0.08])
+async def test_a_clone_whose_process_is_killed_leaves_nothing(
+    engine: QemuEngine, new_clone: NewClone, template: Template, delay: float
+) -> None:
+    spec = new_clone("a")
+    async with asyncio.TaskGroup() as tasks:
+        cloning = tasks.create_task(outcome(engine.clone(spec, template.frozen)))
+        await asyncio.wait({cloning}, timeout=delay)
+        # As a daemon does that finds what another left.
+        await until(lambda: cloning.done() or (spec.directory / "agent.sock").exists())
+        await engine.discard(spec.directory)
+    match cloning.result():
+        case EngineError() as failure:
+            assert failure.code == "engine_failed"
+            assert "template" not in failure.details, failure
+        case machine:
+            assert (await machine.wait()).kind in (ExitKind.CRASHED, ExitKind.KILLED)
+    assert not list(spec.directory.glob("*"))
+    # It was not the template's fault, and did it no harm.
+    async with cloned(engine, new_clone("b"), template) as (_, guest):
+        assert await sh(guest, "cat /root/before") == "the freeze\n"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.06])
+async def test_a_freeze_whose_process_is_killed_is_whole_or_leaves_nothing(
+    engine: QemuEngine, template: Template, short_tmp: Path, delay: float
+) -> None:
+    disk, directory = short_tmp / "disk.qcow2", short_tmp / "frozen"
+    base = template.spec.drives[1].backing
+    assert base is not None
+    engine.create_disk(disk, SIZE, base)
+    drives = [template.spec.drives[0], replace(template.spec.drives[1], path=disk)]
+    spec = replace(template.spec, drives=drives, directory=short_tmp / "vm")
+    machine = await engine.boot(replace(spec, console_log=short_tmp / "log"))
+    async with asyncio.TaskGroup() as tasks:
+        freezing = tasks.create_task(outcome(engine.freeze(machine, directory)))
+        await asyncio.wait({freezing}, timeout=delay)
+        machine.record.process.kill()
+    match freezing.result():
+        case EngineError():
+            assert not list(directory.glob("*"))
+        case frozen:
+            assert {path.name for path in directory.iterdir()} == {"state", "memory"}
+            await engine.drop(frozen)
+    assert not list(spec.directory.glob("*"))
+
+
+async def outcome(work: Awaitable[Any]) -> Any:
+    """Return what it returned, or its failure."""
+    try:
+        return await work
+    except EngineError as failure:
+        return failure
 
 
 @pytest.mark.parametrize(
