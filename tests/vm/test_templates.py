@@ -144,7 +144,7 @@ def test_a_damaged_template_is_thrown_away(hutch: Hutch) -> None:
 
 
 def _events(hutch: Hutch) -> list[str]:
-    return hutch.run("--json", "events", "--no-follow").text.splitlines()
+    return hutch.run("--json", "events").text.splitlines()
 
 
 @pytest.mark.parametrize("moment", ["boots", "is frozen"])

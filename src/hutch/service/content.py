@@ -1,4 +1,4 @@
-"""Images, kernels and templates as the API offers them: the stores, with what sandboxes use of them.
+"""Images, kernels and templates as the API offers them: the stores, with what sandboxes use.
 
 Adds to the stores what they cannot know: which images and kernels are in use, and the events.
 """

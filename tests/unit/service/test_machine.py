@@ -2,9 +2,8 @@
 
 import pytest
 
-from hutch.errors import HutchError
 from hutch.images.base import no_report
-from hutch.service import boot, machine, recipe
+from hutch.service import machine, recipe
 from hutch.settings import MIB
 from tests.unit.service.world import World, expect, spec
 
@@ -56,29 +55,3 @@ async def test_a_disk_that_is_gone_is_not_replaced_by_an_empty_one(world: World)
         (world.settings.home / "sandboxes" / info.id / "disk.qcow2").unlink()
         failure = await expect("engine_failed", service.sandboxes.start(info.id))
         assert "disk" in failure.message
-
-
-async def test_the_console_is_quoted_when_a_boot_fails(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.silent = True
-    async with world.service() as service:
-        info = await service.sandboxes.create(spec(), no_report)
-        console = world.settings.home / "sandboxes" / info.id / "console.log"
-        console.write_bytes(b"first\r\n" + b"line\n" * 30 + b"Kernel panic\r\n")
-        failure = await expect("boot_failed", service.sandboxes.start(info.id))
-    assert len(failure.details["console"]) == 20
-    assert failure.details["console"][-1] == "Kernel panic"
-
-
-@pytest.mark.parametrize(
-    ("setting", "boards"),
-    [("auto", ["microvm", "microvm", "q35"]), ("q35", ["q35"] * 2), ("microvm", ["microvm"] * 2)],
-)
-def test_boards(setting: str, boards: list[str]) -> None:
-    assert [board.value for board in boot.boards(setting)] == boards
-
-
-def test_no_board() -> None:
-    with pytest.raises(HutchError):
-        boot.boards("pc")
