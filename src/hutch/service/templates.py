@@ -40,6 +40,9 @@ BUILDS: Final = 2
 RETRY_SECONDS: Final = 300.0
 """How long a recipe whose template could not be built is started cold before the next attempt."""
 
+MEMORY_SHARE: Final = 4
+"""Templates without running sandboxes are held in memory up to this part of the host's."""
+
 _PREFIX_MIN: Final = 4
 
 
@@ -136,6 +139,7 @@ class Templates:
         finally:
             self._leases[template.id] -= 1
             await self.settle(template.id)
+            await self._keep_memory()
 
     async def _find_or_make(self, recipe: Recipe) -> Template | None:
         digest = ""
@@ -229,6 +233,18 @@ class Templates:
                 continue
             await self.drop(template_id, "the space for templates is used up")
             del sizes[template_id]
+
+    async def _keep_memory(self) -> None:
+        """Let go of memory that no running sandbox shares; the next clone reads it in again."""
+        engine, limit = self._parts.engine, self._parts.host.memory // MEMORY_SHARE
+        held = {each: engine.frozen_memory(t.frozen) for each, t in self._shelf.items()}
+        for template_id in sorted(held, key=lambda each: self._used.get(each, 0.0)):
+            if sum(held.values()) <= limit:
+                return
+            template = self._shelf.get(template_id)
+            if template and not self._leases[template_id] and not self._running(template_id):
+                await engine.drop(template.frozen)
+                del held[template_id]
 
     # ---- dropping
 

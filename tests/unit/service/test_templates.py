@@ -14,6 +14,7 @@ from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState
 from hutch.service import templates as module
 from hutch.service.host import HostService
+from hutch.service.spec import HostSize
 from hutch.service.templates import MANIFEST
 from hutch.settings import MIB
 from tests.unit.service.world import World, expect, spec
@@ -288,6 +289,26 @@ async def test_those_least_recently_used_are_dropped_above_the_budget(farm: Worl
         newest = await run(service, memory=512 * MIB)
         left = {info.id for info in await service.templates.list()}
         assert left == {running.template, newest.template}
+
+
+async def test_memory_that_nobody_shares_is_let_go_of_above_a_share_of_the_hosts(
+    farm: World,
+) -> None:
+    # The fake holds a tenth of a VM's memory: room for two.
+    async with farm.service(host=HostSize(8, 512 * MIB)) as service:
+        for _ in range(2):
+            running = await run(service, memory=512 * MIB)
+        idle = await run(service, memory=512 * MIB, cpus=4)
+        await service.sandboxes.remove(idle.id, force=True)
+        other = await run(service, memory=512 * MIB, cpus=2)
+        await service.sandboxes.remove(other.id, force=True)
+        assert (await run(service, memory=512 * MIB)).template == running.template
+        held = {info.id: info.memory_bytes > 0 for info in await service.templates.list()}
+        assert held[str(running.template)]
+        assert list(held.values()).count(True) < len(held) == 3
+        # What is not in memory is not lost.
+        assert (await run(service, memory=512 * MIB, cpus=4)).template == idle.template
+        assert len(farm.engine.booted) == 3
 
 
 async def test_the_order_of_use_outlives_the_daemon(farm: World) -> None:
