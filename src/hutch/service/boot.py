@@ -128,8 +128,12 @@ class Boots:
                 connecting = self._parts.connect_guest(machine.agent_socket, timeout=limit)
                 guest = await connecting
                 watching.cancel()
-        except* (Stalled, HutchError) as failures:
-            raise Stalled(await _why(machine, _first(failures))) from failures
+        except BaseExceptionGroup as failures:
+            # Not except*: Python before 3.11.4 puts what its clause raises into another group.
+            ours, others = failures.split((Stalled, HutchError))
+            if ours is None or others is not None:
+                raise
+            raise Stalled(await _why(machine, _first(ours))) from failures
         return guest
 
     async def _failed(self, order: Order, why: str) -> HutchError:
