@@ -140,6 +140,7 @@ CODES: dict[str, ErrorRow] = {
     "exec_not_found": ErrorRow(NotFound, 404, "no such exec in that sandbox"),
     "image_not_found": ErrorRow(NotFound, 404, "no such image, neither here nor in its registry"),
     "kernel_not_found": ErrorRow(NotFound, 404, "no kernel of that name in the store"),
+    "template_not_found": ErrorRow(NotFound, 404, "no template of that id"),
     "path_not_found": ErrorRow(NotFound, 404, "no such file or directory in the sandbox"),
     "name_taken": ErrorRow(Conflict, 409, "another sandbox has that name"),
     "wrong_state": ErrorRow(Conflict, 409, "the sandbox is not in a state that allows this"),

@@ -74,7 +74,8 @@ class SandboxSpec:
     """What `run` and `create` ask for. None means: from the image, else from the settings.
 
     `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none),
-    `idle` means no main process, `auto_remove` removes the sandbox when it stops.
+    `idle` means no main process, `auto_remove` removes the sandbox when it stops. Without
+    `template` it always boots cold.
     """
 
     image: str
@@ -98,6 +99,7 @@ class SandboxSpec:
     stop_signal: str | None = None
     kernel: str | None = None
     pull: PullPolicy = PullPolicy.MISSING
+    template: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,11 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True)
 class SandboxInfo:
-    """A sandbox as `inspect` shows it."""
+    """A sandbox as `inspect` shows it.
+
+    `template` is the one that it began as a clone of, whose disk is behind its own (None: it booted
+    cold). `boot_seconds` is how long its last start took.
+    """
 
     id: str
     name: str
@@ -156,6 +162,7 @@ class SandboxInfo:
     volumes: list[str] = field(default_factory=list)
     boot_seconds: float | None = None
     stop_signal: str = "SIGTERM"
+    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +320,34 @@ class KernelInfo:
     size: int
     modules: list[str]
     active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateInfo:
+    """A machine that was frozen when it had booted an image, for sandboxes to begin as its clones.
+
+    `id` begins with `key`'s first digits; `key` stands for all that went into it. `sandboxes` are
+    those whose disks are based on it, `running` those that run. `disk_bytes` is what it takes on
+    disk, `memory_bytes` what of it is held in memory, shared by all clones.
+    """
+
+    id: str
+    key: str
+    image: str
+    image_id: str
+    kernel: str
+    accelerator: str
+    machine: str
+    cpus: int
+    memory: int
+    disk: int
+    created_at: str
+    used_at: str
+    build_seconds: float
+    sandboxes: int
+    running: int
+    disk_bytes: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

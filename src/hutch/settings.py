@@ -111,6 +111,20 @@ def default_runtime_base() -> Path:
     return Path(tempfile.gettempdir()) / f"hutch-{os.getuid()}"
 
 
+def default_template_disk() -> int:
+    """Return the space for templates: a tenth of the file system, at most `10g`."""
+    path = Path(os.environ.get("HUTCH_HOME") or default_home()).absolute()
+    while True:
+        try:
+            found = os.statvfs(path)
+        except FileNotFoundError:
+            path = path.parent
+        except OSError:
+            return 10 * GIB
+        else:
+            return max(1, min(10 * GIB, found.f_blocks * found.f_frsize // 10))
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`) and its help.
@@ -171,6 +185,18 @@ SETTINGS: tuple[Setting, ...] = (
         "auto, kvm or tcg; auto trusts only what a canary VM has shown to work",
     ),
     _row("machine", one_of("auto", "microvm", "q35"), "auto", "auto, microvm or q35"),
+    _row(
+        "templates",
+        parse_bool,
+        True,
+        "start sandboxes as clones of a template, which the first start of an image makes",
+    ),
+    _row(
+        "template_disk",
+        parse_size,
+        default_template_disk,
+        "disk space for templates; above it those least recently used are dropped",
+    ),
     _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
     _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
@@ -219,6 +245,8 @@ class Settings:
     qemu: str
     accelerator: str
     machine: str
+    templates: bool
+    template_disk: int
     boot_timeout: float
     stop_timeout: float
     exec_orphan_grace: float

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from hutch.errors import HutchError, error
-from hutch.models import SandboxSpec, TtySize
+from hutch.models import PullPolicy, SandboxSpec, TtySize
 
 T = TypeVar("T")
 
@@ -23,6 +23,13 @@ def _guest_path(value: Any) -> str:
 
 GuestPath = Annotated[str, PlainValidator(_guest_path), WithJsonSchema({"type": "string"})]
 """A path in the guest: any bytes but NUL, those that are no UTF-8 as lone surrogates."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartBody:
+    """How to start: without `template` cold."""
+
+    template: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,17 @@ class KernelLoadBody:
     path: str
     modules: str | None = None
     name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateBuildBody:
+    """The image, and the size of the sandboxes that the template is for (None: the usual one)."""
+
+    image: str
+    cpus: int | None = None
+    memory: int | None = None
+    kernel: str | None = None
+    pull: PullPolicy = PullPolicy.MISSING
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from hutch.models import (
     SandboxInfo,
     SandboxSpec,
     SandboxStats,
+    TemplateInfo,
     TtySize,
 )
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
@@ -69,8 +70,10 @@ class Sandboxes(Protocol):
     async def create(self, spec: SandboxSpec, report: Report) -> SandboxInfo:
         """Make a sandbox, pulling its image if need be; it is not started."""
 
-    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo:
-        """Boot it and start its main process; return it running."""
+    async def start(
+        self, ref: str, *, size: TtySize | None = None, template: bool = True
+    ) -> SandboxInfo:
+        """Start its VM and its main process; return it running. Cold without `template`."""
 
     async def start_attached(
         self, ref: str, *, size: TtySize | None = None
@@ -211,6 +214,25 @@ class Kernels(Protocol):
         """Delete a kernel that no sandbox uses."""
 
 
+class Templates(Protocol):
+    """Frozen machines that sandboxes begin as clones of."""
+
+    async def list(self) -> Sequence[TemplateInfo]:
+        """Return all templates, the most recently used first."""
+
+    async def build(self, spec: SandboxSpec, report: Report) -> TemplateInfo:
+        """Make the template that sandboxes like `spec` begin as clones of, if there is none yet.
+
+        Raises InvalidInput (bad_size, bad_setting) where there can be none.
+        """
+
+    async def remove(self, ref: str) -> Removed:
+        """Drop a template, by its id or the beginning of one. Its sandboxes go on."""
+
+    async def prune(self) -> Removed:
+        """Drop all templates that no sandbox is based on."""
+
+
 class System(Protocol):
     """The daemon itself."""
 
@@ -257,6 +279,10 @@ class Operations(Protocol):
         """The kernel store."""
 
     @property
+    def templates(self) -> Templates:
+        """Frozen machines that sandboxes begin as clones of."""
+
+    @property
     def system(self) -> System:
         """The daemon itself."""
 
@@ -276,4 +302,5 @@ __all__ = [
     "Sandboxes",
     "SessionEvent",
     "System",
+    "Templates",
 ]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from hutch.api.bodies import KillBody, RenameBody, StopBody
+from hutch.api.bodies import KillBody, RenameBody, StartBody, StopBody
 from hutch.api.operations import Operations, SandboxFilter
 from hutch.api.responses import answer, until_gone
 from hutch.images.base import no_report
@@ -47,8 +47,9 @@ def routes(operations: Operations) -> APIRouter:
         return answer(await sandboxes.remove(ref, force=force))
 
     @router.post("/{ref}/start", response_model=SandboxInfo)
-    async def start_sandbox(request: Request, ref: str) -> Response:
-        return answer(await until_gone(request, sandboxes.start(ref)))
+    async def start_sandbox(request: Request, ref: str, body: StartBody | None = None) -> Response:
+        how = body or StartBody()
+        return answer(await until_gone(request, sandboxes.start(ref, template=how.template)))
 
     _add_ends(router, operations)
     _add_views(router, operations)

@@ -36,6 +36,7 @@ SPEC = (
         choices=("missing", "always", "never"),
     ),
     Option(("--rm",), "auto_remove", "Remove it when it stops."),
+    Option(("--no-template",), "no_template", "Boot cold, not as a clone of a template."),
     *ENVIRONMENT,
     *USER,
 )
@@ -60,6 +61,8 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
     plain = ("name", "workdir", "user", "cpus", "memory", "disk", "timeout", "hostname")
     for key in (*plain, "stop_signal", "kernel", "pull"):
         spec[key] = options[key]
+    if options["no_template"]:
+        spec["template"] = False
     return {key: value for key, value in spec.items() if value is not None}
 
 

@@ -71,11 +71,18 @@ def create(app: App, /, image: str, argv: tuple[str, ...], starts: bool, **optio
 
 
 @command("start", examples=["hutch start web"])
+@click.option("--no-template", is_flag=True, help="Boot cold, not as a clone of a template.")
 @names_argument
 @pass_app
-def start(app: App, names: tuple[str, ...]) -> int:
-    """Start stopped sandboxes, with the disk they had."""
-    return for_each(app, names, lambda n: app.client.call("POST", sandbox_path(n, "start")))
+def start(app: App, names: tuple[str, ...], no_template: bool) -> int:
+    """Start sandboxes, with the disk they had.
+
+    One that was started before boots cold, always.
+    """
+    body = {"template": not no_template}
+    return for_each(
+        app, names, lambda n: app.client.call("POST", sandbox_path(n, "start"), json=body)
+    )
 
 
 def _stop_options(function: Any) -> Any:

@@ -40,9 +40,10 @@ SECTIONS: dict[str, dict[str, str]] = {
         "upload": "files:upload",
         "download": "files:download",
     },
-    "Images and kernels": {
+    "Images, kernels and templates": {
         "image": "images:image",
         "kernel": "kernels:kernel",
+        "template": "templates:template",
     },
     "Hutch itself": {
         "doctor": "doctor:doctor",
@@ -65,6 +66,7 @@ ALIASES: dict[str, str] = {
     "build": "images:build",
     "rmi": "images:remove",
     "kernels": "kernels:list_kernels",
+    "templates": "templates:list_templates",
 }
 
 

@@ -15,6 +15,7 @@ AGENT_PORT = "org.hutch.agent.0"
 GUEST_MAC = "52:54:00:68:75:01"
 HOTPLUG_PORTS = 4
 DRIVE_LIMIT = 8
+LAYER_LIMIT = 32
 
 # The cap of QEMU's cache of translated code, in MiB: its default may take a gigabyte, 64 cost
 # nothing measurable.
@@ -33,29 +34,34 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 @dataclass(frozen=True, slots=True)
 class DriveDescriptors:
-    """The open file of a drive, and that of the raw file behind it where it has one."""
+    """The open file of a drive, that of the raw file behind it, and those in between."""
 
     image: int
     backing: int | None = None
+    layers: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """What QEMU is handed: open files, and sockets that listen."""
+    """What QEMU is handed: open files, and sockets that listen.
 
-    kernel: int
-    initramfs: int
+    A machine without kernel and initramfs waits for a frozen one's state.
+    """
+
+    kernel: int | None
+    initramfs: int | None
     qmp: int
     console: int
     agent: int
     drives: Sequence[DriveDescriptors]
+    memory: int | None = None
 
 
 def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool) -> list[str]:
-    """Return the argv that boots `spec`, stopped before its first instruction (see `cont`).
+    """Return the argv that runs `spec`, stopped before its first instruction (see `cont`).
 
-    `jail` adds the seccomp filter with everything denied. Raises ValueError for drives that
-    cannot be.
+    The devices are the same whether it boots or takes up a frozen machine's state. `jail` adds the
+    seccomp filter with everything denied. Raises ValueError for drives that cannot be.
     """
     if len(spec.drives) > DRIVE_LIMIT:
         raise ValueError(f"{len(spec.drives)} drives, at most {DRIVE_LIMIT} have an address")
@@ -64,10 +70,10 @@ def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool)
     if jail:
         argv += ["-sandbox", SANDBOX]
     argv += _board(spec)
+    argv += _memory(spec, fds)
     argv += ["-rtc", "base=utc,clock=host", "-action", "reboot=shutdown,panic=exit-failure"]
     argv += _sockets(fds)
-    argv += ["-kernel", _path(fds.kernel), "-initrd", _path(fds.initramfs)]
-    argv += ["-append", guest_cmdline(spec)]
+    argv += _origin(spec, fds)
     argv += _devices()
     for index, (drive, files) in enumerate(zip(spec.drives, fds.drives, strict=True)):
         argv += _drive(index, drive, files)
@@ -106,9 +112,6 @@ def _board(spec: MachineSpec) -> list[str]:
         Accelerator.KVM: "kvm",
         Accelerator.TCG: f"tcg,thread=multi,tb-size={TRANSLATION_CACHE}",
     }[spec.accelerator]
-    size = spec.memory // MIB
-    # Shared, not private: a private mapping of a memfd holds each page it wrote to twice. It also
-    # is what a template is later made from.
     return [
         "-machine",
         f"{board},memory-backend=ram,dump-guest-core=off",
@@ -118,11 +121,31 @@ def _board(spec: MachineSpec) -> list[str]:
         "host" if spec.accelerator is Accelerator.KVM else EMULATED_CPU,
         "-smp",
         str(spec.cpus),
-        "-m",
-        f"{size}M",
-        "-object",
-        f"memory-backend-memfd,id=ram,size={size}M,share=on",
     ]
+
+
+def _memory(spec: MachineSpec, fds: Descriptors) -> list[str]:
+    size = f"{spec.memory // MIB}M"
+    if fds.memory is None:
+        # Shared, not private: a private mapping of a memfd holds each page it wrote to twice.
+        backend = f"memory-backend-memfd,id=ram,size={size},share=on"
+    else:
+        # A clone shares what it only reads, and copies what it writes to.
+        share = "off" if _incoming(fds) else "on"
+        path = _path(fds.memory)
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={path},share={share}"
+    return ["-m", size, "-object", backend]
+
+
+def _origin(spec: MachineSpec, fds: Descriptors) -> list[str]:
+    if fds.kernel is None or fds.initramfs is None:
+        return ["-incoming", "defer"]
+    files = ["-kernel", _path(fds.kernel), "-initrd", _path(fds.initramfs)]
+    return [*files, "-append", guest_cmdline(spec)]
+
+
+def _incoming(fds: Descriptors) -> bool:
+    return fds.kernel is None
 
 
 def _sockets(fds: Descriptors) -> list[str]:
@@ -152,21 +175,10 @@ def _devices() -> list[str]:
 
 
 def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
-    argv: list[str] = []
     node = f"drive{index}"
-    if files.backing is not None:
-        argv += _file(f"{node}-base-file", 100 + index, files.backing, read_only=True)
-        argv += [
-            "-blockdev",
-            f"driver=raw,node-name={node}-base,file={node}-base-file,read-only=on",
-        ]
+    argv, backing = _backing(node, index, drive, files)
     argv += _file(f"{node}-file", 1 + index, files.image, read_only=drive.read_only)
-    top = f"driver={_value(drive.format)},node-name={node},file={node}-file"
-    if drive.format == "qcow2":
-        if files.backing is None:
-            raise ValueError(f"the qcow2 drive {drive.serial} names no file behind it")
-        # A node that is given here goes before the path in the header, which is never followed.
-        top += f",backing={node}-base"
+    top = f"driver={_value(drive.format)},node-name={node},file={node}-file{backing}"
     top += ",read-only=on" if drive.read_only else ",discard=unmap,detect-zeroes=unmap"
     argv += ["-blockdev", top]
     slot = f"bus=pcie.0,addr={_SLOT_DRIVES + index:#x}"
@@ -175,6 +187,27 @@ def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
         "-device",
         f"virtio-blk-pci,drive={node},id={node}-dev,serial={_value(drive.serial)},{slot}",
     ]
+
+
+def _backing(node: str, index: int, drive: Drive, files: DriveDescriptors) -> tuple[list[str], str]:
+    """Return the nodes behind a drive, from the bottom up, and the option that names the last."""
+    if drive.format != "qcow2":
+        return [], ""
+    if files.backing is None:
+        raise ValueError(f"the qcow2 drive {drive.serial} names no file behind it")
+    if len(files.layers) > LAYER_LIMIT:
+        raise ValueError(f"the drive {drive.serial} has more than {LAYER_LIMIT} layers")
+    argv = _file(f"{node}-base-file", 100 + index, files.backing, read_only=True)
+    argv += ["-blockdev", f"driver=raw,node-name={node}-base,file={node}-base-file,read-only=on"]
+    # A node that is given here goes before the path in the header, which is never followed.
+    backing = f",backing={node}-base"
+    for level, fd in reversed(list(enumerate(files.layers))):
+        name, number = f"{node}-layer{level}", 1000 + index * LAYER_LIMIT + level
+        argv += _file(f"{name}-file", number, fd, read_only=True)
+        layer = f"driver=qcow2,node-name={name},file={name}-file,read-only=on{backing}"
+        argv += ["-blockdev", layer]
+        backing = f",backing={name}"
+    return argv, backing
 
 
 def _file(node: str, number: int, fd: int, *, read_only: bool) -> list[str]:

@@ -1,9 +1,9 @@
 """The seam between the service and what runs a VM.
 
-An `Engine` boots machines and finds running ones again after a restart of the daemon; a `Machine`
-is one VM process. Neither knows of images, sandboxes or the guest protocol: they get files and hand
-out the path of the socket behind which the agent will answer. Errors: engine_missing,
-engine_failed, disk_full, sandbox_died.
+An `Engine` boots machines, freezes them, starts clones of frozen ones and finds running ones again
+after a restart of the daemon; a `Machine` is one VM process. Neither knows of images, sandboxes or
+the guest protocol: they get files and hand out the path of the socket behind which the agent will
+answer. Errors: engine_missing, engine_failed, disk_full, sandbox_died.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -65,7 +65,8 @@ class BootFiles:
 class Drive:
     """A virtio-blk disk.
 
-    `serial` is how the guest finds it; a `qcow2` drive names the raw file behind it.
+    `serial` is how the guest finds it. A `qcow2` drive names the raw file at the bottom of it, and
+    the read-only qcow2 files in between, nearest first: what their headers say is never followed.
     """
 
     serial: str
@@ -73,6 +74,7 @@ class Drive:
     format: str = "raw"
     read_only: bool = False
     backing: Path | None = None
+    layers: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class MachineSpec:
     Sizes are bytes. `directory` is private to the VM: its sockets are made there.
 
     `uid` is the user the engine process runs as when the daemon is root (None: the daemon's own).
+    A `freezable` machine has its memory where `Engine.freeze` can take it from.
     """
 
     id: str
@@ -96,6 +99,28 @@ class MachineSpec:
     tsc_khz: int | None
     uid: int | None = None
     cmdline: Sequence[str] = ()
+    freezable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A machine at rest: the two files that `Engine.freeze` left in `directory`.
+
+    `memory` is its guest's memory in bytes. The value can be made again from what is on record.
+    """
+
+    directory: Path
+    memory: int
+
+    @property
+    def state(self) -> Path:
+        """The file with the state of its devices and CPUs."""
+        return self.directory / "state"
+
+    @property
+    def image(self) -> Path:
+        """The file with its memory, sparse: as long as the memory, and as large as what is used."""
+        return self.directory / "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,5 +225,41 @@ class Engine(Protocol):
         For what a daemon left that died in the middle of a boot, before it could write the record.
         """
 
-    def create_disk(self, path: Path, size: int, backing: Path) -> None:
-        """Create a copy-on-write disk (a file) of `size` bytes over the raw file `backing`."""
+    def create_disk(
+        self, path: Path, size: int, backing: Path, backing_format: str = "raw"
+    ) -> None:
+        """Create a copy-on-write disk (a file) of `size` bytes over `backing` (raw or qcow2)."""
+
+    async def freeze(self, machine: Machine, directory: Path) -> Frozen:
+        """Stop a `freezable` machine for good and keep it in `directory`, to be cloned from there.
+
+        Its agent's port must be closed on our side. The machine is ended in any case; its disk may
+        from now on only be read, by clones alone. Returns when the files are safe on disk; leaves
+        none when it raises: engine_failed, disk_full, sandbox_died.
+        """
+
+    async def clone(self, spec: MachineSpec, frozen: Frozen) -> Machine:
+        """Start a VM that goes on where a frozen one stopped; returns once it runs.
+
+        `spec` must be that of the frozen machine but for id, directory, console log, uid and the
+        files of its drives: its writable disk is a new one over the frozen machine's. Everything in
+        the clone that was unique is not: whoever talks to its agent gives it an identity first.
+
+        What it made is gone when it raises. A state or memory that is damaged, missing or does not
+        fit is engine_failed with the detail `template`: true, and will never load.
+        """
+
+    async def drop(self, frozen: Frozen) -> None:
+        """Forget the memory of a frozen machine whose files go away. Running clones keep theirs."""
+
+    def frozen_memory(self, frozen: Frozen) -> int:
+        """Return the bytes of host memory held for clones to share; 0 when it is not loaded."""
+
+    def identity(self) -> str:
+        """Return what tells this engine's program from another, or another build of it.
+
+        A machine that one has frozen is never given to the other. Blocking. Raises engine_missing.
+        """
+
+    def layout(self, spec: MachineSpec) -> str:
+        """Return a text that is equal for machines that can take up each other's state."""

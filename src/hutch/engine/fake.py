@@ -17,6 +17,8 @@ from hutch.engine.base import (
     Accelerator,
     BootFiles,
     ExitKind,
+    Frozen,
+    Machine,
     MachineExit,
     MachineRecord,
     MachineSpec,
@@ -49,22 +51,31 @@ class FakeEngine:
 
     Knobs, in force for the boots that follow: `fail_boot` is raised by them, `hang_boot` makes them
     wait until cancelled, `die_after` ends a machine by itself after that many seconds, as `die_as`;
-    `deaf` machines ignore the power button. `booted` holds the specs of all boots that were asked
-    for.
+    `deaf` machines ignore the power button. `fail_freeze`, `hang_freeze`, `fail_clone` and
+    `hang_clone` do the same to freezing and cloning. `booted`, `frozen` and `cloned` hold what was
+    asked for. What answers in a clone is `serve_clone`, `serve` where that is not given.
     """
 
     name = "fake"
 
-    def __init__(self, serve: Serve = silent_agent) -> None:
+    def __init__(self, serve: Serve = silent_agent, serve_clone: Serve | None = None) -> None:
         self._serve = serve
+        self._serve_clone = serve_clone or serve
+        self._memories: set[Path] = set()
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
+        self.program = "fake 1"
         self.booted: list[MachineSpec] = []
         self.fail_boot: HutchError | None = None
         self.hang_boot = False
         self.die_after: float | None = None
         self.die_as = MachineExit(ExitKind.CRASHED, "told to")
         self.deaf = False
+        self.frozen: list[Frozen] = []
+        self.cloned: list[tuple[MachineSpec, Frozen]] = []
+        self.fail_freeze: HutchError | None = None
+        self.fail_clone: HutchError | None = None
+        self.hang_freeze = self.hang_clone = False
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """Return the verdict for `accelerator`."""
@@ -77,14 +88,12 @@ class FakeEngine:
             raise self.fail_boot
         if self.hang_boot:
             await asyncio.get_running_loop().create_future()
-        files = [spec.boot.kernel, spec.boot.initramfs]
-        for drive in spec.drives:
-            files += [drive.path, *([drive.backing] if drive.backing else [])]
-        for file in files:
-            if not file.exists():
-                raise error("engine_failed", f"{file} cannot be opened: No such file or directory")
+        _must_exist(spec.boot.kernel, spec.boot.initramfs, *_disks(spec))
+        return await self._start(spec, self._serve)
+
+    async def _start(self, spec: MachineSpec, serve: Serve) -> "FakeMachine":
         process = FakeProcess(self, spec)
-        await process.start(self._serve)
+        await process.start(serve)
         self._processes[process.record.process] = process
         return FakeMachine(process)
 
@@ -99,9 +108,63 @@ class FakeEngine:
             if process.record.directory == directory:
                 await process.end(MachineExit(ExitKind.KILLED))
 
-    def create_disk(self, path: Path, size: int, backing: Path) -> None:
+    def create_disk(
+        self, path: Path, size: int, backing: Path, backing_format: str = "raw"
+    ) -> None:
         """See the Protocol. The disk is a real one: it costs 64 KiB of holes."""
-        create_overlay(path, size, backing)
+        create_overlay(path, size, backing, backing_format)
+
+    async def freeze(self, machine: Machine, directory: Path) -> Frozen:
+        """See the Protocol. Raises `fail_freeze`, and engine_failed for what is not freezable."""
+        process = self._processes[machine.record.process]
+        frozen = Frozen(directory, process.spec.memory)
+        self.frozen.append(frozen)
+        try:
+            if self.fail_freeze is not None:
+                raise self.fail_freeze
+            if self.hang_freeze:
+                await asyncio.get_running_loop().create_future()
+            if not process.spec.freezable or process.exit is not None:
+                raise error("engine_failed", "the VM cannot be frozen: told to")
+        finally:
+            await machine.kill()
+        _write(frozen, _layout(process.spec))
+        self._memories.add(directory)
+        return frozen
+
+    async def clone(self, spec: MachineSpec, frozen: Frozen) -> "FakeMachine":
+        """See the Protocol. Raises `fail_clone`; a state of another layout does not load."""
+        self.cloned.append((spec, frozen))
+        if self.fail_clone is not None:
+            raise self.fail_clone
+        if self.hang_clone:
+            await asyncio.get_running_loop().create_future()
+        _must_exist(*_disks(spec))
+        try:
+            fits = frozen.state.read_text("utf-8") == _layout(spec)
+            fits = fits and frozen.image.stat().st_size == frozen.memory == spec.memory
+        except (OSError, UnicodeDecodeError):
+            fits = False
+        if not fits:
+            raise error("engine_failed", "the state does not load", details={"template": True})
+        self._memories.add(frozen.directory)
+        return await self._start(spec, self._serve_clone)
+
+    async def drop(self, frozen: Frozen) -> None:
+        """See the Protocol."""
+        self._memories.discard(frozen.directory)
+
+    def frozen_memory(self, frozen: Frozen) -> int:
+        """Return a tenth of the memory while it is loaded."""
+        return frozen.memory // 10 if frozen.directory in self._memories else 0
+
+    def identity(self) -> str:
+        """Return `program`, which a test may change."""
+        return self.program
+
+    def layout(self, spec: MachineSpec) -> str:
+        """Return what the fake state depends on."""
+        return _layout(spec)
 
     def running(self) -> "list[FakeProcess]":
         """Return the machines that have not ended, for a test to look at or to end."""
@@ -111,6 +174,31 @@ class FakeEngine:
         """End every machine."""
         for process in self.running():
             await process.end(MachineExit(ExitKind.KILLED))
+
+
+def _disks(spec: MachineSpec) -> list[Path]:
+    files = []
+    for drive in spec.drives:
+        files += [drive.path, *drive.layers, *([drive.backing] if drive.backing else [])]
+    return files
+
+
+def _must_exist(*files: Path) -> None:
+    for file in files:
+        if not file.exists():
+            raise error("engine_failed", f"{file} cannot be opened: No such file or directory")
+
+
+def _layout(spec: MachineSpec) -> str:
+    serials = [drive.serial for drive in spec.drives]
+    return f"{spec.machine} {spec.accelerator} {spec.cpus} {spec.memory} {serials}\n"
+
+
+def _write(frozen: Frozen, state: str) -> None:
+    frozen.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    frozen.state.write_text(state, "utf-8")
+    with frozen.image.open("wb") as image:
+        image.truncate(frozen.memory)
 
 
 class FakeProcess:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.engine.argv import Descriptors, DriveDescriptors
-from hutch.engine.base import Accelerator, BootFiles, Drive, MachineSpec
-from hutch.errors import HutchError, error
+from hutch.engine.base import Accelerator, Drive, MachineSpec
+from hutch.engine.failures import os_failure
+from hutch.errors import error
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +87,19 @@ def confine(pid: int, uid: int | None) -> None:
 
 
 @contextlib.contextmanager
-def prepare(spec: MachineSpec) -> Iterator[Handover]:
+def prepare(
+    spec: MachineSpec, *, memory: int | None = None, incoming: bool = False
+) -> Iterator[Handover]:
     """Open what the machine needs, for the length of the block.
 
-    Leaving the block closes the descriptors meant for QEMU; the sockets' paths and our own ends
-    stay unless it raises. Raises EngineError (engine_failed), NoCapacity (disk_full).
+    `memory` is a file that becomes its guest's, and stays the caller's to close. An `incoming`
+    machine boots nothing, and gets no file for it. Leaving the block closes the descriptors meant
+    for QEMU; the sockets' paths and our own ends stay unless it raises. Raises EngineError
+    (engine_failed), NoCapacity (disk_full).
     """
     with contextlib.ExitStack() as always, contextlib.ExitStack() as on_error:
-        files = _open_files(spec, always)
+        drives = [_open_drive(drive, always) for drive in spec.drives]
+        kernel, initramfs = (None, None) if incoming else _open_boot(spec, always)
         _make_private(spec.directory, on_error)
         servers, clients = {}, {}
         for name in SOCKETS:
@@ -104,18 +110,20 @@ def prepare(spec: MachineSpec) -> Iterator[Handover]:
                 clients[name] = _connect(path)
                 on_error.callback(clients[name].close)
         fds = Descriptors(
-            kernel=files[0],
-            initramfs=files[1],
+            kernel=kernel,
+            initramfs=initramfs,
             qmp=servers[QMP_SOCKET].fileno(),
             console=servers[CONSOLE_SOCKET].fileno(),
             agent=servers[AGENT_SOCKET].fileno(),
-            drives=files[2],
+            drives=drives,
+            memory=memory,
         )
-        inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent]
+        inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent, fds.memory]
         for drive in fds.drives:
-            inherited += [drive.image, *([] if drive.backing is None else [drive.backing])]
+            inherited += [drive.image, drive.backing, *drive.layers]
         own_ends = clients[QMP_SOCKET], clients[CONSOLE_SOCKET]
-        yield Handover(fds, tuple(inherited), always.close, *own_ends)
+        passed = tuple(fd for fd in inherited if fd is not None)
+        yield Handover(fds, passed, always.close, *own_ends)
         on_error.pop_all()
 
 
@@ -137,7 +145,7 @@ def _make_private(directory: Path, on_error: contextlib.ExitStack) -> None:
     except FileExistsError:
         return
     except OSError as cause:
-        raise _os_failure(f"the directory {directory} cannot be made", cause) from cause
+        raise os_failure(f"the directory {directory} cannot be made", cause) from cause
     on_error.callback(_remove_empty, directory)
 
 
@@ -146,13 +154,9 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def _open_files(
-    spec: MachineSpec, stack: contextlib.ExitStack
-) -> tuple[int, int, list[DriveDescriptors]]:
-    boot: BootFiles = spec.boot
-    kernel = _open_readable(boot.kernel, "kernel", spec.uid, stack)
-    initramfs = _open_readable(boot.initramfs, "initramfs", spec.uid, stack)
-    return kernel, initramfs, [_open_drive(drive, stack) for drive in spec.drives]
+def _open_boot(spec: MachineSpec, stack: contextlib.ExitStack) -> tuple[int, int]:
+    kernel = _open_readable(spec.boot.kernel, "kernel", spec.uid, stack)
+    return kernel, _open_readable(spec.boot.initramfs, "initramfs", spec.uid, stack)
 
 
 def _open_drive(drive: Drive, stack: contextlib.ExitStack) -> DriveDescriptors:
@@ -160,14 +164,16 @@ def _open_drive(drive: Drive, stack: contextlib.ExitStack) -> DriveDescriptors:
     image = _open(drive.path, what, os.O_RDONLY if drive.read_only else os.O_RDWR, stack)
     if drive.backing is None:
         return DriveDescriptors(image)
-    return DriveDescriptors(image, _open(drive.backing, f"{what}'s base", os.O_RDONLY, stack))
+    base = _open(drive.backing, f"{what}'s base", os.O_RDONLY, stack)
+    layers = [_open(layer, f"{what}'s layer", os.O_RDONLY, stack) for layer in drive.layers]
+    return DriveDescriptors(image, base, layers)
 
 
 def _open(path: Path, what: str, flags: int, stack: contextlib.ExitStack) -> int:
     try:
         fd = os.open(path, flags | os.O_CLOEXEC)
     except OSError as cause:
-        raise _os_failure(f"the {what} {path} cannot be opened", cause) from cause
+        raise os_failure(f"the {what} {path} cannot be opened", cause) from cause
     stack.callback(os.close, fd)
     return fd
 
@@ -185,7 +191,7 @@ def _open_readable(path: Path, what: str, uid: int | None, stack: contextlib.Exi
             shutil.copyfileobj(source, target, 1 << 20)
         os.fchmod(copy, 0o444)
     except OSError as cause:
-        raise _os_failure(f"the {what} {path} cannot be read", cause) from cause
+        raise os_failure(f"the {what} {path} cannot be read", cause) from cause
     return copy
 
 
@@ -215,7 +221,7 @@ def _listen(path: Path) -> socket.socket:
                 f"another VM serves {path}",
                 hint="end that QEMU process, or restart the daemon so that it finds it",
             ) from cause
-        raise _os_failure(f"the socket {path} cannot be made", cause) from cause
+        raise os_failure(f"the socket {path} cannot be made", cause) from cause
     except BaseException:
         server.close()
         raise
@@ -243,8 +249,3 @@ def _connect(path: Path) -> socket.socket:
         client.close()
         raise
     return client
-
-
-def _os_failure(message: str, cause: OSError) -> HutchError:
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")

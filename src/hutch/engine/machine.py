@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from hutch.engine import migration
 from hutch.engine.base import ExitKind, MachineExit, MachineRecord
 from hutch.engine.console import Console
 from hutch.engine.jail import AGENT_SOCKET, remove_sockets
@@ -109,8 +110,11 @@ class QemuMachine:
         *,
         child: Child | None = None,
         words: LastWords | None = None,
+        memory: int | None = None,
     ) -> None:
+        """`memory` is the guest's, where the machine can be frozen; it is taken over."""
         self.record = record
+        self._memory = memory
         self._qmp = qmp
         self._console = console
         self._child = child
@@ -155,9 +159,20 @@ class QemuMachine:
         return None
 
     async def _let_go(self) -> None:
+        if (memory := self.take_memory()) is not None:
+            os.close(memory)
         await self._qmp.close()
         if self._words:
             self._words.close()
+
+    async def save(self) -> bytes:
+        """Stop it for good and return the state of its devices and CPUs. Raises EngineError."""
+        return await migration.save(self._qmp)
+
+    def take_memory(self) -> int | None:
+        """Return the guest's memory, the caller's to close; None: there is none to be had."""
+        memory, self._memory = self._memory, None
+        return memory
 
     async def wait(self) -> MachineExit:
         """Return how it ended, once it has. Cancelled by `release`, never raises otherwise."""

@@ -6,12 +6,12 @@ size.
 """
 
 import contextlib
-import errno
 import os
 import struct
 from pathlib import Path
 
-from hutch.errors import HutchError, error
+from hutch.engine.failures import os_failure
+from hutch.errors import error
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS
@@ -30,12 +30,14 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 assert _HEADER.size == _HEADER_LENGTH
 
 
-def overlay_bytes(size: int, backing: Path) -> bytes:
-    """Return an empty overlay of `size` bytes (a multiple of 512) over the raw `backing`.
+def overlay_bytes(size: int, backing: Path, backing_format: str = "raw") -> bytes:
+    """Return an empty overlay of `size` bytes (a multiple of 512) over `backing`, raw or qcow2.
 
     Its last cluster is not padded: the file's length has to be rounded up to `CLUSTER`. Raises
     ValueError.
     """
+    if backing_format not in ("raw", "qcow2"):
+        raise ValueError(f"{backing_format!r} is no format for a base")
     if size <= 0 or size % 512 or size > _SIZE_LIMIT:
         raise ValueError(f"{size} bytes is no size for a disk")
     name = os.fsencode(backing)
@@ -44,7 +46,8 @@ def overlay_bytes(size: int, backing: Path) -> bytes:
     per_table = CLUSTER // 8 * CLUSTER
     l1_entries = -(-size // per_table)
     l1_clusters = -(-l1_entries * 8 // CLUSTER)
-    extension = struct.pack(">II", _BACKING_FORMAT_EXTENSION, 3) + b"raw".ljust(8, b"\0")
+    word = backing_format.encode()
+    extension = struct.pack(">II", _BACKING_FORMAT_EXTENSION, len(word)) + word.ljust(8, b"\0")
     extension += struct.pack(">II", 0, 0)
     header = _HEADER.pack(
         _MAGIC,
@@ -72,7 +75,7 @@ def overlay_bytes(size: int, backing: Path) -> bytes:
     return b"".join(part.ljust(CLUSTER, b"\0") for part in parts) + bytes(8 * l1_entries)
 
 
-def create_overlay(path: Path, size: int, backing: Path) -> None:
+def create_overlay(path: Path, size: int, backing: Path, backing_format: str = "raw") -> None:
     """Create an empty overlay, readable by its owner alone. Sizes are rounded up to 512 bytes.
 
     Raises NoCapacity (disk_full), InvalidInput (bad_size), EngineError (engine_failed); leaves
@@ -82,25 +85,20 @@ def create_overlay(path: Path, size: int, backing: Path) -> None:
     if not backing.is_file():
         raise error("engine_failed", f"the disk's base {backing} does not exist")
     try:
-        image = overlay_bytes(size, backing)
+        image = overlay_bytes(size, backing, backing_format)
     except ValueError as cause:
         raise error("bad_size", f"no disk can be made: {cause}") from cause
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as cause:
-        raise _failure(f"the disk {path} cannot be made", cause) from cause
+        raise os_failure(f"the disk {path} cannot be made", cause) from cause
     try:
         with open(fd, "wb") as file:
             _write_sparse(file.fileno(), image)
     except OSError as cause:
         with contextlib.suppress(OSError):
             path.unlink()
-        raise _failure(f"the disk {path} cannot be written", cause) from cause
-
-
-def _failure(message: str, cause: OSError) -> HutchError:
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")
+        raise os_failure(f"the disk {path} cannot be written", cause) from cause
 
 
 def _write_sparse(fd: int, image: bytes) -> None:

@@ -8,25 +8,29 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hutch import process
-from hutch.engine import jail
+from hutch.engine import jail, migration
 from hutch.engine.accel import AcceleratorProbe
 from hutch.engine.argv import build_argv
-from hutch.engine.base import BootFiles, MachineRecord, MachineSpec, Verdict
+from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, MachineSpec, Verdict
 from hutch.engine.canary import Sample, collect
 from hutch.engine.console import Console, ConsoleLog
+from hutch.engine.failures import template_failure
+from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
+from hutch.engine.memories import Memories, create_memory, read_state, remove, seal, store
 from hutch.engine.orphans import socket_holders
 from hutch.engine.qcow2 import create_overlay
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, HutchError, error
 from hutch.process import Child, ProcessId
 from hutch.settings import Settings
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,10 @@ _END_GRACE = 2.0
 
 
 class QemuEngine:
-    """See `hutch.engine.base.Engine`. Holds no machine: each lives and ends on its own."""
+    """See `hutch.engine.base.Engine`. Holds no machine: each lives and ends on its own.
+
+    What it holds are the memories of frozen machines, until they are dropped.
+    """
 
     name = "qemu"
 
@@ -43,6 +50,7 @@ class QemuEngine:
         """`handshake_timeout` is how many seconds QEMU has to answer on its control socket."""
         self._settings = settings
         self._handshake_timeout = handshake_timeout
+        self._memories = Memories()
         self._probe = AcceleratorProbe(settings, self._program, self._canary, self.discard)
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
@@ -51,19 +59,35 @@ class QemuEngine:
 
     async def boot(self, spec: MachineSpec) -> QemuMachine:
         """See the Protocol. Raises engine_missing, engine_failed (in QEMU's words), disk_full."""
-        return await self._start(spec, None)
+        if not spec.freezable:
+            return await self._start(spec)
+        memory = create_memory(spec.memory)
+        try:
+            return await self._start(spec, memory=memory)
+        except BaseException:
+            os.close(memory)
+            raise
 
     async def _start(
-        self, spec: MachineSpec, listener: Callable[[float, bytes], None] | None
+        self,
+        spec: MachineSpec,
+        listener: Callable[[float, bytes], None] | None = None,
+        *,
+        memory: int | None = None,
+        state: bytes | None = None,
     ) -> QemuMachine:
+        """Start a process that boots, and takes over `memory`, or one that takes up `state`."""
         program = self._program()
-        with jail.prepare(spec) as handover:
+        incoming = state is not None
+        with jail.prepare(spec, memory=memory, incoming=incoming) as handover:
             argv = build_argv(program, spec, handover.fds, jail=self._settings.jail)
             started = _spawn(argv, spec, handover.inherited)
             handover.close()
             async with _undone_on_error(started):
                 qmp = await Qmp.open(handover.qmp, timeout=self._handshake_timeout)
                 try:
+                    if state is not None:
+                        await migration.load(qmp, state)
                     # Only now is the console's reader accepted for sure, and the guest may write
                     # its first byte.
                     await qmp.execute("cont")
@@ -79,7 +103,59 @@ class QemuEngine:
                 spec.uid,
             )
             console = Console(handover.console, self._console_log(spec.console_log), listener)
-            return QemuMachine(record, qmp, console, child=started.child, words=started.words)
+            return QemuMachine(
+                record,
+                qmp,
+                console,
+                child=started.child,
+                words=started.words,
+                memory=None if incoming else memory,
+            )
+
+    async def freeze(self, machine: Machine, directory: Path) -> Frozen:
+        """See the Protocol. Raises engine_failed, disk_full, sandbox_died."""
+        memory = None
+        try:
+            try:
+                if isinstance(machine, QemuMachine):
+                    memory = machine.take_memory()
+                if memory is None or not isinstance(machine, QemuMachine):
+                    raise error("engine_failed", "the VM was not started so that it can be frozen")
+                state = await machine.save()
+            finally:
+                await machine.kill()
+            await seal(memory)
+            frozen = Frozen(directory, os.fstat(memory).st_size)
+            try:
+                await settle_in_thread(store, frozen, state, memory)
+            except asyncio.CancelledError:
+                remove(frozen)  # the thread may have been done, and is now
+                raise
+        except BaseException:
+            if memory is not None:
+                os.close(memory)
+            raise
+        self._memories.add(frozen, memory)
+        return frozen
+
+    async def clone(self, spec: MachineSpec, frozen: Frozen) -> QemuMachine:
+        """See the Protocol. Raises engine_missing, engine_failed, disk_full."""
+        if spec.memory != frozen.memory:
+            raise template_failure(f"{frozen.directory} is of a VM with other memory")
+        state = await in_thread(read_state, frozen)
+        memory = await self._memories.of(frozen)
+        try:
+            return await self._start(spec, memory=memory, state=state)
+        finally:
+            os.close(memory)
+
+    async def drop(self, frozen: Frozen) -> None:
+        """See the Protocol."""
+        self._memories.drop(frozen)
+
+    def frozen_memory(self, frozen: Frozen) -> int:
+        """See the Protocol."""
+        return self._memories.held(frozen)
 
     async def adopt(self, record: MachineRecord) -> QemuMachine | None:
         """Return the machine of a record, or None when that very process is gone.
@@ -126,9 +202,19 @@ class QemuEngine:
                 await holder.wait()
         jail.remove_sockets(directory)
 
-    def create_disk(self, path: Path, size: int, backing: Path) -> None:
+    def create_disk(
+        self, path: Path, size: int, backing: Path, backing_format: str = "raw"
+    ) -> None:
         """See the Protocol. Raises disk_full, bad_size, engine_failed; leaves nothing then."""
-        create_overlay(path, size, backing)
+        create_overlay(path, size, backing, backing_format)
+
+    def identity(self) -> str:
+        """See the Protocol."""
+        return program_identity(Path(self._program()))
+
+    def layout(self, spec: MachineSpec) -> str:
+        """See the Protocol."""
+        return layout(spec, jail=self._settings.jail)
 
     def _program(self) -> str:
         """Return the path of the QEMU binary. Raises Missing (engine_missing)."""
@@ -191,14 +277,17 @@ async def _undone_on_error(started: _Started) -> AsyncIterator[None]:
             await _grant_end(started)
         broke_off = started.child.poll()
         words = _put_down(started)
-        message = cause.message
+        message, details = cause.message, {**cause.details, "stderr": words}
         if broke_off is not None:
             message = f"QEMU ended at once, with exit code {broke_off}"
+            if broke_off == -signal.SIGKILL:
+                # By hand or for lack of memory: that is nothing that a template is to blame for.
+                details.pop("template", None)
         raise error(
             "engine_failed",
             f"{message}: {words}" if words else message,
             hint="see `hutch doctor`",
-            details={"stderr": words},
+            details=details,
         ) from cause
     except BaseException:
         _put_down(started)

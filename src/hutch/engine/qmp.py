@@ -95,6 +95,17 @@ class Qmp:
         except QMPError as cause:
             raise error("sandbox_died", f"the VM ended during {command}") from cause
 
+    async def send_fd(self, name: str, fd: int) -> None:
+        """Hand an open file to QEMU, where `fd:NAME` names it; ours may be closed afterwards.
+
+        Raises EngineError as `execute` does.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as cause:
+            raise error("sandbox_died", "the VM ended before it was handed a file") from cause
+        await self.execute("getfd", {"fdname": name})
+
     async def shutdown_reason(self, *, timeout: float) -> str | None:
         """Return the last SHUTDOWN event's reason, when the peer hangs up or `timeout` s pass."""
         with contextlib.suppress(TimeoutError):

@@ -48,6 +48,8 @@ class FakeAgent:
         self.memory_bytes = memory_bytes
         self.on_shutdown = on_shutdown
         self.silent = False
+        self.deny_entropy = False
+        """Whether it takes identities without renewing its random numbers."""
         self.files = FakeFiles()
         self.sessions: dict[str, FakeSession] = {}
         self.services: dict[int, bytes] = {}
@@ -159,7 +161,7 @@ class FakeAgent:
             self.files.nodes["/etc/hostname"].data = request["hostname"].encode() + b"\n"
         return {
             "nonce": request["nonce"],
-            "reseeded": "entropy" in request,
+            "reseeded": "entropy" in request and not self.deny_entropy,
             "realtime_ns": time.time_ns() + self.clock_error_ns,
         }
 

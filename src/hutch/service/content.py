@@ -1,4 +1,4 @@
-"""Images and kernels as the API offers them: the stores, with what sandboxes use of them.
+"""Images, kernels and templates as the API offers them: the stores, with what sandboxes use.
 
 Adds to the stores what they cannot know: which images and kernels are in use, and the events.
 """
@@ -6,10 +6,15 @@ Adds to the stores what they cannot know: which images and kernels are in use, a
 from collections.abc import Sequence
 from pathlib import Path
 
+from hutch.errors import HutchError, error
 from hutch.images.base import Report
-from hutch.models import ImageInfo, KernelInfo, Removed
+from hutch.models import ImageInfo, KernelInfo, Removed, SandboxSpec, TemplateInfo, timestamp
+from hutch.service.machine import Booter
 from hutch.service.parts import Parts
+from hutch.service.recipe import CPUS, MEMORY
 from hutch.service.registry import Registry
+from hutch.service.spec import check_request, resolve
+from hutch.settings import MIB
 
 
 class HostImages:
@@ -109,3 +114,62 @@ class HostKernels:
         removed = await self._kernels.remove(name, used=self._registry.used_kernels())
         self._events.emit("kernel.removed", name, name, bytes=removed.bytes)
         return removed
+
+
+class HostTemplates:
+    """Implements `Templates` of the API's operations for one host."""
+
+    def __init__(self, parts: Parts, booter: Booter) -> None:
+        self._parts = parts
+        self._booter = booter
+        self._templates = booter.templates
+
+    async def list(self) -> Sequence[TemplateInfo]:
+        """Return all templates."""
+        return await self._templates.infos()
+
+    async def build(self, spec: SandboxSpec, report: Report) -> TemplateInfo:
+        """Make the template that sandboxes like `spec` begin as clones of."""
+        parts = self._parts
+        check_request(spec, parts.settings, parts.host)
+        image = await parts.images.ensure(spec.image, spec.pull, report)
+        await parts.kernels.ensure(spec.kernel or parts.settings.kernel or None, report)
+        # What such a sandbox would be, but for its name, is all that counts.
+        info = resolve(
+            spec,
+            image,
+            parts.settings,
+            parts.host,
+            sandbox_id="",
+            name="template",
+            created_at=timestamp(),
+        )
+        recipe = await self._booter.recipe(info)
+        if not self._booter.has_template(recipe):
+            raise self._impossible()
+        return await self._templates.info(await self._templates.build(recipe))
+
+    def _impossible(self) -> HutchError:
+        if not self._parts.settings.templates:
+            return error(
+                "bad_setting", "templates are switched off", hint="set the setting templates to yes"
+            )
+        cpus = ", ".join(str(number) for number in sorted(CPUS))
+        memory = ", ".join(f"{size // MIB}m" for size in sorted(MEMORY))
+        return error(
+            "bad_size",
+            "there are no templates for sandboxes of that size, which boot cold",
+            hint=f"use {cpus} CPUs and {memory} of memory",
+        )
+
+    async def remove(self, ref: str) -> Removed:
+        """Drop a template."""
+        template_id = self._templates.find(ref).id
+        freed = await self._templates.drop(template_id, "it was removed")
+        return Removed([template_id], freed)
+
+    async def prune(self) -> Removed:
+        """Drop the templates that no sandbox is based on."""
+        unused = self._templates.unused()
+        freed = [await self._templates.drop(each, "no sandbox used it") for each in unused]
+        return Removed(list(unused), sum(freed))

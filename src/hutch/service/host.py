@@ -19,7 +19,7 @@ from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
 from hutch.service.connection import ConnectGuest
-from hutch.service.content import HostImages, HostKernels
+from hutch.service.content import HostImages, HostKernels, HostTemplates
 from hutch.service.events import EventLog
 from hutch.service.lives import Lives
 from hutch.service.parts import MakeBaseDisk, Parts, Places
@@ -76,6 +76,7 @@ class HostService:
         self.files = HostFiles(registry)
         self.images = HostImages(parts, registry)
         self.kernels = HostKernels(parts, registry)
+        self.templates = HostTemplates(parts, self._lives.booter)
         self.system = HostSystem(parts, registry, known, timestamp())
 
     async def __aenter__(self) -> Self:

@@ -45,9 +45,28 @@ from hutch.service.sandbox import Sandbox
 from hutch.service.session import Session
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
+from hutch.state.base import Store
 from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
+
+
+class _Record:
+    """Puts a boot on record."""
+
+    def __init__(self, store: Store, entry: Entry) -> None:
+        self._store = store
+        self._entry = entry
+
+    async def machine(self, machine: Mapping[str, Any] | None) -> None:
+        """Record the VM, or that it is gone."""
+        self._entry.row = await self._store.set_machine(self._entry.info.id, machine)
+
+    async def template(self, template_id: str | None) -> None:
+        """Record which template is behind the disk."""
+        if self._entry.info.template != template_id:
+            row = await self._store.set_template(self._entry.info.id, template_id)
+            self._entry.row = row
 
 
 class Lives:
@@ -56,7 +75,8 @@ class Lives:
     def __init__(self, parts: Parts, registry: Registry) -> None:
         self._parts = parts
         self._registry = registry
-        self._booter = Booter(parts)
+        self.booter = Booter(parts, registry)
+        self.templates = self.booter.templates
         self._boots = Scope("boots")
         self._ends = Scope("ends")
         self._closing = False
@@ -99,11 +119,14 @@ class Lives:
 
     # ---- starting
 
-    async def start(self, entry: Entry, size: TtySize | None, *, attach: bool) -> Session | None:
+    async def start(
+        self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool = True
+    ) -> Session | None:
         """Boot a sandbox and start its main process; with `attach` return a session of it.
 
         One that runs already is left as it is, but cannot be attached to this way. When this is
-        cancelled, or `stop` comes first, the sandbox is as it was before.
+        cancelled, or `stop` comes first, the sandbox is as it was before. Without `template` it
+        boots cold.
         """
         self._check_open()
         if attach and entry.info.idle:
@@ -121,7 +144,8 @@ class Lives:
                 if attach:
                     raise wrong_state(entry.info, "stopped")
                 return None
-            boot = self._boots.start(entry.info.id, self._try_boot(entry, size, attach=attach))
+            work = self._try_boot(entry, size, attach=attach, template=template)
+            boot = self._boots.start(entry.info.id, work)
             entry.boot = boot
             try:
                 return await self._await_boot(entry, boot)
@@ -156,26 +180,25 @@ class Lives:
         return result
 
     async def _try_boot(
-        self, entry: Entry, size: TtySize | None, *, attach: bool
+        self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool
     ) -> Session | HutchError | None:
         try:
             with host_errors():
-                return await self._boot(entry, size, attach=attach)
+                return await self._boot(entry, size, attach=attach, template=template)
         except HutchError as failure:
             return failure
 
-    async def _boot(self, entry: Entry, size: TtySize | None, *, attach: bool) -> Session | None:
+    async def _boot(
+        self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool
+    ) -> Session | None:
         parts, sandbox_id = self._parts, entry.info.id
         rest = rest_state(entry.info)
         await self._catch_up(entry)
         try:
             await self._move(entry, STARTING, error=None)
             entry.row = await parts.store.next_generation(sandbox_id)
-
-            async def record(machine: Mapping[str, Any] | None) -> None:
-                entry.row = await parts.store.set_machine(sandbox_id, machine)
-
-            booted = await self._booter.boot(entry.row, record)
+            cold = not (template and entry.row.spec.template)
+            booted = await self.booter.boot(entry.row, _Record(parts.store, entry), cold=cold)
             sandbox = self.adopt(entry, booted.machine)
             try:
                 await sandbox.begin(booted.guest, size)
@@ -340,6 +363,8 @@ class Lives:
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
         self._registry.forget(entry)
         self._emit("sandbox.removed", entry)
+        if entry.info.template is not None:
+            await self.templates.settle(entry.info.template)
         return freed
 
     # ---- records

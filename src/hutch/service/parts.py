@@ -23,6 +23,10 @@ MakeBaseDisk = Callable[[Path, int], Awaitable[Path]]
 """Returns the empty base disk of a size, made on first use (images.disk.base_disk)."""
 
 
+TEMPLATE_DISK = "disk.qcow2"
+"""The file in a template's directory that sandboxes' disks are based on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where a sandbox's files are: what lasts under `home`, its VM's sockets under `runtime`."""
@@ -34,6 +38,19 @@ class Places:
     def sandboxes(self) -> Path:
         """The directory with one directory for each sandbox."""
         return self.home / "sandboxes"
+
+    @property
+    def templates(self) -> Path:
+        """The directory with one directory for each template."""
+        return self.home / "templates"
+
+    def template(self, template_id: str) -> Path:
+        """The directory of all that there is of a template."""
+        return self.templates / template_id
+
+    def template_disk(self, template_id: str) -> Path:
+        """The disk of a template, which outlives the rest of it while sandboxes need it."""
+        return self.template(template_id) / TEMPLATE_DISK
 
     def sandbox(self, sandbox_id: str) -> Path:
         """The directory of all that lasts of a sandbox."""

@@ -30,6 +30,7 @@ async def reconcile(parts: Parts, registry: Registry, lives: Lives) -> None:
     for row in await parts.store.sandboxes():
         registry.add(row)
     await _remove_orphans(parts, registry)
+    await lives.templates.open()
     async with asyncio.TaskGroup() as group:
         for entry in registry:
             group.create_task(_mend(parts, lives, entry))

@@ -177,6 +177,11 @@ class Registry:
         """Return the ids of all images that sandboxes need."""
         return sorted({entry.info.image_id for entry in self._entries.values()})
 
+    def based_on(self, template_id: str) -> Sequence[SandboxInfo]:
+        """Return the sandboxes whose disks are based on a template's."""
+        infos = (entry.info for entry in self._entries.values())
+        return [info for info in infos if info.template == template_id]
+
     def used_kernels(self) -> Sequence[str]:
         """Return the names of all kernels that sandboxes ask for or run on."""
         return sorted({e.info.kernel for e in self._entries.values() if e.info.kernel})

@@ -46,10 +46,12 @@ class HostSandboxes:
         """Make a sandbox; pulls its image when that is needed."""
         return (await self._lives.create(spec, report)).info
 
-    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo:
+    async def start(
+        self, ref: str, *, size: TtySize | None = None, template: bool = True
+    ) -> SandboxInfo:
         """Start a sandbox; one that runs already is left as it is."""
         entry = self._registry.find(ref)
-        await self._lives.start(entry, size, attach=False)
+        await self._lives.start(entry, size, attach=False, template=template)
         return entry.info
 
     async def start_attached(

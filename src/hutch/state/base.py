@@ -62,6 +62,9 @@ class Store(Protocol):
     async def set_machine(self, sandbox_id: str, machine: Mapping[str, Any] | None) -> SandboxRow:
         """Record the VM that has just been started, or None once it is gone."""
 
+    async def set_template(self, sandbox_id: str, template: str | None) -> SandboxRow:
+        """Record which template's disk is about to be behind the sandbox's own (None: none's)."""
+
     async def next_generation(self, sandbox_id: str) -> SandboxRow:
         """Count up the generation, the number that the guest is told at each start."""
 

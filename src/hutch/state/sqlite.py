@@ -28,7 +28,7 @@ BUSY_SECONDS = 5.0
 _LEAST_ROOM = 256 << 10
 """Bytes that the write-ahead log and its index take at least."""
 
-_COLUMNS = "id, name, slot, state, generation, spec, info, machine"
+_COLUMNS = "id, name, slot, state, generation, spec, info, machine, template"
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -72,7 +72,7 @@ class SqliteStore:
                 )
             row = SandboxRow(spec, info, slot)
             db.execute(
-                f"INSERT INTO sandboxes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO sandboxes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 _values(row),
             )
             return row
@@ -113,6 +113,15 @@ class SqliteStore:
     async def set_machine(self, sandbox_id: str, machine: Mapping[str, Any] | None) -> SandboxRow:
         """Record how to find the VM again, or None once it is gone."""
         return await self._change(sandbox_id, lambda row: dataclasses.replace(row, machine=machine))
+
+    async def set_template(self, sandbox_id: str, template: str | None) -> SandboxRow:
+        """Record which template is behind the sandbox's disk."""
+        return await self._change(
+            sandbox_id,
+            lambda row: dataclasses.replace(
+                row, info=dataclasses.replace(row.info, template=template)
+            ),
+        )
 
     async def next_generation(self, sandbox_id: str) -> SandboxRow:
         """Count up the generation."""
@@ -248,7 +257,7 @@ def _find(db: sqlite3.Connection, sandbox_id: str) -> SandboxRow:
 def _update(db: sqlite3.Connection, row: SandboxRow) -> None:
     db.execute(
         "UPDATE sandboxes SET id = ?, name = ?, slot = ?, state = ?, generation = ?, spec = ?,"
-        " info = ?, machine = ? WHERE id = ?",
+        " info = ?, machine = ?, template = ? WHERE id = ?",
         (*_values(row), row.info.id),
     )
 
@@ -263,15 +272,16 @@ def _values(row: SandboxRow) -> tuple[Any, ...]:
         json.dumps(to_json(row.spec)),
         json.dumps(to_json(row.info)),
         None if row.machine is None else json.dumps(dict(row.machine)),
+        row.info.template,
     )
 
 
 def _row(values: tuple[Any, ...]) -> SandboxRow:
-    _, name, slot, state, generation, spec, info, machine = values
+    _, name, slot, state, generation, spec, info, machine, template = values
     kept = from_json(SandboxInfo, json.loads(info))
     return SandboxRow(
         from_json(SandboxSpec, json.loads(spec)),
-        dataclasses.replace(kept, name=name, state=SandboxState(state)),
+        dataclasses.replace(kept, name=name, state=SandboxState(state), template=template),
         slot,
         None if machine is None else json.loads(machine),
         generation,

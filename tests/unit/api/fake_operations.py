@@ -33,6 +33,7 @@ from hutch.models import (
     SandboxState,
     SandboxStats,
     StopReason,
+    TemplateInfo,
     TtySize,
     timestamp,
 )
@@ -158,8 +159,11 @@ class FakeSandboxes:
             )
         )
 
-    async def start(self, ref: str, *, size: TtySize | None = None) -> SandboxInfo:
+    async def start(
+        self, ref: str, *, size: TtySize | None = None, template: bool = True
+    ) -> SandboxInfo:
         info = self.find(ref)
+        info = replace(info, template=FakeTemplates.info.id if template else None)
         if not info.idle and info.command:
             await self._main(info, size)
         return await self.put(replace(info, state=SandboxState.RUNNING, started_at=NOW))
@@ -380,6 +384,47 @@ class FakeKernels:
         return Removed([(await self.use(name)).name], 10)
 
 
+class FakeTemplates:
+    """One template."""
+
+    info = TemplateInfo(
+        id="0123456789ab-cdef01",
+        key="0123456789ab" + "0" * 52,
+        image="busybox",
+        image_id="sha256:1",
+        kernel="6.1",
+        accelerator="tcg",
+        machine="microvm",
+        cpus=1,
+        memory=512 << 20,
+        disk=10 << 30,
+        created_at=NOW,
+        used_at=NOW,
+        build_seconds=2.5,
+        sandboxes=2,
+        running=1,
+        disk_bytes=90 << 20,
+        memory_bytes=80 << 20,
+    )
+
+    async def list(self) -> Sequence[TemplateInfo]:
+        return [self.info]
+
+    async def build(self, spec: SandboxSpec, report: Any) -> TemplateInfo:
+        if spec.memory == 3:
+            raise error("bad_size", "no template of that size")
+        report(Progress("build", "template"))
+        return replace(self.info, image=spec.image, cpus=spec.cpus or 1)
+
+    async def remove(self, ref: str) -> Removed:
+        if not self.info.id.startswith(ref):
+            raise error("template_not_found", f"no template {ref}")
+        return Removed([self.info.id], 10)
+
+    async def prune(self) -> Removed:
+        return Removed([self.info.id], 10)
+
+
 class FakeSystem:
     """The daemon's own state."""
 
@@ -427,6 +472,7 @@ class FakeOperations:
         self.files = FakeFileOperations(self)
         self.images = FakeImages()
         self.kernels = FakeKernels()
+        self.templates = FakeTemplates()
         self.system = FakeSystem(self, home)
 
     async def __aenter__(self) -> "FakeOperations":

@@ -3,12 +3,13 @@
 import asyncio
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hutch.engine.base import Engine, ExitKind, Machine, MachineRecord, MachineSpec
+from hutch.engine.base import Engine, ExitKind, Frozen, Machine, MachineRecord, MachineSpec
 from hutch.errors import EngineError
 from tests.waiting import until
 
@@ -126,3 +127,82 @@ class EngineConformance:
         assert other.memory_use() > 0
         await other.kill()
         await engine.discard(spec.directory)
+
+    async def test_a_frozen_machine_is_cloned_any_number_of_times(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        frozen, machine = await _freeze(engine, new_spec("t"), short_tmp / "frozen")
+        assert (await machine.wait()).kind is ExitKind.KILLED
+        assert frozen == Frozen(short_tmp / "frozen", new_spec("t").memory)
+        assert {path.name for path in frozen.directory.iterdir()} == {"state", "memory"}
+        assert frozen.image.stat().st_size == frozen.memory
+        assert engine.frozen_memory(frozen) > 0
+        clones = [await engine.clone(new_spec(name), frozen) for name in "ab"]
+        await engine.drop(frozen)
+        await engine.drop(frozen)
+        assert engine.frozen_memory(frozen) == 0
+        # From here on it comes from disk.
+        clones.append(await engine.clone(new_spec("c"), frozen))
+        assert engine.frozen_memory(frozen) > 0
+        await engine.drop(frozen)
+        for clone in clones:
+            _, writer = await asyncio.open_unix_connection(clone.agent_socket)
+            writer.close()
+            await clone.release()
+            adopted = await engine.adopt(
+                MachineRecord.from_json(json.loads(json.dumps(clone.record.to_json())))
+            )
+            assert adopted is not None
+            assert (await adopted.kill()).kind is ExitKind.KILLED
+            assert not list(clone.record.directory.iterdir())
+
+    async def test_a_machine_not_made_for_it_cannot_be_frozen(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        with pytest.raises(EngineError) as caught:
+            await engine.freeze(machine, short_tmp / "frozen")
+        assert caught.value.code == "engine_failed"
+        assert (await machine.wait()).kind is ExitKind.KILLED
+        assert not (short_tmp / "frozen").exists()
+
+    @pytest.mark.parametrize("harm", ["no state", "state", "no memory", "memory", "layout"])
+    async def test_what_does_not_load_is_the_templates_fault_and_leaves_nothing(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path, harm: str
+    ) -> None:
+        frozen, _ = await _freeze(engine, new_spec("t"), short_tmp / "frozen")
+        await engine.drop(frozen)
+        spec = new_spec("a")
+        match harm:
+            case "no state":
+                frozen.state.unlink()
+            case "state":
+                os.truncate(frozen.state, frozen.state.stat().st_size - 1)
+            case "no memory":
+                frozen.image.unlink()
+            case "memory":
+                os.truncate(frozen.image, frozen.memory - 4096)
+            case "layout":
+                spec = dataclasses.replace(spec, cpus=2)
+        with pytest.raises(EngineError) as caught:
+            await engine.clone(spec, frozen)
+        await engine.drop(frozen)
+        assert (caught.value.code, caught.value.details["template"]) == ("engine_failed", True)
+        assert not spec.directory.exists() or not list(spec.directory.iterdir())
+
+    async def test_a_clones_missing_disk_is_not_the_templates_fault(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        frozen, _ = await _freeze(engine, new_spec("t"), short_tmp / "frozen")
+        spec = new_spec("a")
+        gone = dataclasses.replace(spec.drives[1], layers=[short_tmp / "gone.qcow2"])
+        with pytest.raises(EngineError, match=r"gone\.qcow2") as caught:
+            await engine.clone(dataclasses.replace(spec, drives=[spec.drives[0], gone]), frozen)
+        await engine.drop(frozen)
+        assert "template" not in caught.value.details
+        assert not spec.directory.exists() or not list(spec.directory.iterdir())
+
+
+async def _freeze(engine: Engine, spec: MachineSpec, directory: Path) -> tuple[Frozen, Machine]:
+    machine = await engine.boot(dataclasses.replace(spec, freezable=True))
+    return await engine.freeze(machine, directory), machine

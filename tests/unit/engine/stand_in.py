@@ -7,6 +7,7 @@ boots nothing, and of the command line it knows only the descriptors of the thre
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -14,13 +15,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+MEMORY = b"what the guest has in memory"
 PANIC = b"[    1.0] Kernel panic - not syncing: told to\n"
 
 
-def requests(control: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a stream in which nothing separates them."""
+def requests(control: socket.socket, files: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a stream in which nothing separates them; collect the open files."""
+    files = [] if files is None else files
     text = ""
-    while data := control.recv(4096):
+    while True:
+        data, fds, _, _ = socket.recv_fds(control, 4096, 4)
+        files += fds
+        if not data:
+            return
         text += data.decode()
         while text.strip():
             try:
@@ -37,6 +44,17 @@ class StandIn:
     def __init__(self, mode: str, argv: list[str]) -> None:
         self.mode = mode
         self.sockets = dict(self._sockets(argv))
+        self.files: list[int] = []
+        self.state = "inmigrate" if "-incoming" in argv else "prelaunch"
+        devices = [word for word in argv if word.startswith("virtio-blk-pci,")]
+        self.layout = json.dumps([argv[argv.index("-smp") + 1], len(devices)]).encode()
+        memory = re.search(r"mem-path=([^,]+),share=(\w+)", " ".join(argv))
+        if memory and memory[2] == "on":
+            with open(memory[1], "r+b") as file:
+                file.write(MEMORY)
+        if memory and memory[2] == "off":
+            with open(memory[1], "r+b") as file:
+                assert file.read(len(MEMORY)) == MEMORY
 
     @staticmethod
     def _sockets(argv: list[str]) -> Iterator[tuple[str, socket.socket]]:
@@ -75,16 +93,16 @@ class StandIn:
             return
         version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
         send({"QMP": {"version": version, "capabilities": ["oob"]}})
-        for request in requests(control):
+        for request in requests(control, self.files):
             command = request["execute"]
             if command == "cont" and self.mode == "refuse":
                 send(
                     {"error": {"class": "GenericError", "desc": "not now"}, "id": request.get("id")}
                 )
                 continue
-            if command == "silence":
+            if command == "silence" or (command == "migrate" and self.mode == "stuck"):
                 continue
-            send({"return": {}, "id": request.get("id")})
+            send({"return": self.answer(command), "id": request.get("id")})
             if command == "cont" and self.mode == "die":
                 os.kill(os.getpid(), 6)
             if command == "cont" and self.mode == "panic":
@@ -94,6 +112,41 @@ class StandIn:
                 shutdown("guest-reset")
             if command == "system_powerdown":
                 shutdown("guest-shutdown")
+
+    def answer(self, command: str) -> dict[str, Any]:
+        """Do what a command asks for, and return its result."""
+        match command:
+            case "stop":
+                self.state = "paused"
+            case "cont":
+                self.state = "running"
+            case "migrate":
+                threading.Thread(target=self.save, args=(self.files.pop(),), daemon=True).start()
+            case "query-migrate":
+                failed = {"status": "failed", "error-desc": "told to"}
+                return failed if self.mode == "unsavable" else {"status": "completed"}
+            case "migrate-incoming":
+                threading.Thread(target=self.load, args=(self.files.pop(),), daemon=True).start()
+            case "query-status":
+                return {"status": self.state}
+        return {}
+
+    def save(self, target: int) -> None:
+        """Give a state, of more bytes than a socket holds."""
+        with open(target, "wb") as file:
+            file.write(self.layout + b"." * (1 << 20))
+
+    def load(self, source: int) -> None:
+        """Take up a state; end as QEMU does when it is another machine's."""
+        with open(source, "rb") as file:
+            state = file.read()
+        if self.mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if state.rstrip(b".") != self.layout:
+            sys.stderr.write("stand-in: load of migration failed: Invalid argument\n")
+            sys.stderr.flush()
+            os._exit(1)
+        self.state = "internal-error" if self.mode == "confused" else "paused"
 
     def console(self, server: socket.socket) -> None:
         """Say who is there; take the next connection when one is gone."""

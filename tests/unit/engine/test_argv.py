@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ FDS = Descriptors(
     agent=14,
     drives=[DriveDescriptors(15), DriveDescriptors(16, 17)],
 )
+CLONE = dataclasses.replace(
+    SPEC,
+    id="sb_3c4d",
+    drives=[
+        SPEC.drives[0],
+        dataclasses.replace(
+            SPEC.drives[1], layers=[Path("/never/shown/1"), Path("/never/shown/2")]
+        ),
+    ],
+)
+CLONE_FDS = dataclasses.replace(
+    FDS,
+    kernel=None,
+    initramfs=None,
+    memory=18,
+    drives=[DriveDescriptors(15), DriveDescriptors(16, 17, [19, 20])],
+)
 CASES = {
     "microvm-tcg": (SPEC, True),
     "q35-kvm": (
@@ -45,13 +63,20 @@ CASES = {
         True,
     ),
     "microvm-unjailed": (SPEC, False),
+    "microvm-freezable": (SPEC, True),
+    "microvm-clone": (CLONE, True),
+}
+HANDED = {
+    "microvm-freezable": dataclasses.replace(FDS, memory=18),
+    "microvm-clone": CLONE_FDS,
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_argv_is_golden(name: str) -> None:
     spec, jail = CASES[name]
-    argv = build_argv("/usr/bin/qemu-system-x86_64", spec, FDS, jail=jail)
+    fds = HANDED.get(name, FDS)
+    argv = build_argv("/usr/bin/qemu-system-x86_64", spec, fds, jail=jail)
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("HUTCH_TEST_UPDATE_GOLDEN"):
         golden.write_text("\n".join(argv) + "\n")
@@ -67,6 +92,35 @@ def test_no_two_devices_share_an_address() -> None:
     argv = build_argv("qemu", SPEC, FDS, jail=True)
     addresses = [part for word in argv for part in word.split(",") if part.startswith("addr=")]
     assert len(addresses) == len(set(addresses)) > 8
+
+
+def test_a_clone_has_the_devices_of_what_it_is_cloned_from() -> None:
+    # Block nodes, descriptors and the way it begins differ: no state is kept of them.
+    booted = build_argv("qemu", SPEC, dataclasses.replace(FDS, memory=18), jail=True)
+    cloned = build_argv("qemu", CLONE, CLONE_FDS, jail=True)
+
+    def options(argv: list[str], name: str) -> list[str]:
+        return [value for word, value in pairwise(argv) if word == name]
+
+    for name in ("-machine", "-cpu", "-smp", "-m", "-device", "-accel", "-rtc"):
+        assert options(booted, name) == options(cloned, name) != []
+    assert not {"-kernel", "-initrd", "-append"} & set(cloned)
+
+
+def test_a_clone_only_reads_what_it_shares() -> None:
+    cloned = build_argv("qemu", CLONE, CLONE_FDS, jail=True)
+    shared = [word for word in cloned if "layer" in word or "-base" in word]
+    top = [word for word in shared if "node-name=drive1," in word]
+    assert len(shared) == 7
+    assert len(top) == 1
+    assert all("read-only=on" in word for word in shared if word not in top)
+    assert any("mem-path=/proc/self/fd/18,share=off" in word for word in cloned)
+
+
+def test_too_many_layers_are_refused() -> None:
+    files = [FDS.drives[0], DriveDescriptors(16, 17, [19] * 33)]
+    with pytest.raises(ValueError, match="32 layers"):
+        build_argv("qemu", SPEC, dataclasses.replace(FDS, drives=files), jail=True)
 
 
 def test_a_comma_cannot_add_an_option() -> None:

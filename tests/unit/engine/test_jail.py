@@ -50,6 +50,27 @@ def test_descriptors_carry_the_rights_they_need(new_spec: NewSpec) -> None:
     handover.console.close()
 
 
+def test_a_clone_is_handed_no_kernel_but_memory_and_layers(
+    new_spec: NewSpec, short_tmp: Path
+) -> None:
+    spec, layer = new_spec("a"), short_tmp / "template.qcow2"
+    layer.touch(0o600)
+    overlay = replace(spec.drives[1], layers=[layer])
+    spec = replace(spec, drives=[spec.drives[0], overlay])
+    spec.boot.kernel.unlink()
+    with jail.prepare(spec, memory=0, incoming=True) as handover:
+        fds = handover.fds
+        assert (fds.kernel, fds.initramfs, fds.memory) == (None, None, 0)
+        [fd] = fds.drives[1].layers
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(layer)
+        flags = int(Path(f"/proc/self/fdinfo/{fd}").read_text().split()[3], 8)
+        assert flags & os.O_ACCMODE == os.O_RDONLY
+        assert {fd, 0} < set(handover.inherited)
+    os.fstat(0)  # still its owner's
+    handover.qmp.close()
+    handover.console.close()
+
+
 def test_nothing_is_left_when_the_block_raises(new_spec: NewSpec) -> None:
     with pytest.raises(KeyError), jail.prepare(new_spec("a")):
         raise KeyError

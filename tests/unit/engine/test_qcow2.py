@@ -53,6 +53,27 @@ def test_it_reads_as_its_base_and_takes_writes(short_tmp: Path, base: Path) -> N
     assert base.read_bytes()[:4] == b"base"
 
 
+def test_an_overlay_of_an_overlay(short_tmp: Path, base: Path) -> None:
+    lower, upper, flat = (short_tmp / name for name in ("lower", "upper", "flat.raw"))
+    create_overlay(lower, 64 << 20, base)
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(lower)]
+    subprocess.run(write, check=True, capture_output=True)
+    create_overlay(upper, 64 << 20, lower, "qcow2")
+    assert (
+        json.loads(qemu_img("info", "--output=json", upper))["backing-filename-format"] == "qcow2"
+    )
+    assert json.loads(qemu_img("check", "--output=json", upper))["check-errors"] == 0
+    qemu_img("convert", "-O", "raw", upper, flat)
+    assert flat.read_bytes()[: 4 << 20] == (b"base".ljust(1 << 20, b"\0") + b"\7" * 65536).ljust(
+        4 << 20, b"\0"
+    )
+
+
+def test_an_unknown_format_of_the_base(short_tmp: Path, base: Path) -> None:
+    with pytest.raises(HutchError, match="vmdk"):
+        create_overlay(short_tmp / "disk", 1 << 20, base, "vmdk")
+
+
 def test_sizes_are_rounded_up_to_a_sector(short_tmp: Path, base: Path) -> None:
     create_overlay(short_tmp / "disk", 513, base)
     info = json.loads(qemu_img("info", "--output=json", short_tmp / "disk"))

@@ -4,14 +4,14 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from hutch.engine.base import ExitKind, MachineSpec
+from hutch.engine.base import ExitKind, Frozen, MachineSpec
 from hutch.engine.qemu import QemuEngine
-from hutch.errors import EngineError, Missing
+from hutch.errors import EngineError, Missing, NoCapacity
 from hutch.settings import load_settings
 from tests.unit.engine.conftest import NewStandIn
 from tests.waiting import until
@@ -192,3 +192,137 @@ async def test_an_earlier_ends_sockets_are_no_obstacle(
     os.waitpid(machine.record.process.pid, 0)
     again = await engine.boot(new_spec("a"))
     await again.kill()
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "words"),
+    [("unsavable", "engine_failed", "told to"), ("die", "sandbox_died", "ended")],
+)
+async def test_a_machine_that_cannot_be_frozen_is_ended_all_the_same(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, mode: str, code: str, words: str
+) -> None:
+    engine = QemuEngine(stand_in(mode))
+    machine = await engine.boot(dataclasses.replace(new_spec("a"), freezable=True))
+    with pytest.raises(EngineError, match=words) as caught:
+        await engine.freeze(machine, short_tmp / "frozen")
+    assert caught.value.code == code
+    await machine.wait()
+    assert not (short_tmp / "frozen").exists()
+
+
+async def test_a_freezable_machine_that_does_not_boot(
+    new_spec: NewSpec, stand_in: NewStandIn
+) -> None:
+    with pytest.raises(EngineError):
+        await QemuEngine(stand_in("exit")).boot(dataclasses.replace(new_spec("a"), freezable=True))
+
+
+async def freeze(engine: QemuEngine, spec: MachineSpec, directory: Path) -> Frozen:
+    machine = await engine.boot(dataclasses.replace(spec, freezable=True))
+    return await engine.freeze(machine, directory)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.004, 0.008, 0.016, 0.03])
+async def test_a_freeze_is_whole_or_leaves_nothing(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, delay: float
+) -> None:
+    engine = QemuEngine(stand_in("normal"))
+    machine = await engine.boot(dataclasses.replace(new_spec("a"), freezable=True))
+    directory = short_tmp / "frozen"
+    try:
+        async with asyncio.timeout(delay):
+            frozen = await engine.freeze(machine, directory)
+    except TimeoutError:
+        assert not directory.exists() or not list(directory.iterdir())
+    else:
+        assert frozen.state.exists()
+        assert frozen.image.exists()
+        await engine.drop(frozen)
+    await machine.wait()
+
+
+async def test_a_full_disk_stops_a_freeze(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = QemuEngine(stand_in("normal"))
+    machine = await engine.boot(dataclasses.replace(new_spec("a"), freezable=True))
+
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoCapacity) as caught:
+        await engine.freeze(machine, short_tmp / "frozen")
+    assert caught.value.code == "disk_full"
+    assert not list((short_tmp / "frozen").iterdir())
+    assert (await machine.wait()).kind is ExitKind.KILLED
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_a_clone_is_whole_or_leaves_nothing(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, delay: float
+) -> None:
+    engine, spec = QemuEngine(stand_in("normal")), new_spec("b")
+    frozen = await freeze(engine, new_spec("a"), short_tmp / "frozen")
+    await engine.drop(frozen)  # so that loading it is cut short, too
+    try:
+        async with asyncio.timeout(delay):
+            machine = await engine.clone(spec, frozen)
+    except TimeoutError:
+        pass
+    else:
+        await machine.kill()
+    await engine.drop(frozen)
+    assert not spec.directory.exists() or not list(spec.directory.iterdir())
+
+
+async def test_a_state_that_does_not_load_is_told_in_qemus_words(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path
+) -> None:
+    engine = QemuEngine(stand_in("normal"))
+    frozen = await freeze(engine, new_spec("a"), short_tmp / "frozen")
+    spec = new_spec("b")
+    with pytest.raises(EngineError, match="load of migration failed") as caught:
+        await engine.clone(dataclasses.replace(spec, drives=spec.drives[:1]), frozen)
+    assert caught.value.details["template"] is True
+    confused = QemuEngine(stand_in("confused"))
+    with pytest.raises(EngineError, match="internal-error") as caught:
+        await confused.clone(new_spec("c"), frozen)
+    assert caught.value.details["template"] is True
+    await engine.drop(frozen)
+    await confused.drop(frozen)
+
+
+async def test_a_template_is_not_to_blame_for_a_host_without_memory(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path
+) -> None:
+    engine, killed = QemuEngine(stand_in("normal")), QemuEngine(stand_in("killed"))
+    frozen = await freeze(engine, new_spec("a"), short_tmp / "frozen")
+    with pytest.raises(EngineError) as caught:
+        await killed.clone(new_spec("b"), frozen)
+    assert "template" not in caught.value.details
+    await engine.drop(frozen)
+    await killed.drop(frozen)
+
+
+async def test_a_machine_that_dies_while_it_is_frozen(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path
+) -> None:
+    engine = QemuEngine(stand_in("stuck"))
+    machine = await engine.boot(dataclasses.replace(new_spec("a"), freezable=True))
+    async with asyncio.TaskGroup() as tasks:
+        freezing = tasks.create_task(_outcome(engine.freeze(machine, short_tmp / "frozen")))
+        stopped = machine.record.process
+        await until(lambda: Path(f"/proc/{stopped.pid}/fd").exists())
+        stopped.kill()
+    failure = freezing.result()
+    assert isinstance(failure, EngineError)
+    assert failure.code == "sandbox_died"
+    assert not (short_tmp / "frozen").exists()
+
+
+async def _outcome(work: Awaitable[object]) -> object:
+    try:
+        return await work
+    except EngineError as failure:
+        return failure

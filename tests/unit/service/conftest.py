@@ -1,6 +1,7 @@
 """A whole host in memory: the fake engine, with a fake agent in each machine, and tiny stores."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,22 @@ def settings(short_tmp: Path) -> Settings:
         "boot_timeout": 2.0,
         "stop_timeout": 0.5,
         "exec_orphan_grace": 0.2,
+        "templates": False,
     }
     return load_settings(flags)
+
+
+@pytest.fixture
+def cloning(settings: Settings) -> Settings:
+    """Settings with which sandboxes begin as clones."""
+    return replace(settings, templates=True)
+
+
+@pytest.fixture
+async def farm(cloning: Settings) -> AsyncIterator[World]:
+    """A world in which sandboxes begin as clones."""
+    async with World(cloning) as world:
+        yield world
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 import pytest
 
-from hutch.errors import HutchError
 from hutch.images.base import no_report
-from hutch.service import machine
+from hutch.service import machine, recipe
 from hutch.settings import MIB
 from tests.unit.service.world import World, expect, spec
 
@@ -18,8 +17,8 @@ async def test_what_a_machine_is_given(world: World) -> None:
     (asked,) = world.engine.booted
     assert (asked.cpus, asked.memory, asked.tsc_khz) == (2, 128 * MIB, 1_000_000)
     root, disk = asked.drives
-    assert (root.serial, root.read_only, root.format) == (machine.ROOT_SERIAL, True, "raw")
-    assert (disk.serial, disk.read_only, disk.format) == (machine.DISK_SERIAL, False, "qcow2")
+    assert (root.serial, root.read_only, root.format) == (recipe.ROOT_SERIAL, True, "raw")
+    assert (disk.serial, disk.read_only, disk.format) == (recipe.DISK_SERIAL, False, "qcow2")
     assert disk.backing == world.settings.home / f"base-{64 * MIB}"
     assert asked.directory == world.settings.runtime_dir / info.id
     assert len(str(asked.directory)) < 60
@@ -56,29 +55,3 @@ async def test_a_disk_that_is_gone_is_not_replaced_by_an_empty_one(world: World)
         (world.settings.home / "sandboxes" / info.id / "disk.qcow2").unlink()
         failure = await expect("engine_failed", service.sandboxes.start(info.id))
         assert "disk" in failure.message
-
-
-async def test_the_console_is_quoted_when_a_boot_fails(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.silent = True
-    async with world.service() as service:
-        info = await service.sandboxes.create(spec(), no_report)
-        console = world.settings.home / "sandboxes" / info.id / "console.log"
-        console.write_bytes(b"first\r\n" + b"line\n" * 30 + b"Kernel panic\r\n")
-        failure = await expect("boot_failed", service.sandboxes.start(info.id))
-    assert len(failure.details["console"]) == 20
-    assert failure.details["console"][-1] == "Kernel panic"
-
-
-@pytest.mark.parametrize(
-    ("setting", "boards"),
-    [("auto", ["microvm", "microvm", "q35"]), ("q35", ["q35"] * 2), ("microvm", ["microvm"] * 2)],
-)
-def test_boards(setting: str, boards: list[str]) -> None:
-    assert [board.value for board in machine._boards(setting)] == boards
-
-
-def test_no_board() -> None:
-    with pytest.raises(HutchError):
-        machine._boards("pc")

@@ -72,7 +72,10 @@ class World:
         settings.runtime_dir.mkdir(parents=True)
         self.agents: dict[str, FakeAgent] = {}
         self.silent = False
-        self.engine = FakeEngine(self._serve)
+        self.deaf_clones = False
+        """Whether nothing in a clone answers."""
+        self.engine = FakeEngine(self._serve, self._serve_clone)
+        self.deny_entropy = False
         self.images: Any = TinyImages(settings.home)
         self.kernels: Any = TinyKernels(settings.home)
         self._scope = Scope("world")
@@ -80,6 +83,16 @@ class World:
 
     @contextlib.asynccontextmanager
     async def _serve(self, path: Path) -> AsyncIterator[None]:
+        async with self._agent(path, ready=False):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _serve_clone(self, path: Path) -> AsyncIterator[None]:
+        async with self._agent(path, ready=True):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _agent(self, path: Path, *, ready: bool) -> AsyncIterator[None]:
         sandbox_id = path.parent.name
 
         def power_off(action: str) -> None:
@@ -87,8 +100,9 @@ class World:
             if self.obeys_shutdown:
                 self.end_machine(sandbox_id, MachineExit(kind))
 
-        agent = FakeAgent(path, on_shutdown=power_off)
-        agent.silent = self.silent
+        agent = FakeAgent(path, ready=ready, on_shutdown=power_off)
+        agent.silent = self.silent or (ready and self.deaf_clones)
+        agent.deny_entropy = self.deny_entropy
         self.agents[sandbox_id] = agent
         async with agent:
             yield
@@ -127,8 +141,12 @@ class World:
         """Return what no sandbox should leave: machines, directories, sockets."""
         found = [f"machine {process.record.directory.name}" for process in self.engine.running()]
         for parent in (self.settings.runtime_dir, self.settings.home / "sandboxes"):
-            found += [str(path) for path in parent.glob("sb_*")]
+            found += [str(path) for path in parent.glob("[st]b_*")]
         return found
+
+    def templates(self) -> list[Path]:
+        """Return the directories of templates, also of half-made ones."""
+        return sorted((self.settings.home / "templates").glob("*"))
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from hutch.models import (
     Removed,
     SandboxInfo,
     SandboxSpec,
+    TemplateInfo,
     from_json,
     to_json,
 )
@@ -128,6 +129,41 @@ class AsyncKernels:
         return from_json(Removed, await answer.json())
 
 
+class AsyncTemplates:
+    """Frozen machines that sandboxes begin as clones of."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> list[TemplateInfo]:
+        """Return all templates, the most recently used first."""
+        answer = await self._transport.request("GET", "/v1/templates")
+        return [from_json(TemplateInfo, item) for item in await answer.json()]
+
+    async def build(
+        self,
+        image: str,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> TemplateInfo:
+        """Make the template of an image for sandboxes of a size (`memory` in bytes)."""
+        body = {"image": image, "cpus": cpus, "memory": memory}
+        result = await long_work(self._transport, "/v1/templates/build", body, on_progress)
+        return from_json(TemplateInfo, result)
+
+    async def remove(self, ref: str) -> Removed:
+        """Drop a template, by its id or the beginning of one. Its sandboxes go on."""
+        answer = await self._transport.request("DELETE", "/v1/templates", {"ref": ref})
+        return from_json(Removed, await answer.json())
+
+    async def prune(self) -> Removed:
+        """Drop all templates that no sandbox is based on."""
+        answer = await self._transport.request("POST", "/v1/templates/prune")
+        return from_json(Removed, await answer.json())
+
+
 class AsyncClient:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -141,6 +177,7 @@ class AsyncClient:
         self.transport = Transport(settings, socket)
         self.images = AsyncImages(self.transport)
         self.kernels = AsyncKernels(self.transport)
+        self.templates = AsyncTemplates(self.transport)
 
     async def create(
         self, spec: SandboxSpec, *, on_progress: OnProgress | None = None
@@ -185,9 +222,9 @@ class AsyncClient:
         """Return a sandbox by id, name or unique id prefix. Raises NotFound."""
         return await self.sandbox_request("GET", ref, "")
 
-    async def start(self, ref: str) -> SandboxInfo:
-        """Start a sandbox that is created or stopped."""
-        return await self.sandbox_request("POST", ref, "/start")
+    async def start(self, ref: str, *, template: bool = True) -> SandboxInfo:
+        """Start a sandbox that is created or stopped; without `template` it boots cold."""
+        return await self.sandbox_request("POST", ref, "/start", json={"template": template})
 
     async def stop(
         self, ref: str, *, timeout: float | None = None, signal: str | None = None

@@ -18,6 +18,7 @@ from hutch.models import (
     Removed,
     SandboxInfo,
     SandboxSpec,
+    TemplateInfo,
     from_json,
     to_json,
 )
@@ -127,6 +128,41 @@ class Kernels:
         return from_json(Removed, answer.json())
 
 
+class Templates:
+    """Frozen machines that sandboxes begin as clones of."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> list[TemplateInfo]:
+        """Return all templates, the most recently used first."""
+        answer = self._transport.request("GET", "/v1/templates")
+        return [from_json(TemplateInfo, item) for item in answer.json()]
+
+    def build(
+        self,
+        image: str,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> TemplateInfo:
+        """Make the template of an image for sandboxes of a size (`memory` in bytes)."""
+        body = {"image": image, "cpus": cpus, "memory": memory}
+        result = long_work(self._transport, "/v1/templates/build", body, on_progress)
+        return from_json(TemplateInfo, result)
+
+    def remove(self, ref: str) -> Removed:
+        """Drop a template, by its id or the beginning of one. Its sandboxes go on."""
+        answer = self._transport.request("DELETE", "/v1/templates", {"ref": ref})
+        return from_json(Removed, answer.json())
+
+    def prune(self) -> Removed:
+        """Drop all templates that no sandbox is based on."""
+        answer = self._transport.request("POST", "/v1/templates/prune")
+        return from_json(Removed, answer.json())
+
+
 class Client:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -140,6 +176,7 @@ class Client:
         self.transport = Transport(settings, socket)
         self.images = Images(self.transport)
         self.kernels = Kernels(self.transport)
+        self.templates = Templates(self.transport)
 
     def create(self, spec: SandboxSpec, *, on_progress: OnProgress | None = None) -> SandboxInfo:
         """Make a sandbox and start it; when that fails, or is cancelled, nothing is left of it."""
@@ -182,9 +219,9 @@ class Client:
         """Return a sandbox by id, name or unique id prefix. Raises NotFound."""
         return self.sandbox_request("GET", ref, "")
 
-    def start(self, ref: str) -> SandboxInfo:
-        """Start a sandbox that is created or stopped."""
-        return self.sandbox_request("POST", ref, "/start")
+    def start(self, ref: str, *, template: bool = True) -> SandboxInfo:
+        """Start a sandbox that is created or stopped; without `template` it boots cold."""
+        return self.sandbox_request("POST", ref, "/start", json={"template": template})
 
     def stop(
         self, ref: str, *, timeout: float | None = None, signal: str | None = None

@@ -1,0 +1,21 @@
+"""What the host refuses and what will not load, as Hutch's errors: shared by the engine's parts."""
+
+import errno
+
+from hutch.errors import HutchError, error
+
+
+def os_failure(message: str, cause: OSError) -> HutchError:
+    """Return the error for a failed system call: disk_full, or engine_failed with its reason."""
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")
+
+
+def template_failure(message: str) -> HutchError:
+    """Return the error for a frozen machine that will never load: whoever keeps it drops it."""
+    return error(
+        "engine_failed",
+        message,
+        hint="it is made anew from a cold boot",
+        details={"template": True},
+    )

@@ -1,0 +1,413 @@
+"""The templates of one host: found by key, made once, kept within a budget, dropped in one piece.
+
+Each is a directory of its own that is never made again under the same name, for sandboxes' disks
+may be based on its disk long after the rest of it is gone. One without a manifest is half made, or
+dropped. It must not know how a machine is booted or frozen; `build.py` does.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hutch.engine.base import Frozen, MachineType
+from hutch.errors import HutchError, error
+from hutch.images.flight import Flights
+from hutch.models import TemplateInfo, from_json, timestamp, to_json
+from hutch.service.parts import TEMPLATE_DISK, Parts, host_errors
+from hutch.service.recipe import FORMAT, Key, Recipe, is_stale, key_of
+from hutch.service.registry import Registry
+from hutch.service.stats import disk_use
+from hutch.tasks import in_thread, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+MANIFEST: Final = "template.json"
+BUILDER_PREFIX: Final = "tb_"
+"""How the ids of VMs begin that are booted to become templates."""
+
+BUILDS: Final = 2
+"""Templates that are built at once; others wait."""
+RETRY_SECONDS: Final = 300.0
+"""How long a recipe whose template could not be built is started cold before the next attempt."""
+
+MEMORY_SHARE: Final = 4
+"""Templates without running sandboxes are held in memory up to this part of the host's."""
+
+_PREFIX_MIN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is on record of a template, in its directory."""
+
+    format: int
+    id: str
+    key: Key
+    image: str
+    image_id: str
+    kernel: str
+    accelerator: str
+    machine: MachineType
+    cpus: int
+    memory: int
+    disk: int
+    created_at: str
+    build_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that sandboxes can be cloned from."""
+
+    manifest: Manifest
+    directory: Path
+
+    @property
+    def id(self) -> str:
+        """Its name: the first digits of the key, and some of its own."""
+        return self.manifest.id
+
+    @property
+    def frozen(self) -> Frozen:
+        """What the engine clones."""
+        return Frozen(self.directory, self.manifest.memory)
+
+    @property
+    def disk(self) -> Path:
+        """The disk that went with the memory, which nobody writes any more."""
+        return self.directory / TEMPLATE_DISK
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a template is built: its directory, and the id and number of the VM that becomes it."""
+
+    directory: Path
+    vm_id: str
+    number: int
+
+
+Build = Callable[[Recipe, Site], Awaitable[MachineType]]
+"""Boots and freezes the machine of a recipe; returns the board that it came up on."""
+
+
+class Templates:
+    """All templates of one host.
+
+    Invariants: one that is leased, or behind a disk, keeps the files that are needed for that; one
+    that is found by key is complete.
+    """
+
+    def __init__(self, parts: Parts, registry: Registry, build: Build) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._build = build
+        self._shelf: dict[str, Template] = {}
+        self._used: dict[str, float] = {}
+        self._leases: Counter[str] = Counter()
+        self._failed: dict[str, float] = {}
+        self._flights = Flights()
+        self._sites = asyncio.Semaphore(BUILDS)
+        self._numbers = set(range(BUILDS))
+
+    # ---- using
+
+    @contextlib.asynccontextmanager
+    async def lease(self, recipe: Recipe) -> AsyncIterator[Template | None]:
+        """Give the template of a recipe, making it if need be; it stays as long as the block.
+
+        None when it cannot be made, which is told in the log and by an event.
+        """
+        template = await self._find_or_make(recipe)
+        if template is None:
+            yield None
+            return
+        self._leases[template.id] += 1
+        try:
+            await self._touch(template)
+            yield template
+        finally:
+            self._leases[template.id] -= 1
+            await self.settle(template.id)
+            await self._keep_memory()
+
+    async def _find_or_make(self, recipe: Recipe) -> Template | None:
+        digest = ""
+        try:
+            with host_errors():
+                key = await in_thread(key_of, recipe, self._parts.engine)
+                digest = key.digest
+                async with self._flights.over(digest):
+                    if (found := self._by_key(digest)) is not None:
+                        return found
+                    if time.monotonic() < self._failed.get(digest, 0.0):
+                        return None
+                    return await self._make(recipe, key)
+        except HutchError as cause:
+            self._failed[digest] = time.monotonic() + RETRY_SECONDS
+            log.warning("no template of %s, which boots cold: %s", recipe.image, cause)
+            self._parts.events.emit(
+                "template.failed", digest, recipe.image, code=cause.code, message=cause.message
+            )
+            return None
+
+    async def build(self, recipe: Recipe) -> Template:
+        """Return the template of a recipe, making it if need be. Raises why it cannot be made."""
+        with host_errors():
+            key = await in_thread(key_of, recipe, self._parts.engine)
+            async with self._flights.over(key.digest):
+                found = self._by_key(key.digest)
+                return await self._make(recipe, key) if found is None else found
+
+    def _by_key(self, digest: str) -> Template | None:
+        return next((t for t in self._shelf.values() if t.manifest.key.digest == digest), None)
+
+    async def _touch(self, template: Template) -> None:
+        self._used[template.id] = time.time()
+        with contextlib.suppress(OSError):
+            await in_thread(os.utime, template.directory / MANIFEST)
+
+    # ---- making
+
+    async def _make(self, recipe: Recipe, key: Key) -> Template:
+        async with self._sites:
+            began = time.monotonic()
+            template_id = f"{key.digest[:12]}-{secrets.token_hex(3)}"
+            directory = self._parts.places.template(template_id)
+            number = self._numbers.pop()
+            try:
+                await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
+                site = Site(directory, f"{BUILDER_PREFIX}{template_id}", number)
+                board = await self._build(recipe, site)
+                manifest = Manifest(
+                    format=FORMAT,
+                    id=template_id,
+                    key=key,
+                    image=recipe.image,
+                    image_id=recipe.image_id,
+                    kernel=recipe.kernel.name,
+                    accelerator=recipe.verdict.accelerator.value,
+                    machine=board,
+                    cpus=recipe.cpus,
+                    memory=recipe.memory,
+                    disk=recipe.disk,
+                    created_at=timestamp(),
+                    build_seconds=round(time.monotonic() - began, 4),
+                )
+                template = Template(manifest, directory)
+                await settle_in_thread(_write_manifest, template)
+            except BaseException:
+                await self._parts.engine.drop(Frozen(directory, recipe.memory))
+                await settle_in_thread(shutil.rmtree, directory, ignore_errors=True)
+                raise
+            finally:
+                self._numbers.add(number)
+        self._shelve(template, time.time())
+        self._failed.pop(key.digest, None)
+        self._emit("template.built", template, seconds=manifest.build_seconds)
+        await self._keep_budget(template)
+        return template
+
+    def _shelve(self, template: Template, used: float) -> None:
+        self._shelf[template.id] = template
+        self._used[template.id] = used
+
+    async def _keep_budget(self, newest: Template | None = None) -> None:
+        """Drop those least recently used, without living clones, until the rest fits."""
+        sizes = {t.id: await in_thread(disk_use, t.directory) for t in list(self._shelf.values())}
+        for template_id in sorted(sizes, key=lambda each: self._used.get(each, 0.0)):
+            if sum(sizes.values()) <= self._parts.settings.template_disk:
+                return
+            spared = newest is not None and template_id == newest.id
+            if spared or self._leases[template_id] or self._running(template_id):
+                continue
+            await self.drop(template_id, "the space for templates is used up")
+            del sizes[template_id]
+
+    async def _keep_memory(self) -> None:
+        """Let go of memory that no running sandbox shares; the next clone reads it in again."""
+        engine, limit = self._parts.engine, self._parts.host.memory // MEMORY_SHARE
+        held = {each: engine.frozen_memory(t.frozen) for each, t in self._shelf.items()}
+        for template_id in sorted(held, key=lambda each: self._used.get(each, 0.0)):
+            if sum(held.values()) <= limit:
+                return
+            template = self._shelf.get(template_id)
+            if template and not self._leases[template_id] and not self._running(template_id):
+                await engine.drop(template.frozen)
+                del held[template_id]
+
+    # ---- dropping
+
+    async def drop(self, template_id: str, reason: str) -> int:
+        """Drop a template; returns the bytes that are freed.
+
+        No start finds it from now on. Its disk stays while sandboxes are based on it.
+        """
+        template = self._shelf.pop(template_id, None)
+        if template is None:
+            return 0
+        self._used.pop(template_id, None)
+        size = await in_thread(disk_use, template.directory)
+        await settle_in_thread((template.directory / MANIFEST).unlink, missing_ok=True)
+        await self._parts.engine.drop(template.frozen)
+        self._emit("template.dropped", template, reason=reason)
+        await self.settle(template_id)
+        return size - await in_thread(disk_use, template.directory)
+
+    async def settle(self, template_id: str) -> None:
+        """Remove what nobody needs any more of a template that was dropped."""
+        if template_id in self._shelf or self._leases[template_id] > 0:
+            return
+        del self._leases[template_id]
+        await self._clear(template_id)
+
+    async def _clear(self, template_id: str) -> None:
+        directory = self._parts.places.template(template_id)
+        keep = bool(self._registry.based_on(template_id))
+        await in_thread(_remove_but_disk if keep else _remove_all, directory)
+
+    # ---- looking
+
+    def find(self, ref: str) -> Template:
+        """Find by id, or by the beginning of one or of a key. Raises template_not_found."""
+        if ref in self._shelf:
+            return self._shelf[ref]
+        found = [
+            template
+            for template in self._shelf.values()
+            if template.id.startswith(ref) or template.manifest.key.digest.startswith(ref)
+        ]
+        if len(ref) >= _PREFIX_MIN and len(found) == 1:
+            return found[0]
+        raise error(
+            "template_not_found",
+            f"there is no template {ref}",
+            hint="`hutch template ls` lists all of them",
+        )
+
+    async def infos(self) -> Sequence[TemplateInfo]:
+        """Return all templates, the most recently used first."""
+        order = sorted(self._shelf, key=lambda each: self._used.get(each, 0.0), reverse=True)
+        return [await self.info(self._shelf[each]) for each in order if each in self._shelf]
+
+    async def info(self, template: Template) -> TemplateInfo:
+        """Return one template as users see it."""
+        manifest = template.manifest
+        return TemplateInfo(
+            id=manifest.id,
+            key=manifest.key.digest,
+            image=manifest.image,
+            image_id=manifest.image_id,
+            kernel=manifest.kernel,
+            accelerator=manifest.accelerator,
+            machine=manifest.machine.value,
+            cpus=manifest.cpus,
+            memory=manifest.memory,
+            disk=manifest.disk,
+            created_at=manifest.created_at,
+            used_at=timestamp(self._used.get(template.id)),
+            build_seconds=manifest.build_seconds,
+            sandboxes=len(self._registry.based_on(template.id)),
+            running=self._running(template.id),
+            disk_bytes=await in_thread(disk_use, template.directory),
+            memory_bytes=self._parts.engine.frozen_memory(template.frozen),
+        )
+
+    def unused(self) -> Sequence[str]:
+        """Return the ids of those that no sandbox is based on or about to be."""
+        return [
+            each
+            for each in self._shelf
+            if not self._leases[each] and not self._registry.based_on(each)
+        ]
+
+    def _running(self, template_id: str) -> int:
+        based = self._registry.based_on(template_id)
+        return sum(info.state.has_machine for info in based)
+
+    # ---- at the start of the daemon
+
+    async def open(self) -> None:
+        """Take up what is complete and can still be used; remove the rest. For a full registry."""
+        places = self._parts.places
+        for directory in await in_thread(_directories, places.runtime, BUILDER_PREFIX):
+            log.warning("removing what is left of the template build %s", directory.name)
+            await self._parts.engine.discard(directory)
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        for directory in await in_thread(_directories, places.templates, ""):
+            taken = await in_thread(self._read, directory)
+            if taken is not None:
+                self._shelve(*taken)
+            else:
+                await self._clear(directory.name)
+        await self._keep_budget()
+
+    def _read(self, directory: Path) -> tuple[Template, float] | None:
+        """Return a template and when it was last used; None for one that is of no use."""
+        path = directory / MANIFEST
+        try:
+            body = json.loads(path.read_bytes())
+            if body["format"] != FORMAT:
+                return None
+            manifest = from_json(Manifest, body)
+            template = Template(manifest, directory)
+            files = (template.disk, template.frozen.state, template.frozen.image)
+            complete = manifest.id == directory.name and all(file.is_file() for file in files)
+            used = path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("the template in %s is not readable", directory)
+            return None
+        if not complete or is_stale(manifest.key, self._parts.engine):
+            log.info("the template %s of %s cannot be used any more", manifest.id, manifest.image)
+            path.unlink(missing_ok=True)
+            self._emit("template.dropped", template, reason="what it was made of has changed")
+            return None
+        return template, used
+
+    def _emit(self, kind: str, template: Template, **fields: Any) -> None:
+        self._parts.events.emit(kind, template.id, template.manifest.image, **fields)
+
+
+def _write_manifest(template: Template) -> None:
+    """Complete a template: from here on it exists, whatever happens."""
+    fd = os.open(template.disk, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    part = template.directory / f"{MANIFEST}.part"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(to_json(template.manifest), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(template.directory / MANIFEST)
+
+
+def _directories(parent: Path, prefix: str) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if path.name.startswith(prefix))
+
+
+def _remove_all(directory: Path) -> None:
+    if directory.is_dir():
+        (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_but_disk(directory: Path) -> None:
+    for path in _directories(directory, ""):
+        if path.name != TEMPLATE_DISK:
+            path.unlink(missing_ok=True)

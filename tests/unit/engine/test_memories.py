@@ -1,0 +1,144 @@
+import asyncio
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import memories
+from hutch.engine.base import Frozen
+from hutch.engine.memories import Memories, create_memory, read_state, seal, store
+from hutch.errors import EngineError
+
+SIZE = 64 << 20
+PAGES = {0: b"first", 5 << 20: b"middle", SIZE - 4096: b"last"}
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """A memory of a few pages in many holes."""
+    fd = create_memory(SIZE)
+    for offset, data in PAGES.items():
+        os.pwrite(fd, data.ljust(4096, b"."), offset)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def frozen(memory: int, short_tmp: Path) -> Frozen:
+    frozen = Frozen(short_tmp / "frozen", SIZE)
+    store(frozen, b"state", memory)
+    return frozen
+
+
+def content(fd: int) -> dict[int, bytes]:
+    return {offset: os.pread(fd, 4096, offset).rstrip(b".") for offset in PAGES}
+
+
+def writable(fd: int) -> bool:
+    try:
+        mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE).close()
+    except PermissionError:
+        return False
+    return True
+
+
+async def test_a_memory_at_rest_is_the_same_and_as_sparse(frozen: Frozen) -> None:
+    assert frozen.image.stat().st_size == SIZE
+    assert frozen.image.stat().st_blocks * 512 < 1 << 20
+    kept = Memories()
+    fd = await kept.of(frozen)
+    assert content(fd) == PAGES
+    assert os.fstat(fd).st_size == SIZE
+    assert kept.held(frozen) == len(PAGES) * 4096
+    assert not writable(fd)
+    kept.drop(frozen)
+    assert kept.held(frozen) == 0
+    assert content(fd) == PAGES  # whoever has it keeps it
+    os.close(fd)
+
+
+async def test_a_memory_is_loaded_once_for_all_who_ask(
+    frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, create = [], memories.create_memory
+
+    def counted(size: int) -> int:
+        loads.append(size)
+        return create(size)
+
+    monkeypatch.setattr(memories, "create_memory", counted)
+    kept = Memories()
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(kept.of(frozen)) for _ in range(5)]
+    assert loads == [SIZE]
+    fds = [task.result() for task in asked]
+    assert len(set(fds)) == 5
+    assert len({os.fstat(fd).st_ino for fd in fds}) == 1
+    for fd in fds:
+        os.close(fd)
+    kept.drop(frozen)
+
+
+async def test_a_memory_dropped_while_it_is_loaded_reaches_who_asked(frozen: Frozen) -> None:
+    kept = Memories()
+    async with asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(kept.of(frozen))
+        await asyncio.sleep(0)
+        kept.drop(frozen)
+    assert kept.held(frozen) == 0
+    assert content(asked.result()) == PAGES
+    os.close(asked.result())
+
+
+async def test_a_load_that_failed_is_tried_again(frozen: Frozen) -> None:
+    kept, away = Memories(), frozen.image.with_name("away")
+    frozen.image.rename(away)
+    for _ in range(2):
+        with pytest.raises(EngineError) as caught:
+            await kept.of(frozen)
+        assert caught.value.details["template"] is True
+    assert kept.held(frozen) == 0
+    away.rename(frozen.image)
+    os.close(await kept.of(frozen))
+    kept.drop(frozen)
+
+
+async def test_a_memory_still_written_to_is_not_sealed(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "_SEAL_PATIENCE", 0.02)
+    with mmap.mmap(memory, 4096):
+        with pytest.raises(EngineError, match="still mapped"):
+            await seal(memory)
+    await seal(memory)
+    assert not writable(memory)
+    with pytest.raises(PermissionError):
+        os.pwrite(memory, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)
+
+
+def test_a_state_is_read_as_it_was_written(frozen: Frozen) -> None:
+    assert read_state(frozen) == b"state"
+    assert frozen.state.stat().st_mode & 0o777 == frozen.image.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("harm", [b"", b"state", b"hutch-state 1\n", None])
+def test_a_damaged_state_is_noticed(frozen: Frozen, harm: bytes | None) -> None:
+    data = bytearray(frozen.state.read_bytes())
+    data[-1] ^= 1
+    frozen.state.write_bytes(bytes(data) if harm is None else harm)
+    with pytest.raises(EngineError, match="damaged") as caught:
+        read_state(frozen)
+    assert caught.value.details["template"] is True
+
+
+def test_what_could_not_be_stored_leaves_nothing(memory: int, short_tmp: Path) -> None:
+    frozen = Frozen(short_tmp / "frozen", SIZE)
+    frozen.directory.mkdir()
+    (frozen.directory / "state.part").mkdir()  # where the second of the two files is written
+    with pytest.raises(EngineError, match="cannot be written"):
+        store(frozen, b"state", memory)
+    assert [path.name for path in frozen.directory.iterdir()] == ["state.part"]

@@ -1,0 +1,373 @@
+"""Templates, with a fake engine: made once, never half, within a budget, kept while needed."""
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.errors import error
+from hutch.images.base import no_report
+from hutch.models import SandboxInfo, SandboxState
+from hutch.service import templates as module
+from hutch.service.host import HostService
+from hutch.service.spec import HostSize
+from hutch.service.templates import MANIFEST
+from hutch.settings import MIB
+from tests.unit.service.world import World, expect, spec
+from tests.waiting import until
+
+
+async def run(service: HostService, **fields: Any) -> SandboxInfo:
+    """Make a sandbox and start it."""
+    info = await service.sandboxes.create(spec(**fields), no_report)
+    return await service.sandboxes.start(info.id)
+
+
+def kinds(service: HostService, prefix: str = "template.") -> list[str]:
+    kept = service._parts.events.kept(None)
+    return [event.kind for event in kept if event.kind.startswith(prefix)]
+
+
+async def test_the_first_start_makes_one_and_every_start_clones_it(farm: World) -> None:
+    async with farm.service() as service:
+        infos = [await run(service) for _ in range(3)]
+        (template,) = await service.templates.list()
+        assert {info.template for info in infos} == {template.id}
+        assert (template.sandboxes, template.running) == (3, 3)
+        assert template.key.startswith(template.id[:12])
+        assert template.disk_bytes > 0
+        assert template.memory_bytes > 0
+        (built,) = farm.engine.booted
+        assert built.freezable
+        assert built.id.startswith("tb_")
+        assert [clone.id for clone, _ in farm.engine.cloned] == [info.id for info in infos]
+        assert kinds(service) == ["template.built"]
+        assert all(info.state is SandboxState.RUNNING for info in infos)
+
+
+async def test_what_a_clone_is_given(farm: World) -> None:
+    async with farm.service() as service:
+        info = await run(service, hostname="mine")
+        ((clone, frozen),) = farm.engine.cloned
+        disk = clone.drives[1]
+        assert disk.layers == (
+            farm.settings.home / "templates" / str(info.template) / "disk.qcow2",
+        )
+        assert disk.backing == farm.settings.home / f"base-{farm.settings.disk}"
+        assert frozen.directory.name == info.template
+        identity = farm.agent(info).identity
+        assert identity["hostname"] == "mine"
+        assert identity["generation"] == 1
+        other = await run(service)
+        assert farm.agent(other).identity["entropy"] != identity["entropy"]
+        assert farm.agent(other).identity["machine_id"] != identity["machine_id"]
+        built = farm.agents[farm.engine.booted[0].id].identity
+        assert built["machine_id"] == b"0" * 32
+
+
+async def test_two_starts_at_once_make_one_template(farm: World) -> None:
+    async with farm.service() as service:
+        infos = await _together(*(run(service) for _ in range(4)))
+        assert len({info.template for info in infos}) == 1
+        assert len(farm.engine.booted) == 1
+
+
+async def _together(*work: Any) -> list[Any]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+    return [task.result() for task in tasks]
+
+
+async def test_a_cancelled_builder_leaves_nothing_and_the_next_takes_over(farm: World) -> None:
+    async with farm.service() as service:
+        farm.engine.hang_freeze = True
+        first = await service.sandboxes.create(spec(), no_report)
+        second = await service.sandboxes.create(spec(), no_report)
+        async with asyncio.TaskGroup() as group:
+            one = group.create_task(service.sandboxes.start(first.id))
+            await until(lambda: len(farm.engine.frozen) == 1)
+            two = group.create_task(service.sandboxes.start(second.id))
+            farm.engine.hang_freeze = False
+            one.cancel()
+        assert (await two).template is not None
+        assert len(farm.templates()) == 1
+        assert (await service.sandboxes.get(first.id)).state is SandboxState.CREATED
+
+
+@pytest.mark.parametrize("knob", ["hang_boot", "hang_freeze", "hang_clone"])
+async def test_a_start_that_is_cancelled_leaves_nothing_half_made(farm: World, knob: str) -> None:
+    async with farm.service() as service:
+        info = await service.sandboxes.create(spec(), no_report)
+        setattr(farm.engine, knob, True)
+        asked = {
+            "hang_boot": farm.engine.booted,
+            "hang_freeze": farm.engine.frozen,
+            "hang_clone": farm.engine.cloned,
+        }[knob]
+        async with asyncio.TaskGroup() as group:
+            start = group.create_task(service.sandboxes.start(info.id))
+            await until(lambda: len(asked) == 1)  # type: ignore[arg-type]
+            start.cancel()
+        assert farm.engine.running() == []
+        complete = [path for path in farm.templates() if (path / MANIFEST).exists()]
+        assert farm.templates() == complete
+        assert len(complete) == (knob == "hang_clone")
+        setattr(farm.engine, knob, False)
+        info = await service.sandboxes.start(info.id)
+        assert info.template is not None
+        await service.sandboxes.remove(info.id, force=True)
+        assert farm.leftovers() == []
+
+
+@pytest.mark.parametrize("knob", ["fail_boot_once", "fail_freeze"])
+async def test_what_cannot_be_built_boots_cold_and_is_not_tried_again_at_once(
+    farm: World, knob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = error("engine_failed", "told to")
+    if knob == "fail_freeze":
+        farm.engine.fail_freeze = failure
+    else:
+        boot = farm.engine.boot
+
+        async def fail_freezable(machine: Any) -> Any:
+            if machine.freezable:
+                farm.engine.booted.append(machine)
+                raise failure
+            return await boot(machine)
+
+        monkeypatch.setattr(farm.engine, "boot", fail_freezable)
+    async with farm.service() as service:
+        infos = [await run(service) for _ in range(2)]
+        assert [info.template for info in infos] == [None, None]
+        assert [asked.freezable for asked in farm.engine.booted] == [True, False, False]
+        assert kinds(service) == ["template.failed"]
+        assert farm.templates() == []
+        assert not list(farm.settings.runtime_dir.glob("tb_*"))
+        # Later it is tried again.
+        farm.engine.fail_freeze = None
+        monkeypatch.undo()
+        service._lives.templates._failed.clear()
+        assert (await run(service)).template is not None
+
+
+async def test_a_template_that_does_not_load_is_thrown_away(farm: World) -> None:
+    async with farm.service() as service:
+        first = await run(service)
+        (directory,) = farm.templates()
+        (directory / "state").write_bytes(b"nonsense")
+        second = await run(service)
+        assert second.template is None
+        assert second.state is SandboxState.RUNNING
+        assert "template.dropped" in kinds(service)
+        # The first one's disk is still based on its disk.
+        assert [path.name for path in directory.iterdir()] == ["disk.qcow2"]
+        third = await run(service)
+        assert third.template not in (None, first.template)
+
+
+async def test_an_engine_that_fails_otherwise_costs_no_template(farm: World) -> None:
+    async with farm.service() as service:
+        await run(service)
+        farm.engine.fail_clone = error("engine_failed", "no reason of the template's")
+        assert (await run(service)).template is None
+        assert len(await service.templates.list()) == 1
+
+
+@pytest.mark.parametrize("fault", ["deny_entropy", "deaf_clones"])
+async def test_a_clone_that_does_not_take_its_identity_is_not_served(
+    farm: World, fault: str
+) -> None:
+    async with farm.service() as service:
+        setattr(farm, fault, True)
+        info = await run(service)
+        assert info.template is None
+        ((clone, _),) = farm.engine.cloned
+        assert len(farm.engine.booted) == 2  # the template, and the sandbox, cold
+        (served,) = farm.engine.running()
+        assert served.spec is farm.engine.booted[1]
+        assert served.spec.drives[1].layers == ()
+        assert clone.id == info.id
+        assert await service.templates.list() == []
+        assert farm.templates() == []
+
+
+async def test_a_later_start_boots_cold_from_the_same_disk(farm: World) -> None:
+    async with farm.service() as service:
+        info = await run(service)
+        await service.sandboxes.stop(info.id)
+        again = await service.sandboxes.start(info.id)
+        assert again.template == info.template
+        cold = farm.engine.booted[-1]
+        assert not cold.freezable
+        assert cold.drives[1].layers == (farm.templates()[0] / "disk.qcow2",)
+        assert len(farm.engine.cloned) == 1
+
+
+async def test_without_template(farm: World) -> None:
+    async with farm.service() as service:
+        assert (await run(service, template=False)).template is None
+        info = await service.sandboxes.create(spec(), no_report)
+        assert (await service.sandboxes.start(info.id, template=False)).template is None
+        assert (await run(service, memory=300 * MIB)).template is None
+        assert (await run(service, disk=64 * MIB)).template is None
+        assert farm.templates() == []
+
+
+async def test_the_disk_stays_as_long_as_a_sandbox_needs_it(farm: World) -> None:
+    async with farm.service() as service:
+        one, two = [await run(service) for _ in range(2)]
+        removed = await service.templates.remove(str(one.template)[:6])
+        assert removed.removed == [one.template]
+        assert removed.bytes >= 0
+        (directory,) = farm.templates()
+        assert [path.name for path in directory.iterdir()] == ["disk.qcow2"]
+        await service.sandboxes.remove(one.id, force=True)
+        assert farm.templates() == [directory]
+    async with farm.service() as service:
+        assert farm.templates() == [directory]
+        await service.sandboxes.stop(two.id)
+        assert (await service.sandboxes.start(two.id)).template == two.template
+        await service.sandboxes.remove(two.id, force=True)
+        assert farm.templates() == []
+
+
+async def test_templates_outlive_the_daemon(farm: World) -> None:
+    async with farm.service() as service:
+        first = await run(service)
+    async with farm.service() as service:
+        assert (await run(service)).template == first.template
+    assert len(farm.engine.booted) == 1
+
+
+async def test_half_made_and_stale_ones_are_swept_at_the_start(farm: World) -> None:
+    async with farm.service() as service:
+        info = await run(service)
+        await service.sandboxes.remove(info.id, force=True)
+    (kept,) = farm.templates()
+    half = kept.parent / "0123456789ab-000000"
+    half.mkdir()
+    (half / "memory").write_bytes(b"half")
+    broken = kept.parent / "0123456789ab-000001"
+    broken.mkdir()
+    (broken / MANIFEST).write_text("{")
+    runtime = farm.settings.runtime_dir / "tb_0123456789ab-000000"
+    runtime.mkdir()
+    async with farm.service():
+        assert farm.templates() == [kept]
+        assert not runtime.exists()
+    farm.engine.program = "another build"
+    async with farm.service() as service:
+        assert farm.templates() == []
+        assert "template.dropped" in kinds(service)
+
+
+async def test_one_of_another_format_or_without_its_memory_is_swept(farm: World) -> None:
+    async with farm.service() as service:
+        await service.templates.build(spec(idle=True), no_report)
+    (directory,) = farm.templates()
+    manifest = json.loads((directory / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps(manifest | {"format": 0}))
+    async with farm.service() as service:
+        assert farm.templates() == []
+        await service.templates.build(spec(idle=True), no_report)
+    (directory,) = farm.templates()
+    (directory / "memory").unlink()
+    async with farm.service():
+        assert farm.templates() == []
+
+
+async def test_those_least_recently_used_are_dropped_above_the_budget(farm: World) -> None:
+    farm.settings = replace(farm.settings, template_disk=1)
+    async with farm.service() as service:
+        running = await run(service, memory=128 * MIB)
+        idle = await run(service, memory=256 * MIB)
+        await service.sandboxes.remove(idle.id, force=True)
+        newest = await run(service, memory=512 * MIB)
+        left = {info.id for info in await service.templates.list()}
+        assert left == {running.template, newest.template}
+
+
+async def test_memory_that_nobody_shares_is_let_go_of_above_a_share_of_the_hosts(
+    farm: World,
+) -> None:
+    # The fake holds a tenth of a VM's memory: room for two.
+    async with farm.service(host=HostSize(8, 512 * MIB)) as service:
+        for _ in range(2):
+            running = await run(service, memory=512 * MIB)
+        idle = await run(service, memory=512 * MIB, cpus=4)
+        await service.sandboxes.remove(idle.id, force=True)
+        other = await run(service, memory=512 * MIB, cpus=2)
+        await service.sandboxes.remove(other.id, force=True)
+        assert (await run(service, memory=512 * MIB)).template == running.template
+        held = {info.id: info.memory_bytes > 0 for info in await service.templates.list()}
+        assert held[str(running.template)]
+        assert list(held.values()).count(True) < len(held) == 3
+        # What is not in memory is not lost.
+        assert (await run(service, memory=512 * MIB, cpus=4)).template == idle.template
+        assert len(farm.engine.booted) == 3
+
+
+async def test_the_order_of_use_outlives_the_daemon(farm: World) -> None:
+    async with farm.service() as service:
+        made = [
+            await service.templates.build(spec(idle=True, memory=size * MIB), no_report)
+            for size in (128, 256)
+        ]
+    places = farm.settings.home / "templates"
+    os.utime(places / made[0].id / MANIFEST, (2e9, 2e9))
+    os.utime(places / made[1].id / MANIFEST, (1e9, 1e9))
+    farm.settings = replace(farm.settings, template_disk=made[0].disk_bytes + 1)
+    async with farm.service() as service:
+        assert [info.id for info in await service.templates.list()] == [made[0].id]
+
+
+async def test_build_and_prune(farm: World) -> None:
+    async with farm.service() as service:
+        template = await service.templates.build(spec(idle=True, cpus=2), no_report)
+        assert template.cpus == 2
+        assert (await service.templates.build(spec(idle=True, cpus=2), no_report)).id == template.id
+        info = await run(service)
+        assert info.template != template.id
+        pruned = await service.templates.prune()
+        assert pruned.removed == [template.id]
+        await expect("template_not_found", service.templates.remove(template.id))
+        await expect("bad_size", service.templates.build(spec(idle=True, cpus=3), no_report))
+
+
+async def test_a_build_that_fails_says_why(farm: World) -> None:
+    farm.engine.fail_freeze = error("disk_full", "full")
+    async with farm.service() as service:
+        await expect("disk_full", service.templates.build(spec(idle=True), no_report))
+        assert farm.templates() == []
+
+
+async def test_a_manifest_that_cannot_be_written_leaves_nothing(
+    farm: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(template: Any) -> None:
+        raise OSError(28, "No space left on device", str(template.directory))
+
+    monkeypatch.setattr(module, "_write_manifest", refuse)
+    async with farm.service() as service:
+        await expect("disk_full", service.templates.build(spec(idle=True), no_report))
+        assert farm.templates() == []
+        assert (await run(service)).template is None
+
+
+async def test_switched_off(world: World) -> None:
+    async with world.service() as service:
+        assert (await run(service)).template is None
+        failure = await expect("bad_setting", service.templates.build(spec(idle=True), no_report))
+        assert "switched off" in failure.message
+
+
+def test_removing_all_but_the_disk(tmp_path: Path) -> None:
+    for name in ("disk.qcow2", "memory", "state", MANIFEST):
+        (tmp_path / name).touch()
+    module._remove_but_disk(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["disk.qcow2"]
+    module._remove_but_disk(tmp_path / "none")
