@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.bench import results
-from tests.bench.boots import cold_boot, daemon_start
+from tests.bench.boots import cold_boot, daemon_start, from_template
 from tests.bench.copies import large_files
 from tests.bench.execs import command_line, round_trip
 from tests.bench.idle import idle_daemon
@@ -20,6 +20,7 @@ from tests.bench.samples import Measured
 PARTS: Mapping[str, Callable[[Lab], Measured]] = {
     "start": daemon_start,
     "boot": cold_boot,
+    "template": from_template,
     "exec": round_trip,
     "cli": command_line,
     "copy": large_files,

@@ -17,6 +17,7 @@ from tests.bench.samples import Check, Measured, Series, alternate, ratio
 
 _BOOT_LIMIT = 1.25
 _START_LIMIT = 1.5
+_CLONE_LIMIT = 0.2
 
 
 class _Boots:
@@ -39,22 +40,31 @@ class _Boots:
 
     def hutch(self) -> float:
         """Have the daemon make and boot a sandbox."""
+        seconds, boot_id = self._start(template=False)
+        self._note(boot_id)
+        return seconds
 
-        async def sample(client: AsyncClient) -> float:
+    def clone(self) -> float:
+        """Have the daemon make a sandbox that is the clone of a template."""
+        seconds, _ = self._start(template=True)
+        return seconds
+
+    def _start(self, *, template: bool) -> tuple[float, str]:
+        async def sample(client: AsyncClient) -> tuple[float, str]:
             started = time.monotonic()
-            info = await client.create(self._lab.spec())
+            info = await client.create(self._lab.spec(template=template))
             seconds = time.monotonic() - started
             try:
+                assert (info.template is not None) is template, info
                 box = await AsyncSandbox.connect(info.id, client=client)
                 said = await box.commands.run(
                     ["cat", "/proc/sys/kernel/random/boot_id", "/etc/machine-id"]
                 )
                 boot_id, machine_id = said.stdout.split()
                 assert machine_id == hashlib.sha256(info.id.encode()).hexdigest()[:32], said
-                self._note(boot_id)
             finally:
                 await client.remove(info.id, force=True)
-            return seconds
+            return seconds, boot_id
 
         return self._lab.with_client(sample)
 
@@ -80,6 +90,24 @@ def cold_boot(lab: Lab) -> Measured:
         [ratio("cold boot, of the same command line by hand", own, hand, _BOOT_LIMIT)],
         "Hutch's figure has the mounts and the identity in it, the bare one ends before. "
         "The two command lines were compared and are equal but for descriptors and names.",
+    )
+
+
+def from_template(lab: Lab) -> Measured:
+    """Measure the start of clones of a template against the cold boot by hand."""
+    with lab.sandbox() as like:
+        recipe = lab.recipe(like)
+    boots = _Boots(lab, recipe)
+    boots.clone()  # makes the template
+    takers = {"bare": boots.bare, "clone": boots.clone}
+    found = alternate(takers, lab.rounds(9, 2), warm=lab.rounds(1, 0))
+    hand = Series("bare QEMU, cold, to the agent's first answer", "s", found["bare"])
+    clone = Series("hutch, a clone, request to reply", "s", found["clone"])
+    return Measured(
+        "Start from a template",
+        [hand, clone],
+        [ratio("start from a template, of a cold boot by hand", clone, hand, _CLONE_LIMIT)],
+        "A clone's figure has its disk, its own identity and the daemon's records in it.",
     )
 
 

@@ -69,9 +69,12 @@ class Lab:
         finally:
             self.with_client(lambda client: client.remove(info.id, force=True))
 
-    def spec(self) -> SandboxSpec:
-        """Return what every sandbox of the benchmark is: busybox, at the default sizes."""
-        return SandboxSpec(image=IMAGE, idle=True)
+    def spec(self, *, template: bool = False) -> SandboxSpec:
+        """Return what every sandbox of the benchmark is: busybox, at the default sizes.
+
+        It boots cold unless it is to be the clone of a `template`.
+        """
+        return SandboxSpec(image=IMAGE, idle=True, template=template)
 
     def with_client(self, call: Callable[[AsyncClient], Awaitable[T]]) -> T:
         """Run something with a client of this home's daemon."""
