@@ -1,6 +1,7 @@
 """Templates, with a fake engine: made once, never half, within a budget, kept while needed."""
 
 import asyncio
+import contextlib
 import json
 import os
 from dataclasses import replace
@@ -121,6 +122,22 @@ async def test_a_start_that_is_cancelled_leaves_nothing_half_made(farm: World, k
         assert info.template is not None
         await service.sandboxes.remove(info.id, force=True)
         assert farm.leftovers() == []
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1])
+async def test_a_start_that_is_cancelled_at_any_moment(farm: World, delay: float) -> None:
+    async with farm.service() as service:
+        info = await service.sandboxes.create(spec(), no_report)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(service.sandboxes.start(info.id), delay)
+        assert all((path / MANIFEST).exists() for path in farm.templates())
+        info = await service.sandboxes.start(info.id)
+        assert info.template is not None
+        assert len(farm.engine.running()) == 1
+        await service.sandboxes.remove(info.id, force=True)
+        assert farm.leftovers() == []
+        await service.templates.prune()
+        assert farm.templates() == []
 
 
 @pytest.mark.parametrize("knob", ["fail_boot_once", "fail_freeze"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.models import SandboxInfo, SandboxSpec, SandboxState
+from hutch.models import SandboxInfo, SandboxSpec, SandboxState, to_json
 from hutch.state.sqlite import SqliteStore, migrations
 
 CREATED, STARTING, RUNNING = SandboxState.CREATED, SandboxState.STARTING, SandboxState.RUNNING
@@ -137,6 +138,38 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
     db.execute("PRAGMA user_version = 999")
     db.close()
     assert await code_of(SqliteStore(path).open()) == "daemon_version"
+
+
+async def test_the_template_of_a_sandbox_is_kept(store: SqliteStore, path: Path) -> None:
+    await store.add_sandbox(SPEC, info("sb_1", "one"), slots=10)
+    assert (await store.set_template("sb_1", "t1")).info.template == "t1"
+    await store.close()
+    again = SqliteStore(path)
+    await again.open()
+    (row,) = await again.sandboxes()
+    assert row.info.template == "t1"
+    assert (await again.set_template("sb_1", None)).info.template is None
+    (row,) = await again.sandboxes()
+    assert row.info.template is None
+    await again.close()
+
+
+async def test_records_of_the_first_schema_are_taken_over(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        (_, first), *_ = migrations()
+        db.executescript(f"{first}; PRAGMA user_version = 1;")
+        values = ("sb_1", "one", 0, "stopped", json.dumps(to_json(SPEC)))
+        db.execute(
+            "INSERT INTO sandboxes (id, name, slot, state, spec, info) VALUES (?, ?, ?, ?, ?, ?)",
+            (*values, json.dumps(to_json(info("sb_1", "one")))),
+        )
+    store = SqliteStore(path)
+    await store.open()
+    (row,) = await store.sandboxes()
+    assert (row.info.name, row.info.state) == ("one", SandboxState.STOPPED)
+    assert row.info.template is None
+    await store.close()
 
 
 async def test_a_file_that_is_no_database(path: Path) -> None:
