@@ -91,7 +91,8 @@ def test_removal_while_it_starts(hutch: Hutch) -> None:
 
 
 def test_everything_at_once(hutch: Hutch) -> None:
-    hutch.run("create", "--name", "one", "busybox")
+    # It ends by itself, for whoever waits for it and is not heard by the others.
+    hutch.run("create", "--name", "one", "busybox", "sleep", "3")
     _together(
         hutch,
         ("start", "one"),

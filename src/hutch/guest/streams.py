@@ -25,7 +25,7 @@ from hutch.guest.frames import (
 )
 from hutch.guest.messages import GuestProtocolError
 
-_ACK_SIZE: Final = WINDOW // 8
+_ACK_SIZE: Final = WINDOW // 4
 _ACK_DELAY: Final = 0.005
 """Acknowledgements are gathered this long, in bytes and seconds: each wakes the guest."""
 
@@ -94,7 +94,7 @@ class Inbox:
 
     _ITEMS: Final = 256
     _GAPS: Final = 1024
-    _MERGED: Final = 64 << 10
+    _MERGED: Final = 256 << 10
 
     def __init__(self) -> None:
         self._queue: deque[tuple[int, _Bytes | Gap | End | Result]] = deque()

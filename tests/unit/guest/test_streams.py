@@ -86,9 +86,9 @@ async def test_acknowledgements_are_gathered(stream: Stream, wire: Wire) -> None
 
 
 async def test_large_acknowledgements_go_at_once(stream: Stream, wire: Wire) -> None:
-    give(stream, data(64 << 10) * 2)
-    stream.ack(1, 128 << 10)
-    assert wire.bytes_of(FrameType.CREDIT) == 128 << 10
+    give(stream, data(64 << 10) * 4)
+    stream.ack(1, 256 << 10)
+    assert wire.bytes_of(FrameType.CREDIT) == 256 << 10
 
 
 async def test_closing_sends_what_was_acknowledged_first(stream: Stream, wire: Wire) -> None:
