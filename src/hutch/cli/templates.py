@@ -77,7 +77,10 @@ def build(
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @pass_app
 def remove(app: App, /, ids: tuple[str, ...]) -> int:
-    """Remove templates, by id or the beginning of one; their sandboxes go on."""
+    """Remove templates; their sandboxes go on.
+
+    A template is named by its id or the beginning of it.
+    """
     return for_each(app, ids, lambda ref: app.client.call("DELETE", "/v1/templates", {"ref": ref}))
 
 

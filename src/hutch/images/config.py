@@ -6,6 +6,7 @@ Pure: bytes in, values out. What it reads comes from strangers, so every type is
 
 import json
 import platform
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,7 +226,8 @@ def _run_config(run: Mapping[str, Any], what: str) -> ImageConfig:
         entrypoint=_texts(run, "Entrypoint", what),
         command=_texts(run, "Cmd", what),
         env=environment,
-        workdir=_text(run, "WorkingDir", what) or "/",
+        # A relative one is taken from the root, as container tools do.
+        workdir=posixpath.join("/", _text(run, "WorkingDir", what)),
         user=_text(run, "User", what),
         stop_signal=_text(run, "StopSignal", what) or "SIGTERM",
         volumes=_keys(run, "Volumes", what),

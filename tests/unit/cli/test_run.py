@@ -117,4 +117,5 @@ def test_an_empty_entrypoint_takes_the_images_away() -> None:
 
 def test_every_option_ends_in_the_spec() -> None:
     fields = {field.name for field in dataclasses.fields(SandboxSpec)}
-    assert {option.dest for option in SPEC} - fields == {"label", "env_file"}
+    assert {option.dest for option in SPEC} - fields == {"label", "env_file", "no_template"}
+    assert spec_of("--no-template", "img")["template"] is False

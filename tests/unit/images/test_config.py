@@ -97,6 +97,12 @@ def test_nulls_mean_defaults() -> None:
     assert config.parse_config(json.dumps(value).encode(), "x").run == ImageConfig()
 
 
+def test_a_relative_working_directory_is_below_the_root() -> None:
+    value = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": []}}
+    body = json.dumps(value | {"config": {"WorkingDir": "srv/app"}}).encode()
+    assert config.parse_config(body, "x").run.workdir == "/srv/app"
+
+
 def test_what_is_made_is_read_back() -> None:
     run = ImageConfig(["/e"], ["c"], {"A": "b"}, "/w", labels={"k": "v"})
     body = config.make_config(run, [D, E], created_by="test", created=5.0)
