@@ -107,6 +107,7 @@ def test_a_vms_user_reaches_nothing_of_others(new_hutch: NewHutch) -> None:
     home = hutch.home
     private = [
         *home.glob("sandboxes/*/*"),
+        *home.glob("templates/*/*"),
         *home.glob("hutch.db*"),
         *home.glob("daemon.*"),
     ]
@@ -121,6 +122,18 @@ def test_a_vms_user_reaches_nothing_of_others(new_hutch: NewHutch) -> None:
         processes=[daemon.pid, other["pid"], os.getppid(), 1],
     )
     assert _done_as(uid, targets) == []
+
+
+def _writable(pid: int) -> set[str]:
+    """Return what a process has open for writing."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        (flags,) = re.findall(
+            r"^flags:\s*(\d+)$", Path(f"/proc/{pid}/fdinfo/{path.name}").read_text(), re.M
+        )
+        if int(flags, 8) & os.O_ACCMODE:
+            found.add(os.readlink(path))
+    return found
 
 
 def test_qemu_has_no_rights_and_only_its_own_files(new_hutch: NewHutch) -> None:
@@ -139,8 +152,12 @@ def test_qemu_has_no_rights_and_only_its_own_files(new_hutch: NewHutch) -> None:
         files = [name for name in opened if str(hutch.home) in name]
         assert any(box["id"] in name for name in files)
         assert not any(other["id"] in name for name in opened)
-        allowed = re.compile(rf"/(images/rootfs|kernels|disks|sandboxes/{box['id']})/")
+        own = rf"sandboxes/{box['id']}"
+        allowed = re.compile(rf"/(images/rootfs|kernels|disks|templates/{box['template']}|{own})/")
         assert all(allowed.search(name) for name in files), files
+        assert {name for name in _writable(pid) if str(hutch.home) in name} <= {
+            str(hutch.home / own / "disk.qcow2")
+        }
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert b"HUTCH_" not in environment
         everyone_sees = Path(f"/proc/{pid}/cmdline").read_bytes()
