@@ -42,6 +42,7 @@ def surroundings(argv: Sequence[str], quick: bool) -> dict[str, Any]:
             "qemu": _output("qemu-system-x86_64", "--version").partition("\n")[0],
         },
         "load_before": list(os.getloadavg()),
+        "niceness": os.nice(0),
     }
 
 
@@ -81,7 +82,8 @@ def page(body: Mapping[str, Any]) -> str:
         f"{' with uncommitted changes' if body['changed'] else ''}, on {machine['cpus']} x "
         f"{machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, "
         f"Linux {machine['kernel']}, {versions['qemu']}, Python {versions['python']}. "
-        f"VMs run on {body['accelerator']}. Load average before and after: {loads[0]}; {loads[1]}.",
+        f"VMs run on {body['accelerator']}. Load average before and after: {loads[0]}; "
+        f"{loads[1]}; niceness {body['niceness']}.",
         "",
         "| | figure | limit | |",
         "|---|---:|---:|---|",
