@@ -111,8 +111,9 @@ def test_stop_has_a_time_limit(shared: Hutch, name: str) -> None:
 
 
 def test_kill_is_at_once(shared: Hutch, name: str) -> None:
-    started(shared, name, STUBBORN)
+    started(shared, name, STUBBORN.replace("sleep 0.1", "echo on; sleep 0.1"))
     attached = shared.start("attach", "--no-stdin", name)
+    assert attached.stdout.readline() == b"on\n"  # it has attached before the end comes
     began = time.monotonic()
     assert shared.run("kill", name).text == name
     assert time.monotonic() - began < 4.0
@@ -196,7 +197,8 @@ def test_starts_at_once_are_one_start(shared: Hutch, name: str) -> None:
 
 def test_a_stop_during_the_boot(shared: Hutch, name: str) -> None:
     shared.run("create", "--name", name, "busybox")
-    starting = shared.start("--json", "start", name)
+    # A clone would run before the stop arrives.
+    starting = shared.start("--json", "start", "--no-template", name)
     wait_until(lambda: look(shared, name)["state"] == "starting", what="it starts")
     shared.run("stop", name)
     assert starting.wait(20) == 125
