@@ -75,7 +75,8 @@ class SandboxSpec:
 
     `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none),
     `idle` means no main process, `auto_remove` removes the sandbox when it stops. Without
-    `template` it always boots cold.
+    `template` it always boots cold. A `provisional` one, which `run` makes, is removed with the
+    daemon's next start unless it has begun to run by then.
     """
 
     image: str
@@ -100,6 +101,7 @@ class SandboxSpec:
     kernel: str | None = None
     pull: PullPolicy = PullPolicy.MISSING
     template: bool = True
+    provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,6 @@ def test_a_whole_run(hutch: Hutch) -> None:
             assert b"daemon" in failed.stderr, failed
         _settled(hutch)
         consistent(hutch)
-        if [row["state"] for row in hutch.json("ps", "-a")] == ["created"]:
-            # It was made and not yet started: whole, and there to be started by hand.
-            hutch.run("start", "one")
         wait_until(lambda: not hutch.json("ps", "-a"), timeout=20, what=act)
         consistent(hutch)
         assert content(hutch) == before, act

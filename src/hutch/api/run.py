@@ -99,7 +99,8 @@ async def _create(operations: Operations, client: Client, request: RunStart) -> 
     async with asyncio.TaskGroup() as group:
         group.create_task(tell())
         try:
-            return await operations.sandboxes.create(request.spec, feed.report)
+            spec = replace(request.spec, provisional=True)
+            return await operations.sandboxes.create(spec, feed.report)
         finally:
             feed.end()
 

@@ -73,7 +73,7 @@ async def _undo_start(lives: Lives, entry: Entry, machine: Machine | None) -> No
     await lives.clear_machine(entry)
     await lives.settle(entry, rest_state(entry.info))
     log.info("the start of %s is undone: %s", entry.info.name, _UNDONE)
-    if entry.info.auto_remove:
+    if entry.info.auto_remove or _abandoned(entry):
         entry.removed = True
         await lives.erase(entry)
 
@@ -99,9 +99,15 @@ async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machin
         await lives.clear_machine(entry)
     else:
         await parts.engine.discard(parts.places.machine(entry.info.id))
-    if entry.info.auto_remove and entry.info.state is not SandboxState.CREATED:
+    ended = entry.info.auto_remove and entry.info.state is not SandboxState.CREATED
+    if ended or _abandoned(entry):
         entry.removed = True
         await lives.erase(entry)
+
+
+def _abandoned(entry: Entry) -> bool:
+    """Tell whether a `run` was cut off before its sandbox ran: who asked for it never got it."""
+    return entry.row.spec.provisional and entry.info.started_at is None
 
 
 async def _end(machine: Machine | None) -> None:

@@ -190,6 +190,16 @@ async def test_a_removal_cut_short_is_finished(world: World) -> None:
         assert left == {waiting.id}
 
 
+@pytest.mark.parametrize("provisional", [True, False])
+async def test_a_run_cut_short_before_its_start(world: World, provisional: bool) -> None:
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(provisional=provisional), no_report)
+    async with world.service() as service:
+        found = await service.sandboxes.list(ALL)
+        assert [one.id for one in found] == ([] if provisional else [info.id])
+        assert (world.settings.home / "sandboxes" / info.id).exists() is not provisional
+
+
 async def test_what_has_no_row_is_removed(world: World) -> None:
     async with world.service() as service:
         info = await start(service)
