@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,10 +297,11 @@ async def _undone_on_error(started: _Started) -> AsyncIterator[None]:
 
 async def _grant_end(started: _Started) -> None:
     """Give a process that hung up the moment it needs to end with an exit code of its own."""
+    # Not ProcessId.wait: a process counts as gone when its first thread is, yet has no exit code
+    # before its last one.
     try:
-        async with asyncio.timeout(_END_GRACE):
-            await started.identity.wait()
-    except TimeoutError:
+        await settle_in_thread(started.child.wait, _END_GRACE)
+    except subprocess.TimeoutExpired:
         log.debug("QEMU (pid %d) hung up and runs on", started.child.pid)
     except BaseException:
         _put_down(started)
