@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.fault.guests import SCRIPTS, take_over
 from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
@@ -21,6 +23,7 @@ def _settings() -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(600)
 def test_guests_that_do_not_serve(new_hutch: NewHutch) -> None:
     hutch = new_hutch(**_settings())
     hutch.run("run", "-d", "--idle", "--name", "other", "busybox")
@@ -47,6 +50,8 @@ def _boot_fails(hutch: Hutch, what: str, script: str) -> None:
     assert time.monotonic() - began < BOOT_TIMEOUT + 10, what
     assert started.returncode == 125, (what, out, err)
     assert b'"boot_failed"' in out, (what, out)
+    # What the guest wrote to its console is quoted, but neither at length nor for terminals to obey.
+    assert len(out) < 16 << 10 and b"\\u00" not in out, what
     [row] = hutch.json("ps", "-a", "-f", "name=bad")
     assert (row["state"], row["error"]["code"]) == ("failed", "boot_failed"), what
     consoles = list(hutch.home.glob(f"sandboxes/{row['id']}/console*"))

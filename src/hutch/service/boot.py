@@ -31,6 +31,7 @@ _CONSOLE_TAIL: Final = 20
 _END_GRACE: Final = 5.0
 """Seconds for a VM whose port has closed to be gone, and its end to be known."""
 _LAST_WORDS_BYTES: Final = 16 << 10
+_LINE_LENGTH: Final = 300
 
 Record = Callable[[Mapping[str, Any] | None], Awaitable[object]]
 """Puts a machine on record as soon as it exists, and takes it off again (None)."""
@@ -214,7 +215,9 @@ def _last_lines(console: Path) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line.rstrip("\r") for line in text.splitlines()[-_CONSOLE_TAIL:]]
+    # The guest's own bytes, on their way to somebody's terminal: nothing that a terminal obeys.
+    shown = ("".join(filter(str.isprintable, line)) for line in text.splitlines())
+    return [line[:_LINE_LENGTH] for line in shown if line][-_CONSOLE_TAIL:]
 
 
 def _remove_tree(directory: Path) -> None:
