@@ -37,6 +37,8 @@ class SandboxState(StrEnum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"  # its VM is there, with its CPUs stopped
+    PARKED = "parked"  # its memory is on disk, and there is no VM
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -44,7 +46,20 @@ class SandboxState(StrEnum):
     @property
     def has_machine(self) -> bool:
         """Tell whether a VM may exist in this state."""
-        return self in (SandboxState.STARTING, SandboxState.RUNNING, SandboxState.STOPPING)
+        return self in (
+            SandboxState.STARTING,
+            SandboxState.RUNNING,
+            SandboxState.PAUSED,
+            SandboxState.STOPPING,
+        )
+
+
+class IdleAction(StrEnum):
+    """What is done with a sandbox that nobody has used for its idle timeout."""
+
+    PAUSE = "pause"
+    PARK = "park"
+    STOP = "stop"
 
 
 class StopReason(StrEnum):
@@ -54,6 +69,7 @@ class StopReason(StrEnum):
     STOPPED = "stopped"  # asked to, gracefully
     KILLED = "killed"  # by `kill`, `rm -f`, or because it did not stop in time
     TIMEOUT = "timeout"  # its --timeout ran out
+    IDLE = "idle"  # nobody used it for its --idle-timeout
     REBOOT = "reboot"  # the guest rebooted (which is a stop)
     POWEROFF = "poweroff"  # the guest powered itself off
     PANIC = "panic"  # the guest kernel panicked
@@ -74,8 +90,9 @@ class SandboxSpec:
     """What `run` and `create` ask for. None means: from the image, else from the settings.
 
     `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none),
-    `idle` means no main process, `auto_remove` removes the sandbox when it stops. Without
-    `template` it always boots cold. A `provisional` one, which `run` makes, is removed with the
+    `idle` means no main process, `auto_remove` removes the sandbox when it stops. When nobody has
+    used it for `idle_timeout` seconds (0: never) `idle_action` is done. Without `template` it
+    always boots cold. A `provisional` one, which `run` makes, is removed with the
     daemon's next start unless it has begun to run by then.
     """
 
@@ -102,6 +119,8 @@ class SandboxSpec:
     pull: PullPolicy = PullPolicy.MISSING
     template: bool = True
     provisional: bool = False
+    idle_timeout: float = 0.0
+    idle_action: IdleAction = IdleAction.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +146,8 @@ class SandboxInfo:
     """A sandbox as `inspect` shows it.
 
     `template` is the one that it began as a clone of, whose disk is behind its own (None: it booted
-    cold). `boot_seconds` is how long its last start took.
+    cold). `origin` is the id of the snapshot that it was restored from, or of the sandbox that it
+    was forked from. `boot_seconds` is how long its last start took.
     """
 
     id: str
@@ -165,6 +185,9 @@ class SandboxInfo:
     boot_seconds: float | None = None
     stop_signal: str = "SIGTERM"
     template: str | None = None
+    origin: str | None = None
+    idle_timeout: float = 0.0
+    idle_action: IdleAction = IdleAction.PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +373,71 @@ class TemplateInfo:
     running: int
     disk_bytes: int
     memory_bytes: int
+
+
+class SnapshotKind(StrEnum):
+    """What a snapshot holds."""
+
+    FULL = "full"  # memory, devices and disk of one moment
+    DISK = "disk"  # the disk alone: what is restored from it boots
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A point in time of one sandbox, to be restored under another name any number of times.
+
+    `sandbox_id` and `sandbox_name` are its source's, which may be gone. `parent` is the one taken
+    before it that it was made on top of; `checkpoint` tells one that `hutch checkpoint` or an exec
+    took, with the `command` that came after it. `engine_version`, `machine`, `accelerator` and
+    `tsc_khz` are what a host must have to restore it. `disk_bytes` is what it takes on disk, its
+    memory (`memory_bytes` of that) included; layers of disk that others use, too, are not counted.
+    """
+
+    id: str
+    name: str
+    kind: SnapshotKind
+    sandbox_id: str
+    sandbox_name: str
+    image: str
+    image_id: str
+    created_at: str
+    cpus: int
+    memory: int
+    disk: int
+    engine: str
+    engine_version: str
+    machine: str
+    accelerator: str
+    tsc_khz: int | None
+    labels: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    checkpoint: bool = False
+    command: list[str] = field(default_factory=list)
+    encrypted: bool = False
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    pause_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """Clones of one image and size that are started, warmed and stopped, waiting to be claimed.
+
+    `size` is how many there shall be; `ready` how many there are, `filling` how many are being
+    made. `claimed` counts since the daemon's start. `error` is why the last one was not made.
+    """
+
+    id: str
+    image: str
+    image_id: str
+    cpus: int
+    memory: int
+    size: int
+    ready: int
+    filling: int
+    claimed: int
+    memory_bytes: int
+    error: ErrorInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,9 @@ def _boot_fails(hutch: Hutch, what: str, script: str) -> None:
     assert time.monotonic() - began < BOOT_TIMEOUT + 10, what
     assert started.returncode == 125, (what, out, err)
     assert b'"boot_failed"' in out, (what, out)
-    # What the guest wrote to its console is quoted, but neither at length nor for terminals to obey.
-    assert len(out) < 16 << 10 and b"\\u00" not in out, what
+    # What the guest wrote to its console is quoted, but neither at length nor for a terminal to obey.
+    assert len(out) < 16 << 10, what
+    assert b"\\u00" not in out, what
     [row] = hutch.json("ps", "-a", "-f", "name=bad")
     assert (row["state"], row["error"]["code"]) == ("failed", "boot_failed"), what
     consoles = list(hutch.home.glob(f"sandboxes/{row['id']}/console*"))

@@ -182,6 +182,15 @@ class Machine(Protocol):
     async def powerdown(self) -> None:
         """Press the power button (ACPI): a request that the guest may ignore."""
 
+    async def pause(self) -> None:
+        """Stop its CPUs where they are; memory and disk stay. Idempotent. Raises EngineError."""
+
+    async def resume(self) -> None:
+        """Let its CPUs go on: the guest's clock is behind then. Idempotent. Raises EngineError."""
+
+    async def paused(self) -> bool:
+        """Tell whether its CPUs are stopped, as the engine itself says. Raises EngineError."""
+
     async def kill(self) -> MachineExit:
         """End it now; returns when the process is gone. Idempotent."""
 
@@ -238,19 +247,44 @@ class Engine(Protocol):
         none when it raises: engine_failed, disk_full, sandbox_died.
         """
 
+    async def capture(
+        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+    ) -> Frozen:
+        """Take devices, CPUs and memory of a machine that lives on, all of one moment.
+
+        It is paused for that, and then as it was before (running or paused), whatever fails.
+        `next_disk`, a new and empty disk over the machine's writable one, takes that one's place
+        at that moment: the old one is never written again, and belongs to what was captured.
+
+        What is captured is held in memory and can be cloned at once, any number of times, until it
+        is dropped; nothing is written to `directory` before `keep`. Raises engine_failed,
+        sandbox_died.
+        """
+
+    async def keep(self, frozen: Frozen) -> None:
+        """Write what was captured to its directory, where it outlives the daemon.
+
+        Returns when the files are safe on disk; leaves none when it raises: disk_full,
+        engine_failed. It stays in memory, too, until it is dropped.
+        """
+
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> Machine:
-        """Start a VM that goes on where a frozen one stopped; returns once it runs.
+        """Start a VM that goes on where a frozen or captured one stopped; returns once it runs.
 
         `spec` must be that of the frozen machine but for id, directory, console log, uid and the
-        files of its drives: its writable disk is a new one over the frozen machine's. Everything in
-        the clone that was unique is not: whoever talks to its agent gives it an identity first.
+        files of its drives: its writable disk is a new one over the frozen machine's, or that very
+        one if this clone is all that will ever use it. Everything in the clone that was unique is
+        not: whoever talks to its agent gives it an identity first.
 
         What it made is gone when it raises. A state or memory that is damaged, missing or does not
         fit is engine_failed with the detail `template`: true, and will never load.
         """
 
     async def drop(self, frozen: Frozen) -> None:
-        """Forget the memory of a frozen machine whose files go away. Running clones keep theirs."""
+        """Forget the memory of a frozen or captured machine. Running clones keep theirs.
+
+        One that is on disk is loaded from there when it is cloned again.
+        """
 
     def frozen_memory(self, frozen: Frozen) -> int:
         """Return the bytes of host memory held for clones to share; 0 when it is not loaded."""
