@@ -50,7 +50,7 @@ def _boot_fails(hutch: Hutch, what: str, script: str) -> None:
     assert time.monotonic() - began < BOOT_TIMEOUT + 10, what
     assert started.returncode == 125, (what, out, err)
     assert b'"boot_failed"' in out, (what, out)
-    # What the guest wrote to its console is quoted, but neither at length nor for a terminal to obey.
+    # What the guest wrote to its console is quoted, but not at length, nor for terminals to obey.
     assert len(out) < 16 << 10, what
     assert b"\\u00" not in out, what
     [row] = hutch.json("ps", "-a", "-f", "name=bad")
