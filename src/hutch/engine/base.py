@@ -167,6 +167,26 @@ class MachineExit:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a VM's process takes of the host's memory, in bytes.
+
+    Of its guest's memory: `private` is what it alone has, `shared` its part of what it reads of a
+    frozen machine's memory together with other clones, which is `frozen` in full. `engine` is its
+    part of all that is not guest memory.
+    """
+
+    private: int = 0
+    shared: int = 0
+    frozen: int = 0
+    engine: int = 0
+
+    @property
+    def total(self) -> int:
+        """Its proportional set size: summed over all VMs, what they take together."""
+        return self.private + self.shared + self.engine
+
+
 class Machine(Protocol):
     """One VM process."""
 
@@ -199,7 +219,13 @@ class Machine(Protocol):
         yield 0
 
     def memory_use(self) -> int:
-        """Return the process's proportional set size in bytes (0 when it is gone)."""
+        """Return the process's proportional set size in bytes (0 when it is gone). Blocking."""
+
+    def memory(self) -> MemoryUse:
+        """Return what it takes of the host's memory, by kind (nothing when it is gone). Blocking.
+
+        Slower than `memory_use`, which is for many at once.
+        """
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that the process has used."""

@@ -11,8 +11,8 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from hutch.engine import migration
-from hutch.engine.base import ExitKind, MachineExit, MachineRecord
+from hutch.engine import migration, smaps
+from hutch.engine.base import ExitKind, MachineExit, MachineRecord, MemoryUse
 from hutch.engine.console import Console
 from hutch.engine.jail import AGENT_SOCKET, remove_sockets
 from hutch.engine.qmp import Qmp
@@ -194,14 +194,12 @@ class QemuMachine:
             yield total
 
     def memory_use(self) -> int:
-        """Return the proportional set size in bytes, 0 when the process is gone."""
-        pid = self.record.process.pid
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
-                for line in rollup:
-                    if line.startswith(b"Pss:"):
-                        return int(line.split()[1]) << 10
-        return 0
+        """Return the proportional set size in bytes, 0 when the process is gone. Blocking."""
+        return smaps.proportional(self.record.process.pid)
+
+    def memory(self) -> MemoryUse:
+        """Return what the process takes of the host's memory, by kind. Blocking."""
+        return smaps.memory_use(self.record.process.pid)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used by the process, user and system, 0 when it is gone."""
