@@ -7,10 +7,9 @@ package knows no guest.
 
 import asyncio
 import contextlib
-import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.engine.base import (
@@ -24,17 +23,11 @@ from hutch.engine.base import (
     MachineSpec,
     Verdict,
 )
-from hutch.engine.jail import AGENT_SOCKET
+from hutch.engine.failures import template_failure
+from hutch.engine.fake_machine import FakeMachine, FakeProcess, Serve
 from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError, error
 from hutch.process import ProcessId
-from hutch.tasks import Scope
-
-Serve = Callable[[Path], AbstractAsyncContextManager[object]]
-"""Serves an agent at a unix socket that it makes, for the length of the context."""
-
-# Above any pid that Linux gives out: a stray signal to one of them reaches nobody.
-_PIDS = itertools.count((1 << 22) + 1)
 
 
 @contextlib.asynccontextmanager
@@ -46,14 +39,30 @@ async def silent_agent(path: Path) -> AsyncIterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What is held of a frozen or captured machine: its agent as it was, and its state.
+
+    No state: that is on disk.
+    """
+
+    serve: Serve
+    state: str | None = None
+
+
 class FakeEngine:
     """See `hutch.engine.base.Engine`.
 
     Knobs, in force for the boots that follow: `fail_boot` is raised by them, `hang_boot` makes them
     wait until cancelled, `die_after` ends a machine by itself after that many seconds, as `die_as`;
     `deaf` machines ignore the power button. `fail_freeze`, `hang_freeze`, `fail_clone` and
-    `hang_clone` do the same to freezing and cloning. `booted`, `frozen` and `cloned` hold what was
-    asked for. What answers in a clone is `serve_clone`, `serve` where that is not given.
+    `hang_clone` do the same to freezing and cloning, `fail_capture`, `hang_capture` and `fail_keep`
+    to what their names say; a capture fails where the machine stands still. `booted`, `frozen`,
+    `captured`, `kept` and `cloned` hold what was asked for.
+
+    What answers in a clone is `serve_clone`, `serve` where that is not given. In the clone of a
+    captured machine it is what `serve_child` returned when that machine, whose spec it is given,
+    was captured: the agent as it was then.
     """
 
     name = "fake"
@@ -61,7 +70,8 @@ class FakeEngine:
     def __init__(self, serve: Serve = silent_agent, serve_clone: Serve | None = None) -> None:
         self._serve = serve
         self._serve_clone = serve_clone or serve
-        self._memories: set[Path] = set()
+        self._memories: dict[Path, _Memory] = {}
+        self._serve_kept: dict[Path, Serve] = {}
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
         self.program = "fake 1"
@@ -76,6 +86,12 @@ class FakeEngine:
         self.fail_freeze: HutchError | None = None
         self.fail_clone: HutchError | None = None
         self.hang_freeze = self.hang_clone = False
+        self.serve_child: Callable[[MachineSpec], Serve] | None = None
+        self.captured: list[Frozen] = []
+        self.kept: list[Frozen] = []
+        self.fail_capture: HutchError | None = None
+        self.fail_keep: HutchError | None = None
+        self.hang_capture = False
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """Return the verdict for `accelerator`."""
@@ -92,7 +108,7 @@ class FakeEngine:
         return await self._start(spec, self._serve)
 
     async def _start(self, spec: MachineSpec, serve: Serve) -> "FakeMachine":
-        process = FakeProcess(self, spec)
+        process = FakeProcess(spec, deaf=self.deaf, after=self.die_after, outcome=self.die_as)
         await process.start(serve)
         self._processes[process.record.process] = process
         return FakeMachine(process)
@@ -129,8 +145,47 @@ class FakeEngine:
         finally:
             await machine.kill()
         _write(frozen, _layout(process.spec))
-        self._memories.add(directory)
+        self._memories[directory] = _Memory(self._serve_clone)
         return frozen
+
+    async def capture(
+        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+    ) -> Frozen:
+        """See the Protocol. Raises `fail_capture`, engine_failed for a disk that is missing."""
+        process = self._processes[machine.record.process]
+        frozen = Frozen(directory, process.spec.memory)
+        self.captured.append(frozen)
+        process.alive("stop")
+        ran, process.paused = not process.paused, True
+        try:
+            if self.fail_capture is not None:
+                raise self.fail_capture
+            if self.hang_capture:
+                await asyncio.get_running_loop().create_future()
+            process.alive("capture")
+            serve = self._serve_clone
+            if self.serve_child is not None:
+                serve = self.serve_child(process.spec)
+            if next_disk is not None:
+                _must_exist(next_disk)
+                process.switch_disk(next_disk)
+            self._memories[directory] = _Memory(serve, _layout(process.spec))
+        finally:
+            process.paused = not ran
+        return frozen
+
+    async def keep(self, frozen: Frozen) -> None:
+        """See the Protocol. Raises `fail_keep`, engine_failed for what was dropped."""
+        self.kept.append(frozen)
+        memory = self._memories.get(frozen.directory)
+        if self.fail_keep is not None:
+            raise self.fail_keep
+        if memory is None:
+            raise error("engine_failed", f"nothing is held for {frozen.directory}")
+        if memory.state is not None:
+            _write(frozen, memory.state)
+        self._memories[frozen.directory] = _Memory(memory.serve)
+        self._serve_kept[frozen.directory] = memory.serve
 
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> "FakeMachine":
         """See the Protocol. Raises `fail_clone`; a state of another layout does not load."""
@@ -140,19 +195,18 @@ class FakeEngine:
         if self.hang_clone:
             await asyncio.get_running_loop().create_future()
         _must_exist(*_disks(spec))
-        try:
-            fits = frozen.state.read_text("utf-8") == _layout(spec)
-            fits = fits and frozen.image.stat().st_size == frozen.memory == spec.memory
-        except (OSError, UnicodeDecodeError):
-            fits = False
-        if not fits:
-            raise error("engine_failed", "the state does not load", details={"template": True})
-        self._memories.add(frozen.directory)
-        return await self._start(spec, self._serve_clone)
+        memory = self._memories.get(frozen.directory)
+        state = None if memory is None else memory.state
+        if (_read(frozen) if state is None else state) != _layout(spec):
+            raise template_failure("the state does not load")
+        if memory is None:
+            serve = self._serve_kept.get(frozen.directory, self._serve_clone)
+            memory = self._memories[frozen.directory] = _Memory(serve)
+        return await self._start(spec, memory.serve)
 
     async def drop(self, frozen: Frozen) -> None:
         """See the Protocol."""
-        self._memories.discard(frozen.directory)
+        self._memories.pop(frozen.directory, None)
 
     def frozen_memory(self, frozen: Frozen) -> int:
         """Return a tenth of the memory while it is loaded."""
@@ -201,144 +255,9 @@ def _write(frozen: Frozen, state: str) -> None:
         image.truncate(frozen.memory)
 
 
-class FakeProcess:
-    """What a QEMU process would be. Invariant: `exit` is set once, after its socket is gone."""
-
-    def __init__(self, engine: FakeEngine, spec: MachineSpec) -> None:
-        identity = ProcessId(next(_PIDS), 1)
-        self.spec = spec
-        self.record = MachineRecord(
-            identity,
-            spec.directory,
-            spec.console_log,
-            spec.machine,
-            spec.accelerator,
-            spec.uid,
-        )
-        self.exit: MachineExit | None = None
-        self.handles: list[FakeMachine] = []
-        self.console = 0
-        self.changed = asyncio.Event()
-        self.deaf = engine.deaf
-        self._after, self._outcome = engine.die_after, engine.die_as
-        self._scope = Scope(f"fake {identity.pid}")
-        self._over = asyncio.Event()
-        self._gone = asyncio.Event()
-
-    async def start(self, serve: Serve) -> None:
-        """Begin to serve the agent. Raises what `serve` raises, and leaves nothing then."""
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._scope.start("life", self._live(serve, ready))
-        try:
-            await ready
-        except BaseException:
-            await self._scope.close()
-            raise
-
-    async def _live(self, serve: Serve, ready: "asyncio.Future[None]") -> None:
-        path = self.record.directory / AGENT_SOCKET
-        try:
-            async with serve(path):
-                ready.set_result(None)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._after):
-                        await self._over.wait()
-        except (OSError, HutchError) as cause:
-            if ready.done():
-                raise
-            ready.set_exception(cause)
-            return
-        finally:
-            path.unlink(missing_ok=True)
-            self._gone.set()
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.exit is None:
-            self.exit = self._outcome
-            for handle in self.handles:
-                handle.ended(self.exit)
-            self._notify()
-
-    def say(self, data: bytes) -> None:
-        """Write to the console, as the guest would."""
-        with self.record.console_log.open("ab") as log:
-            log.write(data)
-        self.console += len(data)
-        self._notify()
-
-    def _notify(self) -> None:
-        changed, self.changed = self.changed, asyncio.Event()
-        changed.set()
-
-    async def end(self, outcome: MachineExit) -> None:
-        """End the machine; returns when its agent's socket is gone too."""
-        if self.exit is None:
-            self._outcome = outcome
-            self._over.set()
-            await self._gone.wait()
-            self._settle()
-
-
-class FakeMachine:
-    """See `hutch.engine.base.Machine`: a handle on a `FakeProcess`."""
-
-    def __init__(self, process: FakeProcess) -> None:
-        self.record = process.record
-        self.process = process
-        self._exit: asyncio.Future[MachineExit] = asyncio.get_running_loop().create_future()
-        process.handles.append(self)
-
-    @property
-    def agent_socket(self) -> Path:
-        """The unix socket at which `serve` answers."""
-        return self.record.directory / AGENT_SOCKET
-
-    def ended(self, outcome: MachineExit) -> None:
-        """Take note that the process has ended."""
-        if not self._exit.done():
-            self._exit.set_result(outcome)
-
-    async def wait(self) -> MachineExit:
-        """See the Protocol."""
-        return await asyncio.shield(self._exit)
-
-    async def powerdown(self) -> None:
-        """End the machine with a power-off, unless it is deaf. Raises sandbox_died."""
-        if self.process.exit is not None:
-            raise error("sandbox_died", "the VM ended during system_powerdown")
-        if not self.process.deaf:
-            await self.process.end(MachineExit(ExitKind.POWEROFF))
-
-    async def kill(self) -> MachineExit:
-        """See the Protocol."""
-        await self.process.end(MachineExit(ExitKind.KILLED))
-        return await self.wait()
-
-    async def console_progress(self) -> AsyncIterator[int]:
-        """See the Protocol."""
-        seen = -1
-        while True:
-            changed = self.process.changed
-            if self.process.console != seen:
-                seen = self.process.console
-                yield seen
-            elif self.process.exit is not None:
-                return
-            else:
-                await changed.wait()
-
-    def memory_use(self) -> int:
-        """Return a tenth of the machine's memory while it runs."""
-        return 0 if self.process.exit else self.process.spec.memory // 10
-
-    def cpu_seconds(self) -> float:
-        """Return a constant while the machine runs."""
-        return 0.0 if self.process.exit else 0.1
-
-    async def release(self) -> None:
-        """See the Protocol."""
-        if not self._exit.done():
-            self.process.handles.remove(self)
-            self._exit.cancel()
+def _read(frozen: Frozen) -> str | None:
+    try:
+        state = frozen.state.read_text("utf-8")
+        return state if frozen.image.stat().st_size == frozen.memory else None
+    except (OSError, UnicodeDecodeError):
+        return None

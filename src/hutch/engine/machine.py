@@ -182,6 +182,18 @@ class QemuMachine:
         """Press the power button. Raises EngineError when QEMU does not answer or is gone."""
         await self._qmp.execute("system_powerdown")
 
+    async def pause(self) -> None:
+        """See the Protocol. Raises sandbox_died, engine_failed."""
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """See the Protocol. Raises sandbox_died, engine_failed."""
+        await self._qmp.execute("cont")
+
+    async def paused(self) -> bool:
+        """See the Protocol. Raises sandbox_died, engine_failed."""
+        return not (await self._qmp.execute("query-status"))["running"]
+
     async def kill(self) -> MachineExit:
         """End it now; returns when the process is gone. Idempotent."""
         # A machine that is already on its way out keeps its own reason.

@@ -156,6 +156,121 @@ class EngineConformance:
             assert (await adopted.kill()).kind is ExitKind.KILLED
             assert not list(clone.record.directory.iterdir())
 
+    async def test_a_machine_is_paused_and_resumed(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        assert not await machine.paused()
+        for _ in range(2):
+            await machine.pause()
+            assert await machine.paused()
+        await machine.release()
+        adopted = await engine.adopt(machine.record)
+        assert adopted is not None
+        assert await adopted.paused()
+        for _ in range(2):
+            await adopted.resume()
+            assert not await adopted.paused()
+        await adopted.pause()
+        assert (await adopted.kill()).kind is ExitKind.KILLED
+        for act in (adopted.pause, adopted.resume, adopted.paused):
+            with pytest.raises(EngineError) as caught:
+                await act()
+            assert caught.value.code == "sandbox_died"
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_a_captured_machine_lives_on_and_is_cloned_at_once(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path, paused: bool
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        if paused:
+            await machine.pause()
+        frozen = await engine.capture(machine, short_tmp / "captured")
+        assert await machine.paused() is paused
+        assert frozen == Frozen(short_tmp / "captured", new_spec("a").memory)
+        assert not frozen.directory.exists()
+        assert engine.frozen_memory(frozen) > 0
+        clones = [await engine.clone(new_spec(name), frozen) for name in "bc"]
+        for clone in clones:
+            assert not await clone.paused()
+        # The clone of a clone is one like any other.
+        second = await engine.capture(clones[0], short_tmp / "second")
+        clones.append(await engine.clone(new_spec("d"), second))
+        for taken in (frozen, second):
+            await engine.drop(taken)
+            assert engine.frozen_memory(taken) == 0
+        with pytest.raises(EngineError) as caught:
+            await engine.clone(new_spec("e"), frozen)  # it was never kept
+        assert caught.value.details["template"] is True
+        await engine.drop(frozen)
+        for ended in (machine, *clones):
+            assert (await ended.kill()).kind is ExitKind.KILLED
+
+    async def test_what_was_kept_is_loaded_when_it_is_needed(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        frozen = await engine.capture(machine, short_tmp / "captured")
+        await engine.keep(frozen)
+        assert {path.name for path in frozen.directory.iterdir()} == {"state", "memory"}
+        assert frozen.image.stat().st_size == frozen.memory
+        assert engine.frozen_memory(frozen) > 0
+        await machine.kill()
+        await engine.drop(frozen)
+        assert engine.frozen_memory(frozen) == 0
+        clone = await engine.clone(new_spec("b"), frozen)
+        assert engine.frozen_memory(frozen) > 0
+        await engine.drop(frozen)
+        await clone.kill()
+
+    async def test_what_was_dropped_cannot_be_kept(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        frozen = await engine.capture(machine, short_tmp / "captured")
+        await engine.drop(frozen)
+        with pytest.raises(EngineError) as caught:
+            await engine.keep(frozen)
+        assert caught.value.code == "engine_failed"
+        assert not frozen.directory.exists()
+        await machine.kill()
+
+    async def test_a_capture_gives_the_machine_another_disk(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        frozen, clones, disk = None, [], new_spec("a").drives[1]
+        for number in range(2):
+            following = short_tmp / f"next-{number}.qcow2"
+            engine.create_disk(following, 1 << 20, disk.path, "qcow2")
+            taken = short_tmp / f"captured-{number}"
+            frozen = await engine.capture(machine, taken, next_disk=following)
+            spec = new_spec(f"child-{number}")
+            drive = dataclasses.replace(spec.drives[1], layers=[disk.path, *disk.layers])
+            spec = dataclasses.replace(spec, drives=[spec.drives[0], drive])
+            clones.append(await engine.clone(spec, frozen))
+            await engine.drop(frozen)
+            disk = dataclasses.replace(disk, path=following, layers=drive.layers)
+        for ended in (machine, *clones):
+            await ended.kill()
+
+    async def test_a_capture_that_failed_leaves_the_machine_as_it_was(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine = await engine.boot(new_spec("a"))
+        with pytest.raises(EngineError, match=r"gone\.qcow2") as caught:
+            await engine.capture(
+                machine, short_tmp / "captured", next_disk=short_tmp / "gone.qcow2"
+            )
+        assert caught.value.code == "engine_failed"
+        assert not await machine.paused()
+        frozen = await engine.capture(machine, short_tmp / "captured")
+        await engine.drop(frozen)
+        await machine.kill()
+        with pytest.raises(EngineError) as caught:
+            await engine.capture(machine, short_tmp / "captured")
+        assert caught.value.code == "sandbox_died"
+        assert engine.frozen_memory(frozen) == 0
+        assert not frozen.directory.exists()
+
     async def test_a_machine_not_made_for_it_cannot_be_frozen(
         self, engine: Engine, new_spec: NewSpec, short_tmp: Path
     ) -> None:

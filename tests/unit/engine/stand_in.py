@@ -128,7 +128,7 @@ class StandIn:
             case "migrate-incoming":
                 threading.Thread(target=self.load, args=(self.files.pop(),), daemon=True).start()
             case "query-status":
-                return {"status": self.state}
+                return {"status": self.state, "running": self.state == "running"}
         return {}
 
     def save(self, target: int) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from hutch.engine.base import BootFiles, ExitKind, MachineExit
+from hutch.engine.base import BootFiles, ExitKind, MachineExit, MachineSpec
 from hutch.engine.fake import FakeEngine
-from hutch.errors import EngineError, error
+from hutch.engine.fake_machine import Serve
+from hutch.errors import EngineError, NoCapacity, error
 from tests.unit.engine.conformance import NewSpec
 
 
 @contextlib.asynccontextmanager
-async def greeter(path: Path) -> AsyncIterator[None]:
+async def greeter(path: Path, words: bytes = b"hello") -> AsyncIterator[None]:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello")
+        writer.write(words)
         writer.close()
         await writer.wait_closed()
 
@@ -94,6 +95,56 @@ async def test_a_deaf_machine_ignores_the_power_button(new_spec: NewSpec) -> Non
     assert len(engine.running()) == 1
     await engine.close()
     assert (await deaf.wait()).kind is ExitKind.KILLED
+
+
+async def test_a_child_is_served_by_the_agent_of_that_moment(
+    new_spec: NewSpec, short_tmp: Path
+) -> None:
+    engine, moments = FakeEngine(), iter(["first", "second"])
+
+    def serve_child(spec: MachineSpec) -> Serve:
+        moment = next(moments)
+
+        @contextlib.asynccontextmanager
+        async def serve(path: Path) -> AsyncIterator[None]:
+            async with greeter(path, f"{spec.id} {moment}".encode()):
+                yield
+
+        return serve
+
+    engine.serve_child = serve_child
+    machine = await engine.boot(new_spec("a"))
+    first = await engine.capture(machine, short_tmp / "first")
+    await engine.capture(machine, short_tmp / "second")
+    await engine.keep(first)
+    await engine.drop(first)
+    child = await engine.clone(new_spec("b"), first)
+    reader, writer = await asyncio.open_unix_connection(child.agent_socket)
+    assert await reader.read() == b"a first"
+    writer.close()
+    await writer.wait_closed()
+    await engine.close()
+
+
+async def test_a_capture_can_fail_or_hang_and_the_machine_goes_on(
+    new_spec: NewSpec, short_tmp: Path
+) -> None:
+    engine = FakeEngine()
+    machine = await engine.boot(new_spec("a"))
+    engine.fail_capture = error("engine_failed", "told to")
+    with pytest.raises(EngineError, match="told to"):
+        await engine.capture(machine, short_tmp / "captured")
+    engine.fail_capture, engine.hang_capture = None, True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await engine.capture(machine, short_tmp / "captured")
+    assert not await machine.paused()
+    engine.hang_capture, engine.fail_keep = False, error("disk_full", "told to")
+    frozen = await engine.capture(machine, short_tmp / "captured")
+    with pytest.raises(NoCapacity, match="told to"):
+        await engine.keep(frozen)
+    assert engine.frozen_memory(frozen) > 0
+    await engine.close()
 
 
 async def test_the_probe_needs_nothing(boot_files: BootFiles) -> None:
