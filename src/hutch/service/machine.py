@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from hutch.engine.base import BootFiles, Machine, MachineSpec, Verdict
@@ -24,12 +23,14 @@ from hutch.images.base import no_report
 from hutch.models import SandboxInfo
 from hutch.service.boot import STALL_SHARE, Boots, Late, Order, Stalled, boards
 from hutch.service.build import Builder, mount
+from hutch.service.layers import Layers
 from hutch.service.parts import Parts
-from hutch.service.recipe import Recipe, fits, machine_spec
+from hutch.service.recipe import Recipe, fits
+from hutch.service.recipe import machine_spec as spec_of
 from hutch.service.registry import Registry
 from hutch.service.templates import Template, Templates
-from hutch.state.base import SandboxRow
-from hutch.tasks import in_thread, settle_in_thread
+from hutch.state.base import LayerRow, SandboxRow
+from hutch.tasks import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,15 @@ _TEMPLATE_AT_FAULT: Final = "template"
 class BootRecord(Protocol):
     """What a boot puts on record of its sandbox, each before the act."""
 
+    @property
+    def row(self) -> SandboxRow:
+        """The sandbox as it is on record now."""
+
     async def machine(self, machine: Mapping[str, Any] | None) -> None:
         """Record the VM as soon as it exists; None once it is gone."""
 
-    async def template(self, template_id: str | None) -> None:
-        """Record which template's disk is about to be behind the sandbox's."""
+    async def layer(self, layer: LayerRow, template_id: str | None) -> None:
+        """Record a new uppermost layer of its disk, and the template that is behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,14 @@ class Booter:
     def __init__(self, parts: Parts, registry: Registry) -> None:
         self._parts = parts
         self._boots = Boots(parts)
-        self.templates = Templates(parts, registry, Builder(parts, self._boots).build)
+        self.layers = Layers(parts, self._settle)
+        self.layers.add_holder(registry.layers)
+        self.templates = Templates(
+            parts, registry, self.layers, Builder(parts, self._boots).build
+        )
+
+    async def _settle(self, template_id: str) -> None:
+        await self.templates.settle(template_id)
 
     async def boot(self, row: SandboxRow, record: BootRecord, *, cold: bool) -> Booted:
         """Bring a sandbox's VM up to the point where programs can run; `cold` without a template.
@@ -75,7 +87,7 @@ class Booter:
         recipe = await self.recipe(row.info)
         began = time.monotonic()
         reached = None
-        if not cold and row.info.started_at is None and self.has_template(recipe):
+        if not cold and _is_new(row.info) and self.has_template(recipe):
             reached = await self._from_template(row, record, recipe)
         machine, guest = reached or await self._cold(row, record, recipe)
         seconds = time.monotonic() - began
@@ -120,7 +132,8 @@ class Booter:
             if template is None:
                 return None
             try:
-                return await self._clone(row, record, recipe, template)
+                set_up = functools.partial(set_up_clone, row.info, row.generation)
+                return await self.clone(row, record, recipe, template, set_up)
             except (Stalled, Late) as cause:
                 why, at_fault = str(cause) or "no time was left", True
             except HutchError as cause:
@@ -128,7 +141,6 @@ class Booter:
                     raise
                 why, at_fault = cause.message, bool(cause.details.get(_TEMPLATE_AT_FAULT))
             log.warning("%s is no clone of %s, and boots cold: %s", row.info.name, template.id, why)
-            await record.template(None)
             if at_fault:
                 await self.templates.drop(template.id, f"a clone of it failed: {why}")
             return None
@@ -136,11 +148,10 @@ class Booter:
     async def _clone(
         self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template
     ) -> tuple[Machine, Guest]:
-        await self._new_disk(row, record, recipe, template)
-        spec = self._spec(row, recipe, [template.disk])
+        layer = await self._new_disk(row, record, recipe, template.id)
+        spec = self.machine_spec(row, recipe, layer)
         spec = dataclasses.replace(spec, machine=template.manifest.machine)
         start = functools.partial(self._parts.engine.clone, frozen=template.frozen)
-        set_up = functools.partial(_set_up_clone, row.info, row.generation)
         limit = self._parts.settings.boot_timeout * STALL_SHARE
         order = self._order(row, spec, record, start, set_up)
         return await self._boots.attempt(order, time.monotonic() + limit)
@@ -150,60 +161,54 @@ class Booter:
     async def _cold(
         self, row: SandboxRow, record: BootRecord, recipe: Recipe
     ) -> tuple[Machine, Guest]:
-        layers: list[Path] = []
-        if row.info.started_at is None:
-            await self._new_disk(row, record, recipe, None)
+        if row.layer is None or _is_new(row.info):
+            layer = await self._new_disk(row, record, recipe, None)
         else:
-            await self._check_disk(row.info)
-            if row.info.template is not None:
-                layers = [self._parts.places.template_disk(row.info.template)]
-        spec = self._spec(row, recipe, layers)
+            layer = row.layer
+            await self._check_disk(row.info, layer)
+        spec = self.machine_spec(row, recipe, layer)
         set_up = functools.partial(_set_up, recipe, row.info, row.generation)
         return await self._boots.boot(
             self._order(row, spec, record, self._parts.engine.boot, set_up)
         )
 
     async def _new_disk(
-        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template | None
-    ) -> None:
-        """Make the writable disk of a sandbox that was never started.
+        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template_id: str | None
+    ) -> str:
+        """Make the disk of a sandbox that was never started; returns its only layer.
 
         Always a new one: what a clone that failed has written on it fits to no other memory.
         """
-        path, engine = self._parts.places.disk(row.info.id), self._parts.engine
-        await settle_in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
-        await settle_in_thread(path.unlink, missing_ok=True)
-        based_on = None if template is None else template.id
-        await record.template(based_on)
-        if row.info.template not in (None, based_on):
-            await self.templates.settle(row.info.template)
-        if template is None:
-            await settle_in_thread(engine.create_disk, path, recipe.disk, recipe.base)
-        else:
-            await settle_in_thread(engine.create_disk, path, recipe.disk, template.disk, "qcow2")
+        layer = self.layers.plan(template=template_id)
+        before = record.row.layer
+        await record.layer(layer, template_id)
+        await self.layers.make(layer, recipe.disk, recipe.base)
+        await self.layers.release(before)
+        return layer.id
 
-    async def _check_disk(self, info: SandboxInfo) -> None:
-        path = self._parts.places.disk(info.id)
-        if not await in_thread(path.exists):
-            raise error(
-                "engine_failed",
-                f"the disk of sandbox {info.name} is gone: {path}",
-                hint=f"remove the sandbox with `hutch rm {info.name}`",
-            )
+    async def _check_disk(self, info: SandboxInfo, layer_id: str) -> None:
+        for path in (self.layers.path(layer_id), *self.layers.behind(layer_id)):
+            if not await in_thread(path.exists):
+                raise error(
+                    "engine_failed",
+                    f"the disk of sandbox {info.name} is gone: {path}",
+                    hint=f"remove the sandbox with `hutch rm {info.name}`",
+                )
 
     # ---- both
 
-    def _spec(self, row: SandboxRow, recipe: Recipe, layers: list[Path]) -> MachineSpec:
+    def machine_spec(self, row: SandboxRow, recipe: Recipe, layer_id: str) -> MachineSpec:
+        """Return the VM of a sandbox whose disk's uppermost layer is `layer_id`."""
         places, settings, sandbox_id = self._parts.places, self._parts.settings, row.info.id
         own_uid = os.geteuid() == 0 and settings.jail
-        return machine_spec(
+        return spec_of(
             recipe,
             vm_id=sandbox_id,
             directory=places.machine(sandbox_id),
             console_log=places.console(sandbox_id),
-            disk=places.disk(sandbox_id),
+            disk=self.layers.path(layer_id),
             uid=settings.uid_base + row.slot if own_uid else None,
-            layers=layers,
+            layers=self.layers.behind(layer_id),
         )
 
     def _order(
@@ -225,13 +230,19 @@ class Booter:
         )
 
 
+def _is_new(info: SandboxInfo) -> bool:
+    """Tell whether there is nothing on a sandbox's disk: it was never started, nor restored."""
+    return info.started_at is None and info.origin is None
+
+
 async def _set_up(recipe: Recipe, info: SandboxInfo, generation: int, guest: Guest) -> None:
     await mount(recipe, guest)
     await guest.identify(_identity(info, generation))
     await _make_workdir(info, guest)
 
 
-async def _set_up_clone(info: SandboxInfo, generation: int, guest: Guest) -> None:
+async def set_up_clone(info: SandboxInfo, generation: int, guest: Guest) -> None:
+    """Make a clone the sandbox that it is. Raises Stalled if it did not renew its randomness."""
     # Before anything runs in it: until then it is bit by bit the same as every other clone.
     if not await guest.identify(_identity(info, generation)):
         raise Stalled("the clone did not renew its random numbers")
