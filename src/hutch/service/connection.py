@@ -58,6 +58,8 @@ class Connection:
         self._changed = asyncio.Event()
         self.last = False
         """Whether the guest was told to power off: the loss of this connection is no fault."""
+        self.held = False
+        """Whether the guest is stopped, and cannot answer: everyone who asks for it waits."""
 
     def use(self, guest: Guest) -> None:
         """Take a connection into service."""
@@ -69,6 +71,15 @@ class Connection:
         if self._failure is None:
             self._failure = failure
             self._wake()
+
+    def hold(self) -> None:
+        """Let everyone wait from now on: the guest is about to be stopped."""
+        self.held = True
+
+    def release(self) -> None:
+        """Go on after `hold`: the guest runs again."""
+        self.held = False
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -90,34 +101,47 @@ class Connection:
         return self.ended
 
     async def get(self) -> Guest:
-        """Return the connection in force, waiting for one that is being made.
+        """Return the connection in force, waiting for one that is being made, or while it is held.
 
         Raises what it was ended with; guest_timeout.
         """
         guest = self.current
-        return guest if guest is not None and not self.ended else await self._wait(None)
+        if guest is not None and not self.ended and not self.held:
+            return guest
+        return await self._wait(None)
 
     async def after(self, dead: Guest) -> Guest:
         """Return a connection newer than `dead`. Raises as `get`."""
         return await self._wait(dead)
 
     async def _wait(self, dead: Guest | None) -> Guest:
-        try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    changed = self._changed
-                    if self._failure is not None:
-                        raise self._failure
-                    guest = self.current
-                    if guest is not None and guest is not dead:
-                        return guest
-                    await changed.wait()
-        except TimeoutError:
-            raise error(
-                "guest_timeout",
-                f"the agent of {self._subject} has not answered for {self._timeout:g} s",
-                hint="look at its console with `hutch logs --boot`",
-            ) from None
+        while True:
+            await self._until_released()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await self._next(dead)
+            except TimeoutError:
+                if self.held:
+                    continue
+                raise error(
+                    "guest_timeout",
+                    f"the agent of {self._subject} has not answered for {self._timeout:g} s",
+                    hint="look at its console with `hutch logs --boot`",
+                ) from None
+
+    async def _next(self, dead: Guest | None) -> Guest:
+        while True:
+            changed = self._changed
+            if self._failure is not None:
+                raise self._failure
+            guest = self.current
+            if guest is not None and guest is not dead and not self.held:
+                return guest
+            await changed.wait()
+
+    async def _until_released(self) -> None:
+        while self.held and not self._is_over():
+            await self._changed.wait()
 
     async def run(self, connected: Callable[[Guest], Awaitable[None]]) -> None:
         """Keep a connection until the guest is given up or `end` is called.
@@ -127,6 +151,7 @@ class Connection:
         losses: deque[float] = deque(maxlen=ATTEMPTS)
         pause = _FIRST_PAUSE
         while not self.ended:
+            await self._until_released()
             try:
                 if self.current is None:
                     self.use(await self._connect(self._socket, timeout=self._timeout))

@@ -72,8 +72,8 @@ class HostService:
         self._registry = registry
         self._lives = Lives(parts, registry)
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
-        self.execs = HostExecs(parts.places, registry)
-        self.files = HostFiles(registry)
+        self.execs = HostExecs(parts.places, registry, self._lives)
+        self.files = HostFiles(registry, self._lives)
         self.images = HostImages(parts, registry)
         self.kernels = HostKernels(parts, registry)
         self.templates = HostTemplates(parts, self._lives.booter)

@@ -6,13 +6,12 @@ the end of a sandbox are tasks of their own; whoever asked for them may go away.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import Final
 
+from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
 from hutch.images.base import Report
 from hutch.models import (
@@ -29,6 +28,8 @@ from hutch.models import (
 from hutch.service.exec import MAIN
 from hutch.service.lifecycle import (
     FAILED,
+    PARKED,
+    PAUSED,
     RUNNING,
     STARTING,
     STOPPED,
@@ -40,33 +41,18 @@ from hutch.service.lifecycle import (
 from hutch.service.machine import Booter
 from hutch.service.names import ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_error, host_errors
+from hutch.service.pausing import Pauses
+from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry, Registry
 from hutch.service.sandbox import Sandbox
 from hutch.service.session import Session
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
-from hutch.state.base import Store
 from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
-
-class _Record:
-    """Puts a boot on record."""
-
-    def __init__(self, store: Store, entry: Entry) -> None:
-        self._store = store
-        self._entry = entry
-
-    async def machine(self, machine: Mapping[str, Any] | None) -> None:
-        """Record the VM, or that it is gone."""
-        self._entry.row = await self._store.set_machine(self._entry.info.id, machine)
-
-    async def template(self, template_id: str | None) -> None:
-        """Record which template is behind the disk."""
-        if self._entry.info.template != template_id:
-            row = await self._store.set_template(self._entry.info.id, template_id)
-            self._entry.row = row
+_RESTING: Final = (PAUSED, PARKED)
 
 
 class Lives:
@@ -75,6 +61,8 @@ class Lives:
     def __init__(self, parts: Parts, registry: Registry) -> None:
         self._parts = parts
         self._registry = registry
+        self.records = Records(parts)
+        self.pauses = Pauses(self.records)
         self.booter = Booter(parts, registry)
         self.templates = self.booter.templates
         self._boots = Scope("boots")
@@ -114,7 +102,7 @@ class Lives:
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
             raise
         entry = self._registry.add(row)
-        self._emit("sandbox.created", entry, image=info.image)
+        self.records.emit("sandbox.created", entry, image=info.image)
         return entry
 
     # ---- starting
@@ -124,11 +112,14 @@ class Lives:
     ) -> Session | None:
         """Boot a sandbox and start its main process; with `attach` return a session of it.
 
-        One that runs already is left as it is, but cannot be attached to this way. When this is
-        cancelled, or `stop` comes first, the sandbox is as it was before. Without `template` it
-        boots cold.
+        One that runs already is left as it is, but cannot be attached to this way; one that is
+        paused or parked goes on. When this is cancelled, or `stop` comes first, the sandbox is as
+        it was before. Without `template` it boots cold.
         """
         self._check_open()
+        if not attach and (entry.turning or entry.info.state in _RESTING):
+            await self.awake(entry)
+            return None
         if attach and entry.info.idle:
             raise error(
                 "bad_command",
@@ -139,9 +130,9 @@ class Lives:
             if entry.sandbox is not None and entry.sandbox.ending:
                 await entry.rest()
             self._check_open()
-            self._check_present(entry)
-            if entry.sandbox is not None:
-                if attach:
+            entry.check_present()
+            if entry.sandbox is not None or entry.info.state in _RESTING:
+                if attach or entry.info.state in _RESTING:
                     raise wrong_state(entry.info, "stopped")
                 return None
             work = self._try_boot(entry, size, attach=attach, template=template)
@@ -193,18 +184,18 @@ class Lives:
     ) -> Session | None:
         parts, sandbox_id = self._parts, entry.info.id
         rest = rest_state(entry.info)
-        await self._catch_up(entry)
+        await self.records.catch_up(entry)
         try:
-            await self._move(entry, STARTING, error=None)
+            await self.records.move(entry, STARTING, error=None)
             entry.row = await parts.store.next_generation(sandbox_id)
             cold = not (template and entry.row.spec.template)
-            booted = await self.booter.boot(entry.row, _Record(parts.store, entry), cold=cold)
+            booted = await self.booter.boot(entry.row, BootRecord(parts.store, entry), cold=cold)
             sandbox = self.adopt(entry, booted.machine)
             try:
                 await sandbox.begin(booted.guest, size)
                 session = await sandbox.execs.attach(MAIN, None) if attach else None
                 now, timeout = time.time(), entry.info.timeout
-                await self._move(
+                await self.records.move(
                     entry,
                     RUNNING,
                     started_at=timestamp(now),
@@ -222,13 +213,13 @@ class Lives:
                 entry.sandbox = None
                 await booted.machine.kill()
                 await sandbox.close()
-                await self.clear_machine(entry)
+                await self.records.clear_machine(entry)
                 raise
         except BaseException as cause:
             await self._undo_start(entry, rest, cause)
             raise
         self.supervise(entry, sandbox)
-        self._emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
+        self.records.emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
         return session
 
     async def _undo_start(self, entry: Entry, rest: SandboxState, cause: BaseException) -> None:
@@ -241,22 +232,23 @@ class Lives:
             failure = ErrorInfo("internal", f"{type(cause).__name__}: {cause}")
         cancelled = isinstance(cause, asyncio.CancelledError)
         if cancelled:
-            await self.settle(entry, rest)
+            await self.records.settle(entry, rest)
         else:
-            await self.settle(entry, FAILED, error=failure)
-            self._emit("sandbox.failed", entry, code=failure.code, message=failure.message)
+            await self.records.settle(entry, FAILED, error=failure)
+            self.records.emit("sandbox.failed", entry, code=failure.code, message=failure.message)
             if entry.info.auto_remove:
                 entry.removed = True
                 await self.erase(entry)
 
-    def adopt(self, entry: Entry, machine: Any) -> Sandbox:
-        """Make the running sandbox of a machine, booted or found again."""
+    def adopt(self, entry: Entry, machine: Machine, *, found: bool = False) -> Sandbox:
+        """Make the running sandbox of a machine that was booted, or `found` after a restart."""
         sandbox = Sandbox(
             self._parts,
             lambda: entry.info,
             machine,
             detached=entry.row.spec.detached,
             stopping=lambda: self._note_stopping(entry),
+            found=found,
         )
         entry.sandbox = sandbox
         return sandbox
@@ -266,13 +258,19 @@ class Lives:
         sandbox.supervise()
         self._ends.start(entry.info.id, self._see_it_out(entry, sandbox))
 
+    # ---- resting without an end
+
+    async def awake(self, entry: Entry) -> Sandbox:
+        """Return the running sandbox, waking it if it is paused or parked; see `Pauses.awake`."""
+        return await self.pauses.awake(entry)
+
     # ---- ending
 
     async def stop(self, entry: Entry, timeout: float, signal: int | None) -> None:
         """End a sandbox gracefully; one that does not run is left as it is."""
         self._abort_boot(entry)
         async with entry.lock:
-            self._check_present(entry)
+            entry.check_present()
             if entry.sandbox is not None:
                 entry.sandbox.end(StopReason.STOPPED, grace=timeout, signal=signal)
         await entry.rest()
@@ -293,7 +291,7 @@ class Lives:
         async with entry.lock:
             if force and entry.forgotten:
                 return Removed([entry.info.id])  # it was to remove itself when it stopped
-            self._check_present(entry)
+            entry.check_present()
             if entry.sandbox is not None:
                 raise wrong_state(entry.info, "stopped")
             entry.removed = True
@@ -314,18 +312,19 @@ class Lives:
             entry.boot.cancel()
 
     def _note_stopping(self, entry: Entry) -> None:
-        if entry.info.state is RUNNING:
+        if entry.info.state in (RUNNING, PAUSED):
             self._ends.start(f"note {entry.info.id}", self._record_stopping(entry))
 
     async def _record_stopping(self, entry: Entry) -> None:
         # The machine may be gone before this is written: then its end is on record already.
         with contextlib.suppress(HutchError):
             row = await self._parts.store.move(entry.info.id, sources(STOPPING), STOPPING)
-            if entry.info.state is RUNNING:
+            if entry.info.state in (RUNNING, PAUSED):
                 entry.row = row
 
     async def _see_it_out(self, entry: Entry, sandbox: Sandbox) -> None:
         status = await sandbox.wait_end()
+        await entry.settled()
         await sandbox.close()
         await self.record_end(entry, status)
         entry.removed = entry.info.auto_remove
@@ -338,9 +337,13 @@ class Lives:
 
     async def record_end(self, entry: Entry, status: ExitStatus) -> None:
         """Put on record that a sandbox has stopped, and clear away what its VM leaves."""
-        await self.settle(entry, STOPPED, exit=status, ended_at=timestamp(), timeout_at=None)
-        await self.clear_machine(entry)
-        self._emit("sandbox.stopped", entry, reason=status.reason.value, exit_code=status.code)
+        await self.records.settle(
+            entry, STOPPED, exit=status, ended_at=timestamp(), timeout_at=None
+        )
+        await self.records.clear_machine(entry)
+        self.records.emit(
+            "sandbox.stopped", entry, reason=status.reason.value, exit_code=status.code
+        )
 
     async def erase(self, entry: Entry) -> int:
         """Forget a sandbox whose entry is marked as removed; returns the bytes that are freed."""
@@ -355,6 +358,7 @@ class Lives:
                     raise
                 # The records need a little room themselves: make it first.
                 await in_thread(shutil.rmtree, directory, ignore_errors=True)
+                await self.booter.layers.empty(entry.row.layer)
                 await parts.store.remove_sandbox(sandbox_id)
         except BaseException:
             entry.removed = False
@@ -362,62 +366,8 @@ class Lives:
         # From here on a crash leaves a directory without a row, which the next start removes.
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
         self._registry.forget(entry)
-        self._emit("sandbox.removed", entry)
-        if entry.info.template is not None:
-            await self.templates.settle(entry.info.template)
-        return freed
-
-    # ---- records
-
-    async def _move(self, entry: Entry, state: SandboxState, **changes: Any) -> None:
-        entry.row = await self._parts.store.move(entry.info.id, sources(state), state, **changes)
-
-    async def settle(self, entry: Entry, state: SandboxState, **changes: Any) -> None:
-        """Record a state that has come about, whatever the records say to it."""
-        changes |= {"pid": None}
-        try:
-            entry.row = await self._parts.store.move(
-                entry.info.id, tuple(SandboxState), state, **changes
-            )
-        except HutchError as failure:
-            # The next start of the daemon finds the row without its machine and mends it.
-            log.error("%s is %s, which cannot be recorded: %s", entry.info.name, state, failure)
-            info = dataclasses.replace(entry.info, state=state, **changes)
-            entry.row = dataclasses.replace(entry.row, info=info)
-            entry.unsettled = True
-
-    async def _catch_up(self, entry: Entry) -> None:
-        """Record what could not be recorded when it came about. Raises disk_full."""
-        if entry.unsettled:
-            info = entry.info
-            entry.row = await self._parts.store.move(
-                info.id,
-                tuple(SandboxState),
-                info.state,
-                pid=None,
-                exit=info.exit,
-                error=info.error,
-                ended_at=info.ended_at,
-                timeout_at=None,
-            )
-            entry.unsettled = False
-
-    async def clear_machine(self, entry: Entry) -> None:
-        """Clear away what a VM that is gone leaves: its sockets, its directory, its record."""
-        parts, directory = self._parts, self._parts.places.machine(entry.info.id)
-        await parts.engine.discard(directory)
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
-        # Not the row that the store returns: `settle` may know better.
-        entry.row = dataclasses.replace(entry.row, machine=None)
-        with contextlib.suppress(HutchError):
-            await parts.store.set_machine(entry.info.id, None)
-
-    def _emit(self, kind: str, entry: Entry, **fields: Any) -> None:
-        self._parts.events.emit(kind, entry.info.id, entry.info.name, **fields)
-
-    def _check_present(self, entry: Entry) -> None:
-        if entry.removed:
-            raise error("sandbox_not_found", f"sandbox {entry.info.name} was removed")
+        self.records.emit("sandbox.removed", entry)
+        return freed + await self.booter.layers.release(entry.row.layer)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -427,6 +377,7 @@ class Lives:
         """Undo boots under way, then stop all sandboxes or let go of them."""
         self._closing = True
         await self._boots.close()
+        await self.pauses.close()
         running = [entry for entry in self._registry if entry.sandbox is not None]
         if stop_sandboxes:
             for entry in running:

@@ -29,6 +29,9 @@ async def reconcile(parts: Parts, registry: Registry, lives: Lives) -> None:
     """Fill the registry from the store and make both agree with the machine."""
     for row in await parts.store.sandboxes():
         registry.add(row)
+    for entry in registry:
+        await lives.booter.layers.take_over(entry.info.id, entry.row.layer)
+    await lives.booter.layers.open()
     await _remove_orphans(parts, registry)
     await lives.templates.open()
     async with asyncio.TaskGroup() as group:
@@ -42,7 +45,7 @@ async def _mend(parts: Parts, lives: Lives, entry: Entry) -> None:
         machine = await _find(parts, entry)
         if entry.info.state is SandboxState.STARTING:
             await _undo_start(lives, entry, machine)
-        elif entry.info.state in (SandboxState.RUNNING, SandboxState.STOPPING):
+        elif entry.info.state.has_machine:
             await _take_up(lives, entry, machine)
         else:
             await _see_it_gone(parts, lives, entry, machine)
@@ -70,8 +73,8 @@ async def _find(parts: Parts, entry: Entry) -> Machine | None:
 
 async def _undo_start(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     await _end(machine)
-    await lives.clear_machine(entry)
-    await lives.settle(entry, rest_state(entry.info))
+    await lives.records.clear_machine(entry)
+    await lives.records.settle(entry, rest_state(entry.info))
     log.info("the start of %s is undone: %s", entry.info.name, _UNDONE)
     if entry.info.auto_remove or _abandoned(entry):
         entry.removed = True
@@ -85,7 +88,12 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
             entry.removed = True
             await lives.erase(entry)
         return
-    sandbox = lives.adopt(entry, machine)
+    sandbox = lives.adopt(entry, machine, found=True)
+    if entry.info.state is SandboxState.PAUSED:
+        await sandbox.pause()
+    elif await machine.paused():
+        log.warning("the VM of %s was left stopped, and goes on", entry.info.name)
+        await machine.resume()
     lives.supervise(entry, sandbox)
     if entry.info.state is SandboxState.STOPPING:
         sandbox.end(StopReason.STOPPED, grace=0.0)
@@ -96,7 +104,7 @@ async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machin
     """Finish what follows the end of a sandbox: its VM's traces go, and it itself if it is to."""
     if machine is not None or entry.row.machine is not None:
         await _end(machine)
-        await lives.clear_machine(entry)
+        await lives.records.clear_machine(entry)
     else:
         await parts.engine.discard(parts.places.machine(entry.info.id))
     ended = entry.info.auto_remove and entry.info.state is not SandboxState.CREATED

@@ -12,6 +12,7 @@ from typing import Final
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState
+from hutch.service.lifecycle import wrong_state
 from hutch.service.names import ID_PREFIX, friendly_name
 from hutch.service.sandbox import Sandbox
 from hutch.state.base import SandboxRow
@@ -39,6 +40,8 @@ class Entry:
         """Whether its removal is complete."""
         self.unsettled = False
         """Whether its state is ahead of the record, which could not be written."""
+        self.turning = False
+        """Whether it is being paused, parked or woken: the lock tells when that is over."""
         self._changed = asyncio.Event()
 
     @property
@@ -61,13 +64,18 @@ class Entry:
         """Whether nothing runs and nothing is about to happen by itself."""
         if self.removed and self.sandbox is None:
             return self.forgotten
-        busy = self.info.state.has_machine or self.sandbox is not None or self.boot is not None
-        return not busy
+        lives = self.info.state.has_machine or self.info.state is SandboxState.PARKED
+        return not (lives or self.sandbox is not None or self.boot is not None)
 
     def notify(self) -> None:
         """Wake everyone who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def settled(self) -> None:
+        """Return once the sandbox is not being paused, parked or woken."""
+        while self.turning:
+            await self._changed.wait()
 
     async def rest(self) -> SandboxInfo:
         """Return the last state once the sandbox is at rest, or gone."""
@@ -78,13 +86,13 @@ class Entry:
     def running(self) -> Sandbox:
         """Return the running sandbox. Raises wrong_state."""
         if self.sandbox is None or self.info.state is not SandboxState.RUNNING:
-            raise error(
-                "wrong_state",
-                f"sandbox {self.info.name} is {self.info.state}, not running",
-                hint=f"start it with `hutch start {self.info.name}`",
-                details={"state": self.info.state.value},
-            )
+            raise wrong_state(self.info, "running")
         return self.sandbox
+
+    def check_present(self) -> None:
+        """Refuse a sandbox whose removal has begun. Raises sandbox_not_found."""
+        if self.removed:
+            raise error("sandbox_not_found", f"sandbox {self.info.name} was removed")
 
 
 class Registry:
@@ -181,6 +189,10 @@ class Registry:
         """Return the sandboxes whose disks are based on a template's."""
         infos = (entry.info for entry in self._entries.values())
         return [info for info in infos if info.template == template_id]
+
+    def layers(self) -> Sequence[str | None]:
+        """Return the uppermost layers of all disks."""
+        return [entry.row.layer for entry in self._entries.values()]
 
     def used_kernels(self) -> Sequence[str]:
         """Return the names of all kernels that sandboxes ask for or run on."""

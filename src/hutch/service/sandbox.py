@@ -25,6 +25,7 @@ from hutch.models import (
 )
 from hutch.service.connection import Connection
 from hutch.service.exec import MAIN, SandboxExecs
+from hutch.service.lifecycle import wrong_state
 from hutch.service.output import Pump
 from hutch.service.parts import Parts
 from hutch.service.spec import signal_number
@@ -48,7 +49,14 @@ SIGKILL: Final = 9
 TIMEOUT_CODE: Final = 124
 
 _OURS: Final = frozenset(
-    {StopReason.EXITED, StopReason.STOPPED, StopReason.KILLED, StopReason.TIMEOUT, StopReason.OOM}
+    {
+        StopReason.EXITED,
+        StopReason.STOPPED,
+        StopReason.KILLED,
+        StopReason.TIMEOUT,
+        StopReason.IDLE,
+        StopReason.OOM,
+    }
 )
 _REASONS: Final = {
     ExitKind.POWEROFF: StopReason.POWEROFF,
@@ -60,7 +68,7 @@ _REASONS: Final = {
 
 
 class Sandbox:
-    """A sandbox whose VM runs. `wait_end` tells when and how that is over."""
+    """A sandbox whose VM runs, or is paused. `wait_end` tells when and how that is over."""
 
     def __init__(
         self,
@@ -70,16 +78,19 @@ class Sandbox:
         *,
         detached: bool,
         stopping: Callable[[], None],
+        found: bool = False,
     ) -> None:
         """`info` returns the sandbox as it is now; `stopping` is called when its end begins.
 
-        `detached` tells whether the main process may lose output while nobody is there.
+        `detached` tells whether the main process may lose output while nobody is there. A machine
+        that was `found` after a restart may have been left with its workloads frozen.
         """
         self.machine = machine
         self._info = info
         self._parts = parts
         self._detached = detached
         self._stopping = stopping
+        self._maybe_frozen = found
         self._scope = Scope(f"sandbox {info().name}")
         self._ending: asyncio.Task[None] | None = None
         self._reason: StopReason | None = None
@@ -127,6 +138,10 @@ class Sandbox:
 
     async def _connected(self, guest: Guest) -> None:
         """Take up what the guest runs, if this is not the connection it was booted with."""
+        if self._maybe_frozen:
+            await guest.thaw()
+            await guest.keep_clock()
+            self._maybe_frozen = False
         known = self.execs.main
         await self.execs.resume(guest, detached=self._detached)
         main = self.execs.main
@@ -143,6 +158,31 @@ class Sandbox:
         info = self._info()
         self._parts.events.emit(kind, info.id, info.name, **fields)
 
+    # ---- pausing
+
+    async def pause(self) -> None:
+        """Stop its CPUs; from now on nobody talks to its guest. Idempotent.
+
+        Raises engine_failed, sandbox_died; wrong_state when its end has begun. It is to be resumed
+        then.
+        """
+        self.connection.hold()
+        await self.machine.pause()
+        if self.ending:
+            raise wrong_state(self._info(), "running")
+
+    async def resume(self) -> None:
+        """Let its CPUs go on, and put its clock right. Idempotent.
+
+        Raises engine_failed, sandbox_died. A guest that does not answer is no failure: the
+        connection's own task sees to it.
+        """
+        await self.machine.resume()
+        self.connection.release()
+        with contextlib.suppress(HutchError):
+            guest = await self.connection.get()
+            await guest.keep_clock()
+
     # ---- reasons to end
 
     async def _watch_main(self, main: Pump) -> None:
@@ -157,7 +197,7 @@ class Sandbox:
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
             with contextlib.suppress(HutchError):  # the connection's own task sees to it
-                guest = await self.connection.get()
+                guest = await self.connection.get()  # which waits while it is paused
                 await guest.keep_clock()
 
     async def _watch_time(self, timeout_at: float) -> None:
@@ -200,6 +240,8 @@ class Sandbox:
     async def _power_off(self, signal: int, grace: float) -> None:
         with contextlib.suppress(HutchError, TimeoutError):
             async with asyncio.timeout(grace + POWER_OFF_SLACK):
+                if self.connection.held:
+                    await self.resume()
                 guest = await self.connection.get()
                 # Else the main process might end unheard, and its exit code with it.
                 await self.execs.until_resumed()

@@ -23,11 +23,13 @@ from hutch.models import (
     TtySize,
 )
 from hutch.service.exec import EXEC_ID, MAIN
+from hutch.service.lifecycle import wrong_state
 from hutch.service.lives import Lives
 from hutch.service.logs import read_console, read_log
 from hutch.service.names import check_name
 from hutch.service.parts import Parts, Places
 from hutch.service.registry import Entry, Registry
+from hutch.service.sandbox import Sandbox
 from hutch.service.session import RecordedSession, Session
 from hutch.service.spec import check_timeout, signal_name, signal_number
 from hutch.service.stats import processes, sandbox_stats
@@ -87,11 +89,11 @@ class HostSandboxes:
         """End the VM now (KILL), or send another signal to the main process."""
         entry = self._registry.find(ref)
         if signal_name(signal) == "SIGKILL":
-            if entry.boot is None:
-                entry.running()
+            if entry.at_rest:
+                raise wrong_state(entry.info, "running")
             await self._lives.kill(entry)
             return entry.info
-        sandbox = entry.running()
+        sandbox = await self._lives.awake(entry)
         if entry.info.idle:
             raise error(
                 "wrong_state",
@@ -99,6 +101,18 @@ class HostSandboxes:
                 hint=f"end it with `hutch stop {entry.info.name}`",
             )
         await sandbox.execs.signal(MAIN, signal_number(signal), everything=False)
+        return entry.info
+
+    async def pause(self, ref: str) -> SandboxInfo:
+        """Stop a running sandbox's CPUs; its memory stays."""
+        entry = self._registry.find(ref)
+        await self._lives.pauses.pause(entry)
+        return entry.info
+
+    async def resume(self, ref: str) -> SandboxInfo:
+        """Let a paused or parked sandbox go on."""
+        entry = self._registry.find(ref)
+        await self._lives.pauses.resume(entry)
         return entry.info
 
     async def remove(self, ref: str, *, force: bool = False) -> Removed:
@@ -137,7 +151,8 @@ class HostSandboxes:
 
     async def processes(self, ref: str) -> Sequence[ProcessInfo]:
         """Return the processes in a running sandbox."""
-        return await processes(await self._registry.find(ref).running().connection.get())
+        sandbox = await self._lives.awake(self._registry.find(ref))
+        return await processes(await sandbox.connection.get())
 
     def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]:
         """Yield a log's records. Raises sandbox_not_found, exec_not_found."""
@@ -157,9 +172,11 @@ class HostSandboxes:
     async def _program_log(self, entry: Entry, query: LogQuery) -> AsyncIterator[LogRecord]:
         live = None
         if (sandbox := entry.sandbox) is not None:
-            # After a restart of the daemon the logs are taken up one after the other.
+            # After a restart of the daemon the logs are taken up one after the other; those of a
+            # paused sandbox not before it goes on, and they are not worth waking it.
             with contextlib.suppress(HutchError):
-                await sandbox.execs.until_resumed()
+                if not sandbox.connection.held:
+                    await sandbox.execs.until_resumed()
             live = sandbox.execs.live_log(query.exec_id)
         async for record in read_log(self._parts.places.logs(entry.info.id), query, live):
             yield record
@@ -184,17 +201,21 @@ def matches(info: SandboxInfo, which: SandboxFilter) -> bool:
 class HostExecs:
     """Implements `Execs` of the API's operations for one host."""
 
-    def __init__(self, places: Places, registry: Registry) -> None:
+    def __init__(self, places: Places, registry: Registry, lives: Lives) -> None:
         self._places = places
         self._registry = registry
+        self._lives = lives
+
+    async def _awake(self, ref: str) -> Sandbox:
+        return await self._lives.awake(self._registry.find(ref))
 
     async def start(self, ref: str, spec: ExecSpec) -> Session:
         """Start a program with its client attached."""
-        return await self._registry.find(ref).running().execs.start(spec)
+        return await (await self._awake(ref)).execs.start(spec)
 
     async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
         """Start a program by itself; its output goes to its log."""
-        return await self._registry.find(ref).running().execs.spawn(spec)
+        return await (await self._awake(ref)).execs.spawn(spec)
 
     async def attach(
         self, ref: str, exec_id: str, offsets: Mapping[int, int] | None = None
@@ -204,7 +225,8 @@ class HostExecs:
         if exec_id == MAIN and (session := self._recorded(entry, offsets)) is not None:
             return session
         try:
-            return await entry.running().execs.attach(exec_id, offsets)
+            sandbox = await self._lives.awake(entry)
+            return await sandbox.execs.attach(exec_id, offsets)
         except HutchError as failure:
             if failure.code == "exec_not_found" and exec_id == MAIN and entry.info.idle:
                 raise _idle(entry) from failure
@@ -232,15 +254,15 @@ class HostExecs:
 
     async def get(self, ref: str, exec_id: str) -> ExecInfo:
         """Return one program."""
-        return await self._registry.find(ref).running().execs.get(exec_id)
+        return await (await self._awake(ref)).execs.get(exec_id)
 
     async def list(self, ref: str) -> Sequence[ExecInfo]:
         """Return the programs that a running sandbox knows."""
-        return await self._registry.find(ref).running().execs.list()
+        return await (await self._awake(ref)).execs.list()
 
     async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None:
         """Send a signal to a program, with `everything` to all that it started."""
-        execs = self._registry.find(ref).running().execs
+        execs = (await self._awake(ref)).execs
         await execs.signal(exec_id, signal_number(name), everything=everything)
 
 
@@ -255,16 +277,18 @@ def _idle(entry: Entry) -> HutchError:
 class HostFiles:
     """Implements `Files` of the API's operations for one host."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, lives: Lives) -> None:
         self._registry = registry
+        self._lives = lives
 
     async def of(self, ref: str) -> GuestFiles:
-        """Return the file operations of a running sandbox."""
-        return (await self._registry.find(ref).running().connection.get()).files
+        """Return the file operations of a sandbox, which is woken if it rests."""
+        sandbox = await self._lives.awake(self._registry.find(ref))
+        return (await sandbox.connection.get()).files
 
     async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> TunnelStream:
         """Connect to a TCP port of a running sandbox."""
         if not 1 <= port <= 0xFFFF:
             raise error("bad_request", f"{port} is no port")
-        guest = await self._registry.find(ref).running().connection.get()
-        return await guest.tunnel(port, host)
+        sandbox = await self._lives.awake(self._registry.find(ref))
+        return await (await sandbox.connection.get()).tunnel(port, host)

@@ -18,7 +18,10 @@ def test_every_state_has_a_way_in_and_out() -> None:
 
 
 def test_nothing_runs_without_having_started() -> None:
-    assert lifecycle.sources(SandboxState.RUNNING) == (SandboxState.STARTING,)
+    assert set(lifecycle.sources(SandboxState.RUNNING)) == {
+        SandboxState.STARTING,
+        SandboxState.PAUSED,
+    }
     assert SandboxState.RUNNING not in lifecycle.sources(SandboxState.STARTING)
     assert SandboxState.STOPPING not in lifecycle.sources(SandboxState.STARTING)
 
