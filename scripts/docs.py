@@ -11,7 +11,17 @@ from pathlib import Path
 import click
 
 from hutch.errors import CODES
-from hutch.settings import GIB, KIB, MIB, SETTINGS, Setting, parse_bool, parse_duration, parse_size
+from hutch.settings import (
+    GIB,
+    KIB,
+    MIB,
+    SETTINGS,
+    Setting,
+    parse_bool,
+    parse_duration,
+    parse_reserve,
+    parse_size,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Written by scripts/docs.py: change the code, then run it. -->\n"
@@ -27,7 +37,7 @@ def _default(row: Setting) -> str:
         return "`yes`" if value else "`no`"
     if row.parse is parse_duration:
         return f"`{value:g}s`"
-    if row.parse is parse_size:
+    if row.parse in (parse_size, parse_reserve):
         units = ((GIB, "g"), (MIB, "m"), (KIB, "k"), (1, ""))
         unit, letter = next(pair for pair in units if value % pair[0] == 0)
         return f"`{value // unit}{letter}`"

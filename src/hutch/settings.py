@@ -18,6 +18,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"([0-9]{1,20})(\.[0-9]+)? ?([kmgt]?)(?:i?b)?")
+_FACTOR = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_FACTOR_MAX = 1000.0
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd]?)")
 _CENTURY = 100 * 365 * 86400.0
 
@@ -34,6 +36,18 @@ def parse_size(text: str) -> int:
     if not 0 < size < 1 << 62:
         raise error("bad_size", f"{text!r} is not a size", hint="write it like 512m, 2g or 1048576")
     return size
+
+
+def parse_reserve(text: str) -> int:
+    """Return the bytes that a size stands for, or 0 for none. Raises InvalidInput (bad_size)."""
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
+def parse_factor(text: str) -> float:
+    """Return a number above 0, like `4` or `1.5`. Raises InvalidInput (bad_setting)."""
+    if _FACTOR.fullmatch(stripped := text.strip()) and 0 < float(stripped) <= _FACTOR_MAX:
+        return float(stripped)
+    raise error("bad_setting", f"{text!r} is no factor", hint="write a number like 4 or 1.5")
 
 
 def parse_duration(text: str) -> float:
@@ -125,6 +139,12 @@ def default_template_disk() -> int:
             return max(1, min(10 * GIB, found.f_blocks * found.f_frsize // 10))
 
 
+def default_memory_reserve() -> int:
+    """Return the memory that starts leave alone: `512m` or 5 %, at most a quarter of it all."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(max(512 * MIB, total // 20), total // 4)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One row: the TOML key (also the flag `--key-with-dashes` and `HUTCH_KEY`) and its help.
@@ -197,6 +217,24 @@ SETTINGS: tuple[Setting, ...] = (
         default_template_disk,
         "disk space for templates; above it those least recently used are dropped",
     ),
+    _row(
+        "memory_reserve",
+        parse_reserve,
+        default_memory_reserve,
+        "memory of the host that no start may take; 0: none",
+    ),
+    _row(
+        "memory_overcommit",
+        parse_factor,
+        4.0,
+        "how many times the host's memory all sandboxes with a VM may be promised together",
+    ),
+    _row(
+        "disk_reserve",
+        parse_reserve,
+        256 * MIB,
+        "room on the file system of `home` below which nothing starts; 0: none",
+    ),
     _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
     _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
@@ -247,6 +285,9 @@ class Settings:
     machine: str
     templates: bool
     template_disk: int
+    memory_reserve: int
+    memory_overcommit: float
+    disk_reserve: int
     boot_timeout: float
     stop_timeout: float
     exec_orphan_grace: float

@@ -17,11 +17,14 @@ from hutch.settings import (
     Settings,
     config_path,
     default_home,
+    default_memory_reserve,
     default_runtime_base,
     load_settings,
     parse_bool,
     parse_duration,
+    parse_factor,
     parse_list,
+    parse_reserve,
     parse_size,
     resolve_settings,
 )
@@ -140,6 +143,13 @@ def test_neither_true_nor_false() -> None:
         ("uid_base", "9" * 30),
         ("jail", "maybe"),
         ("memory", "much"),
+        ("memory_reserve", "-1"),
+        ("disk_reserve", "0.1"),
+        ("memory_overcommit", "0"),
+        ("memory_overcommit", "-2"),
+        ("memory_overcommit", "nan"),
+        ("memory_overcommit", "1e3"),
+        ("memory_overcommit", "1001"),
         ("boot_timeout", "soon"),
     ],
 )
@@ -149,6 +159,12 @@ def test_a_value_that_cannot_be_is_told_where_it_stands(key: str, text: str) -> 
     assert caught.value.code == "bad_setting"
     assert caught.value.message.startswith(f"HUTCH_{key.upper()}: ")
     assert text in caught.value.message
+
+
+def test_reserves_and_factors() -> None:
+    assert [parse_reserve(text) for text in ("0", " 0 ", "512m")] == [0, 0, 512 * MIB]
+    assert [parse_factor(text) for text in ("4", " 1.5 ", "0.25")] == [4.0, 1.5, 0.25]
+    assert 0 < default_memory_reserve() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_words_are_read_in_any_case() -> None:
