@@ -141,6 +141,13 @@ CODES: dict[str, ErrorRow] = {
     "image_not_found": ErrorRow(NotFound, 404, "no such image, neither here nor in its registry"),
     "kernel_not_found": ErrorRow(NotFound, 404, "no kernel of that name in the store"),
     "template_not_found": ErrorRow(NotFound, 404, "no template of that id"),
+    "snapshot_not_found": ErrorRow(NotFound, 404, "no snapshot of that name or id"),
+    "snapshot_damaged": ErrorRow(
+        Conflict, 409, "a snapshot's files are missing, truncated or changed"
+    ),
+    "snapshot_incompatible": ErrorRow(
+        Conflict, 409, "a snapshot was made on a host, or by a version, that does not fit"
+    ),
     "path_not_found": ErrorRow(NotFound, 404, "no such file or directory in the sandbox"),
     "name_taken": ErrorRow(Conflict, 409, "another sandbox has that name"),
     "wrong_state": ErrorRow(Conflict, 409, "the sandbox is not in a state that allows this"),

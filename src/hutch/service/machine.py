@@ -71,9 +71,7 @@ class Booter:
         self._boots = Boots(parts)
         self.layers = Layers(parts, self._settle)
         self.layers.add_holder(registry.layers)
-        self.templates = Templates(
-            parts, registry, self.layers, Builder(parts, self._boots).build
-        )
+        self.templates = Templates(parts, registry, self.layers, Builder(parts, self._boots).build)
 
     async def _settle(self, template_id: str) -> None:
         await self.templates.settle(template_id)
@@ -145,9 +143,18 @@ class Booter:
                 await self.templates.drop(template.id, f"a clone of it failed: {why}")
             return None
 
-    async def _clone(
-        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template
+    async def clone(
+        self,
+        row: SandboxRow,
+        record: BootRecord,
+        recipe: Recipe,
+        template: Template,
+        set_up: Callable[[Guest], Awaitable[None]],
     ) -> tuple[Machine, Guest]:
+        """Start a clone of a template that is leased, with a new disk, and `set_up` its guest.
+
+        Nothing but the disk is left when it raises: Stalled, Late, engine_*, disk_full.
+        """
         layer = await self._new_disk(row, record, recipe, template.id)
         spec = self.machine_spec(row, recipe, layer)
         spec = dataclasses.replace(spec, machine=template.manifest.machine)

@@ -26,6 +26,8 @@ MakeBaseDisk = Callable[[Path, int], Awaitable[Path]]
 TEMPLATE_DISK = "disk.qcow2"
 """The file in a template's directory that sandboxes' disks are based on."""
 
+LAYER_SUFFIX = ".qcow2"
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -56,9 +58,27 @@ class Places:
         """The directory of all that lasts of a sandbox."""
         return self.sandboxes / sandbox_id
 
-    def disk(self, sandbox_id: str) -> Path:
-        """The writable disk."""
+    @property
+    def layers(self) -> Path:
+        """The directory of the layers of all disks."""
+        return self.home / "layers"
+
+    def layer(self, layer_id: str) -> Path:
+        """The file of one layer of a disk."""
+        return self.layers / f"{layer_id}{LAYER_SUFFIX}"
+
+    def old_disk(self, sandbox_id: str) -> Path:
+        """Where an older Hutch kept a sandbox's disk, which had a single layer then."""
         return self.sandbox(sandbox_id) / "disk.qcow2"
+
+    @property
+    def snapshots(self) -> Path:
+        """The directory with one directory for each snapshot."""
+        return self.home / "snapshots"
+
+    def snapshot(self, snapshot_id: str) -> Path:
+        """The directory of all that there is of a snapshot, but for its disk."""
+        return self.snapshots / snapshot_id
 
     def console(self, sandbox_id: str) -> Path:
         """The console's log."""

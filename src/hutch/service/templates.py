@@ -23,6 +23,7 @@ from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.images.flight import Flights
 from hutch.models import TemplateInfo, from_json, timestamp, to_json
+from hutch.service.layers import Layers
 from hutch.service.parts import TEMPLATE_DISK, Parts, host_errors
 from hutch.service.recipe import FORMAT, Key, Recipe, is_stale, key_of
 from hutch.service.registry import Registry
@@ -108,9 +109,10 @@ class Templates:
     that is found by key is complete.
     """
 
-    def __init__(self, parts: Parts, registry: Registry, build: Build) -> None:
+    def __init__(self, parts: Parts, registry: Registry, layers: Layers, build: Build) -> None:
         self._parts = parts
         self._registry = registry
+        self._layers = layers
         self._build = build
         self._shelf: dict[str, Template] = {}
         self._used: dict[str, float] = {}
@@ -251,7 +253,7 @@ class Templates:
     async def drop(self, template_id: str, reason: str) -> int:
         """Drop a template; returns the bytes that are freed.
 
-        No start finds it from now on. Its disk stays while sandboxes are based on it.
+        No start finds it from now on. Its disk stays while others are based on it.
         """
         template = self._shelf.pop(template_id, None)
         if template is None:
@@ -273,7 +275,7 @@ class Templates:
 
     async def _clear(self, template_id: str) -> None:
         directory = self._parts.places.template(template_id)
-        keep = bool(self._registry.based_on(template_id))
+        keep = self._layers.based_on(template_id)
         await in_thread(_remove_but_disk if keep else _remove_all, directory)
 
     # ---- looking
@@ -324,11 +326,11 @@ class Templates:
         )
 
     def unused(self) -> Sequence[str]:
-        """Return the ids of those that no sandbox is based on or about to be."""
+        """Return the ids of those that no disk is based on or about to be."""
         return [
             each
             for each in self._shelf
-            if not self._leases[each] and not self._registry.based_on(each)
+            if not self._leases[each] and not self._layers.based_on(each)
         ]
 
     def _running(self, template_id: str) -> int:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, from_json, to_json
-from hutch.state.base import SandboxRow
+from hutch.state.base import LayerRow, SandboxRow
+from hutch.state.disks import DiskRecords, insert_layer
+from hutch.state.pools import PoolRecords
 from hutch.tasks import in_thread, settle_in_thread
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ BUSY_SECONDS = 5.0
 _LEAST_ROOM = 256 << 10
 """Bytes that the write-ahead log and its index take at least."""
 
-_COLUMNS = "id, name, slot, state, generation, spec, info, machine, template"
+_COLUMNS = "id, name, slot, state, generation, spec, info, machine, template, layer, pool"
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -38,7 +40,7 @@ def migrations() -> list[tuple[int, str]]:
     return sorted((int(item.name.partition("_")[0]), item.read_text("utf-8")) for item in scripts)
 
 
-class SqliteStore:
+class SqliteStore(DiskRecords, PoolRecords):
     """The records of one daemon, in the file `path`."""
 
     def __init__(self, path: Path) -> None:
@@ -57,24 +59,19 @@ class SqliteStore:
         """Close the file, after the call under way."""
         await in_thread(self._close)
 
-    async def add_sandbox(self, spec: SandboxSpec, info: SandboxInfo, *, slots: int) -> SandboxRow:
+    async def add_sandbox(
+        self, spec: SandboxSpec, info: SandboxInfo, *, slots: int, layer: LayerRow | None = None
+    ) -> SandboxRow:
         """Record a new sandbox with the lowest free slot. Raises name_taken, no_capacity."""
 
         def work(db: sqlite3.Connection) -> SandboxRow:
             _check_name(db, info.name)
-            taken = {slot for (slot,) in db.execute("SELECT slot FROM sandboxes")}
-            slot = next((number for number in range(slots) if number not in taken), None)
-            if slot is None:
-                raise error(
-                    "no_capacity",
-                    f"all {slots} places for sandboxes on this host are taken",
-                    hint="remove sandboxes with `hutch rm`, or raise the setting uid_count",
-                )
-            row = SandboxRow(spec, info, slot)
-            db.execute(
-                f"INSERT INTO sandboxes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                _values(row),
+            row = SandboxRow(
+                spec, info, _free_slot(db, slots), layer=None if layer is None else layer.id
             )
+            if layer is not None:
+                insert_layer(db, layer)
+            _insert(db, row)
             return row
 
         return await self._call(work)
@@ -83,8 +80,53 @@ class SqliteStore:
         """Return all rows, oldest first."""
 
         def work(db: sqlite3.Connection) -> list[SandboxRow]:
-            found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes ORDER BY number")
+            found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes WHERE pool IS NULL ORDER BY number")
             return [_row(values) for values in found]
+
+        return await self._call(work)
+
+    async def add_member(self, info: SandboxInfo, pool_id: str, *, slots: int) -> SandboxRow:
+        """Record a new member of a pool with the lowest free slot. Raises no_capacity."""
+
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            row = SandboxRow(SandboxSpec(info.image), info, _free_slot(db, slots), pool=pool_id)
+            _insert(db, row)
+            return row
+
+        return await self._call(work)
+
+    async def members(self) -> Sequence[SandboxRow]:
+        """Return the members of all pools, oldest first."""
+
+        def work(db: sqlite3.Connection) -> list[SandboxRow]:
+            found = db.execute(
+                f"SELECT {_COLUMNS} FROM sandboxes WHERE pool IS NOT NULL ORDER BY number"
+            )
+            return [_row(values) for values in found]
+
+        return await self._call(work)
+
+    async def claim_member(
+        self, spec: SandboxSpec, info: SandboxInfo, machine: Mapping[str, Any]
+    ) -> SandboxRow:
+        """Make a member the sandbox `info`. Raises name_taken, sandbox_not_found."""
+
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            member = _find(db, info.id)
+            if member.pool is None:
+                raise error("sandbox_not_found", f"{info.id} is no member of a pool")
+            _check_name(db, info.name)
+            # Anew rather than changed: rows are in the order in which sandboxes were asked for.
+            db.execute("DELETE FROM sandboxes WHERE id = ?", (info.id,))
+            row = dataclasses.replace(
+                member,
+                spec=spec,
+                info=dataclasses.replace(info, template=member.info.template),
+                machine=machine,
+                pool=None,
+            )
+            _insert(db, row)
+            return row
 
         return await self._call(work)
 
@@ -114,14 +156,24 @@ class SqliteStore:
         """Record how to find the VM again, or None once it is gone."""
         return await self._change(sandbox_id, lambda row: dataclasses.replace(row, machine=machine))
 
-    async def set_template(self, sandbox_id: str, template: str | None) -> SandboxRow:
-        """Record which template is behind the sandbox's disk."""
-        return await self._change(
-            sandbox_id,
-            lambda row: dataclasses.replace(
-                row, info=dataclasses.replace(row.info, template=template)
-            ),
-        )
+    async def put_layer(
+        self, sandbox_id: str, layer: LayerRow, *, template: str | None
+    ) -> SandboxRow:
+        """Record a new layer as the uppermost one of a sandbox. Raises sandbox_not_found."""
+
+        def work(db: sqlite3.Connection) -> SandboxRow:
+            row = _find(db, sandbox_id)
+            info = dataclasses.replace(row.info, template=template)
+            row = dataclasses.replace(row, info=info, layer=layer.id)
+            insert_layer(db, layer)
+            _update(db, row)
+            return row
+
+        return await self._call(work)
+
+    async def set_layer(self, sandbox_id: str, layer_id: str | None) -> SandboxRow:
+        """Record which layer is the uppermost one of a sandbox. Raises sandbox_not_found."""
+        return await self._change(sandbox_id, lambda row: dataclasses.replace(row, layer=layer_id))
 
     async def next_generation(self, sandbox_id: str) -> SandboxRow:
         """Count up the generation."""
@@ -247,6 +299,24 @@ def _check_name(db: sqlite3.Connection, name: str) -> None:
         )
 
 
+def _free_slot(db: sqlite3.Connection, slots: int) -> int:
+    taken = {slot for (slot,) in db.execute("SELECT slot FROM sandboxes")}
+    slot = next((number for number in range(slots) if number not in taken), None)
+    if slot is None:
+        raise error(
+            "no_capacity",
+            f"all {slots} places for sandboxes on this host are taken",
+            hint="remove sandboxes with `hutch rm`, or raise the setting uid_count",
+        )
+    return slot
+
+
+def _insert(db: sqlite3.Connection, row: SandboxRow) -> None:
+    values = _values(row)
+    marks = ", ".join("?" * len(values))
+    db.execute(f"INSERT INTO sandboxes ({_COLUMNS}) VALUES ({marks})", values)
+
+
 def _find(db: sqlite3.Connection, sandbox_id: str) -> SandboxRow:
     found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
     if found is None:
@@ -257,7 +327,7 @@ def _find(db: sqlite3.Connection, sandbox_id: str) -> SandboxRow:
 def _update(db: sqlite3.Connection, row: SandboxRow) -> None:
     db.execute(
         "UPDATE sandboxes SET id = ?, name = ?, slot = ?, state = ?, generation = ?, spec = ?,"
-        " info = ?, machine = ?, template = ? WHERE id = ?",
+        " info = ?, machine = ?, template = ?, layer = ?, pool = ? WHERE id = ?",
         (*_values(row), row.info.id),
     )
 
@@ -273,11 +343,13 @@ def _values(row: SandboxRow) -> tuple[Any, ...]:
         json.dumps(to_json(row.info)),
         None if row.machine is None else json.dumps(dict(row.machine)),
         row.info.template,
+        row.layer,
+        row.pool,
     )
 
 
 def _row(values: tuple[Any, ...]) -> SandboxRow:
-    _, name, slot, state, generation, spec, info, machine, template = values
+    _, name, slot, state, generation, spec, info, machine, template, layer, pool = values
     kept = from_json(SandboxInfo, json.loads(info))
     return SandboxRow(
         from_json(SandboxSpec, json.loads(spec)),
@@ -285,4 +357,6 @@ def _row(values: tuple[Any, ...]) -> SandboxRow:
         slot,
         None if machine is None else json.loads(machine),
         generation,
+        layer,
+        pool,
     )

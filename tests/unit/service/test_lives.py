@@ -81,7 +81,7 @@ async def test_auto_remove_tells_its_waiters_the_last_state(
 async def test_start_after_stop_keeps_the_disk(world: World, service: HostService) -> None:
     info = await service.sandboxes.create(spec(), no_report)
     await service.sandboxes.start(info.id)
-    disk = world.settings.home / "sandboxes" / info.id / "disk.qcow2"
+    (disk,) = world.layers()
     before = disk.stat().st_ino
     await service.sandboxes.restart(info.id)
     assert (await service.sandboxes.get(info.id)).state is SandboxState.RUNNING

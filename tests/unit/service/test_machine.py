@@ -52,6 +52,6 @@ async def test_a_disk_that_is_gone_is_not_replaced_by_an_empty_one(world: World)
         info = await service.sandboxes.create(spec(), no_report)
         await service.sandboxes.start(info.id)
         await service.sandboxes.stop(info.id)
-        (world.settings.home / "sandboxes" / info.id / "disk.qcow2").unlink()
+        world.layers()[0].unlink()
         failure = await expect("engine_failed", service.sandboxes.start(info.id))
         assert "disk" in failure.message

@@ -10,12 +10,14 @@ from hutch.errors import HutchError
 from hutch.service.parts import Places, host_errors
 
 
-def test_all_that_lasts_of_a_sandbox_is_in_one_directory() -> None:
+def test_all_that_lasts_of_a_sandbox_but_its_disk_is_in_one_directory() -> None:
     places = Places(Path("/home"), Path("/run/hutch"))
     sandbox = places.sandbox("sb_1")
     assert sandbox.parent == places.sandboxes
-    for path in (places.disk("sb_1"), places.console("sb_1"), places.logs("sb_1")):
+    for path in (places.old_disk("sb_1"), places.console("sb_1"), places.logs("sb_1")):
         assert path.parent == sandbox
+    assert places.layer("ly_1") == places.layers / "ly_1.qcow2"
+    assert places.snapshot("sn_1").parent == places.snapshots
     assert places.machine("sb_1") == Path("/run/hutch/sb_1")
 
 

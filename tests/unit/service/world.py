@@ -142,7 +142,11 @@ class World:
         found = [f"machine {process.record.directory.name}" for process in self.engine.running()]
         for parent in (self.settings.runtime_dir, self.settings.home / "sandboxes"):
             found += [str(path) for path in parent.glob("[st]b_*")]
-        return found
+        return found + [str(path) for path in self.layers()]
+
+    def layers(self) -> list[Path]:
+        """Return the files of all layers of disks."""
+        return sorted((self.settings.home / "layers").glob("*"))
 
     def templates(self) -> list[Path]:
         """Return the directories of templates, also of half-made ones."""

@@ -11,6 +11,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, to_json
+from hutch.state.base import LayerRow
 from hutch.state.sqlite import SqliteStore, migrations
 
 CREATED, STARTING, RUNNING = SandboxState.CREATED, SandboxState.STARTING, SandboxState.RUNNING
@@ -140,18 +141,39 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
     assert await code_of(SqliteStore(path).open()) == "daemon_version"
 
 
-async def test_the_template_of_a_sandbox_is_kept(store: SqliteStore, path: Path) -> None:
+def layer(layer_id: str, parent: str | None = None, template: str | None = None) -> LayerRow:
+    return LayerRow(layer_id, parent, template, "2026-01-01T00:00:00.000Z")
+
+
+async def test_the_layers_and_the_template_of_a_sandbox_are_kept(
+    store: SqliteStore, path: Path
+) -> None:
     await store.add_sandbox(SPEC, info("sb_1", "one"), slots=10)
-    assert (await store.set_template("sb_1", "t1")).info.template == "t1"
+    row = await store.put_layer("sb_1", layer("ly_1", template="t1"), template="t1")
+    assert (row.layer, row.info.template) == ("ly_1", "t1")
+    await store.put_layer("sb_1", layer("ly_2", "ly_1"), template="t1")
     await store.close()
     again = SqliteStore(path)
     await again.open()
     (row,) = await again.sandboxes()
-    assert row.info.template == "t1"
-    assert (await again.set_template("sb_1", None)).info.template is None
-    (row,) = await again.sandboxes()
-    assert row.info.template is None
+    assert (row.layer, row.info.template) == ("ly_2", "t1")
+    assert list(await again.layers()) == [layer("ly_1", template="t1"), layer("ly_2", "ly_1")]
+    assert (await again.set_layer("sb_1", "ly_1")).layer == "ly_1"
+    await again.remove_layer("ly_2")
+    await again.remove_layer("ly_2")
+    assert [row.id for row in await again.layers()] == ["ly_1"]
     await again.close()
+
+
+async def test_a_sandbox_and_its_disk_come_together_or_not_at_all(store: SqliteStore) -> None:
+    row = await store.add_sandbox(SPEC, info("sb_1", "one"), slots=1, layer=layer("ly_1"))
+    assert row.layer == "ly_1"
+    other = store.add_sandbox(SPEC, info("sb_2", "two"), slots=1, layer=layer("ly_2"))
+    assert await code_of(other) == "no_capacity"
+    assert await code_of(store.put_layer("sb_2", layer("ly_3"), template=None)) == (
+        "sandbox_not_found"
+    )
+    assert [row.id for row in await store.layers()] == ["ly_1"]
 
 
 async def test_records_of_the_first_schema_are_taken_over(path: Path) -> None:
@@ -169,6 +191,8 @@ async def test_records_of_the_first_schema_are_taken_over(path: Path) -> None:
     (row,) = await store.sandboxes()
     assert (row.info.name, row.info.state) == ("one", SandboxState.STOPPED)
     assert row.info.template is None
+    assert row.layer == "ly_1"
+    assert [row.id for row in await store.layers()] == ["ly_1"]
     await store.close()
 
 

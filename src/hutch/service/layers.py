@@ -1,0 +1,217 @@
+"""The layers of disks: files of which sandboxes and snapshots share all but their own uppermost.
+
+A layer that has another over it is never written again. Each is on record before its file is made
+and until its file is gone; one that nobody holds and nothing is over is removed. It must not know
+how a machine is given its disk, nor what the holders are.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hutch.errors import HutchError, error
+from hutch.models import timestamp
+from hutch.service.names import new_id
+from hutch.service.parts import LAYER_SUFFIX, Parts, host_errors
+from hutch.state.base import LayerRow
+from hutch.tasks import in_thread, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+LAYER_PREFIX: Final = "ly_"
+
+Holder = Callable[[], Iterable[str | None]]
+"""Returns the uppermost layers that something on record holds."""
+
+
+class DiskUse(NamedTuple):
+    """The bytes that a disk takes on the host: its alone, and those that others use as well."""
+
+    own: int
+    shared: int
+
+
+class Layers:
+    """All layers of one host.
+
+    Invariant: a row in memory is one on record, and its file, once made, is there.
+    """
+
+    def __init__(self, parts: Parts, settle: Callable[[str], Awaitable[None]]) -> None:
+        """`settle` is told of a template that has a layer less over its disk."""
+        self._parts = parts
+        self._settle = settle
+        self._rows: dict[str, LayerRow] = {}
+        self._holders: list[Holder] = []
+        self._pins: Counter[str] = Counter()
+
+    def add_holder(self, holder: Holder) -> None:
+        """Keep the layers that `holder` returns, now and later."""
+        self._holders.append(holder)
+
+    # ---- making
+
+    def plan(self, *, parent: str | None = None, template: str | None = None) -> LayerRow:
+        """Return a new layer over `parent`, or over a template's disk, to be put on record."""
+        return LayerRow(new_id(LAYER_PREFIX), parent, template, timestamp())
+
+    async def make(self, layer: LayerRow, size: int, base: Path) -> Path:
+        """Make the file of a layer that is on record; returns its path.
+
+        `size` is that of the whole disk, `base` the empty disk below all layers. What is over from
+        an attempt that failed is the caller's to release. Raises disk_full, engine_failed.
+        """
+        self._rows[layer.id] = layer
+        path = self.path(layer.id)
+        await settle_in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+        behind, form = (self.behind(layer.id) or [base])[0], "qcow2"
+        if behind == base:
+            form = "raw"
+        with host_errors():
+            await settle_in_thread(self._parts.engine.create_disk, path, size, behind, form)
+        return path
+
+    # ---- looking
+
+    def path(self, layer_id: str) -> Path:
+        """Return where a layer's file is."""
+        return self._parts.places.layer(layer_id)
+
+    def chain(self, top: str) -> list[LayerRow]:
+        """Return a disk's layers from the uppermost down. Raises engine_failed for a broken one."""
+        found: list[LayerRow] = []
+        at: str | None = top
+        while at is not None:
+            row = self._rows.get(at)
+            if row is None or len(found) == len(self._rows):
+                raise error("engine_failed", f"the layer {at} of the disk {top} is not on record")
+            found.append(row)
+            at = row.parent
+        return found
+
+    def behind(self, top: str) -> list[Path]:
+        """Return the qcow2 files behind a layer, nearest first: others, and a template's disk."""
+        _, *others = rows = self.chain(top)
+        files = [self.path(row.id) for row in others]
+        if (template := rows[-1].template) is not None:
+            files.append(self._parts.places.template_disk(template))
+        return files
+
+    def based_on(self, template_id: str) -> bool:
+        """Tell whether a disk is based on a template's."""
+        return any(row.template == template_id for row in self._rows.values())
+
+    async def sizes(self, top: str | None) -> DiskUse:
+        """Return what a disk takes; a template's disk counts as shared, the empty base not."""
+        if top is None or top not in self._rows:
+            return DiskUse(0, 0)
+        users = Counter(row.id for held in self._held() for row in self._known_chain(held))
+        rows = self.chain(top)
+        own = [self.path(row.id) for row in rows if users[row.id] <= 1]
+        everything = [self.path(top), *self.behind(top)]
+        shared = [path for path in everything if path not in own]
+        return DiskUse(await in_thread(_bytes_of, own), await in_thread(_bytes_of, shared))
+
+    def _held(self) -> list[str]:
+        return [top for holder in self._holders for top in holder() if top is not None]
+
+    def _known_chain(self, top: str) -> list[LayerRow]:
+        with contextlib.suppress(HutchError):
+            return self.chain(top)
+        return []
+
+    # ---- letting go
+
+    @contextlib.contextmanager
+    def pinned(self, layer_id: str) -> Iterator[None]:
+        """Keep a layer for the length of the block, whoever lets go of it."""
+        self._pins[layer_id] += 1
+        try:
+            yield
+        finally:
+            self._pins[layer_id] -= 1
+
+    async def release(self, top: str | None) -> int:
+        """Remove a layer that nobody holds any more, and what is behind it down to one in use.
+
+        Returns the bytes that are freed. One that is in use is left as it is.
+        """
+        freed = 0
+        while top is not None and top in self._rows and not self._in_use(top):
+            row = self._rows.pop(top)
+            # First the file: a full disk could not even take the note that it is gone.
+            freed += await settle_in_thread(_remove, self.path(top))
+            await self._forget(top)
+            if row.template is not None:
+                await self._settle(row.template)
+            top = row.parent
+        return freed
+
+    async def empty(self, top: str | None) -> None:
+        """Free the space of a layer of which the only holder is about to be forgotten."""
+        if top is not None and self._held().count(top) == 1 and not self._behind_others(top):
+            await settle_in_thread(_remove, self.path(top))
+
+    def _in_use(self, layer_id: str) -> bool:
+        return layer_id in self._held() or self._behind_others(layer_id)
+
+    def _behind_others(self, layer_id: str) -> bool:
+        if self._pins[layer_id] > 0:
+            return True
+        return any(row.parent == layer_id for row in self._rows.values())
+
+    async def _forget(self, layer_id: str) -> None:
+        try:
+            await self._parts.store.remove_layer(layer_id)
+        except HutchError as failure:
+            # The next start of the daemon finds a layer that nobody holds.
+            log.error("the layer %s is gone, which cannot be recorded: %s", layer_id, failure)
+
+    # ---- at the start of the daemon
+
+    async def open(self) -> None:
+        """Take up what is on record and held; remove the rest. For holders that are complete."""
+        self._rows = {row.id: row for row in await self._parts.store.layers()}
+        for top in [row.id for row in reversed(self._rows.values())]:
+            if top in self._rows and not self._in_use(top):
+                log.info("removing the layer %s, which nobody holds", top)
+                await self.release(top)
+        for path in await in_thread(_files, self._parts.places.layers):
+            if path.name.removesuffix(LAYER_SUFFIX) not in self._rows:
+                log.warning("removing %s, which is not on record", path)
+                await in_thread(path.unlink, missing_ok=True)
+
+    async def take_over(self, sandbox_id: str, layer_id: str | None) -> None:
+        """Move the disk that an older Hutch has left in a sandbox's own directory to its place.
+
+        A VM that runs on it goes on: it has the file, not its name.
+        """
+        old = self._parts.places.old_disk(sandbox_id)
+        if layer_id is not None and await in_thread(old.exists):
+            await settle_in_thread(_move, old, self.path(layer_id))
+
+
+def _bytes_of(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def _remove(path: Path) -> int:
+    freed = _bytes_of([path])
+    path.unlink(missing_ok=True)
+    return freed
+
+
+def _move(old: Path, new: Path) -> None:
+    new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    old.replace(new)
+
+
+def _files(parent: Path) -> list[Path]:
+    return sorted(parent.iterdir()) if parent.is_dir() else []

@@ -1,0 +1,67 @@
+"""The records of snapshots: half made and ready ones, and their names."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.models import SnapshotInfo, SnapshotKind
+from hutch.state.sqlite import SqliteStore
+
+
+def snapshot(snapshot_id: str, name: str) -> SnapshotInfo:
+    return SnapshotInfo(
+        id=snapshot_id,
+        name=name,
+        kind=SnapshotKind.FULL,
+        sandbox_id="sb_1",
+        sandbox_name="one",
+        image="busybox",
+        image_id="sha256:00",
+        created_at="2026-01-01T00:00:00.000Z",
+        cpus=1,
+        memory=1,
+        disk=1,
+        engine="qemu",
+        engine_version="7.2",
+        machine="microvm",
+        accelerator="tcg",
+        tsc_khz=1000,
+    )
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "hutch.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_a_snapshot_is_half_made_until_it_is_ready(store: SqliteStore) -> None:
+    first = snapshot("sn_1", "before")
+    await store.add_snapshot(first, "ly_1")
+    await store.add_snapshot(snapshot("sn_2", "after"), None)
+    assert [row.ready for row in await store.snapshots()] == [False, False]
+    done = await store.finish_snapshot(replace(first, disk_bytes=7))
+    assert (done.info.disk_bytes, done.ready, done.layer) == (7, True, "ly_1")
+    assert [row.ready for row in await store.snapshots()] == [True, False]
+    assert (await store.snapshots())[0] == done
+
+
+async def test_names_of_snapshots_are_unique_and_freed(store: SqliteStore) -> None:
+    await store.add_snapshot(snapshot("sn_1", "before"), None)
+    with pytest.raises(HutchError) as caught:
+        await store.add_snapshot(snapshot("sn_2", "before"), None)
+    assert caught.value.code == "name_taken"
+    await store.remove_snapshot("sn_1")
+    await store.remove_snapshot("sn_1")
+    await store.add_snapshot(snapshot("sn_2", "before"), None)
+
+
+async def test_what_is_gone_cannot_be_finished(store: SqliteStore) -> None:
+    with pytest.raises(HutchError) as caught:
+        await store.finish_snapshot(snapshot("sn_1", "before"))
+    assert caught.value.code == "snapshot_not_found"
