@@ -1,7 +1,8 @@
 """The one gate to other programs: argv lists, a minimal environment, a process group of their own.
 
-`run` waits for a short command; `spawn` starts a long-lived one that may outlive us; `ProcessId`
-names a process so that a reused pid is never mistaken for it (its pid and its start time).
+`run` waits for a command, which ends with us, however we end; `spawn` starts one that may outlive
+us; `ProcessId` names a process so that a reused pid is never mistaken for it (its pid and its start
+time).
 """
 
 import asyncio
@@ -12,7 +13,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TypeAlias
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "http_proxy", "https_proxy", "no_proxy")
 OUTPUT_LIMIT = 1 << 20
+_GUARD = ("/bin/sh", "-c", "read -r end; kill -KILL 0")
+"""What leads the group of a command: it waits for the end of a pipe that only we hold."""
 
 Child: TypeAlias = subprocess.Popen[bytes]  # noqa: TID251 - the gate itself
 """What `spawn` returns."""
@@ -147,8 +151,8 @@ async def run(
     """Run a command to its end and return what it left.
 
     `stdin` is bytes to feed, a file, or None for /dev/null. The command has its own process group,
-    which is killed on timeout or cancellation. Raises HutchError with `code` when it fails (and
-    `check`) or runs out of time, Missing (tool_missing) when it is not installed.
+    of which nothing is left in the end, nor when we are killed. Raises HutchError with `code` when
+    it fails (and `check`) or runs out of time, Missing (tool_missing) when it is not installed.
     """
     log.debug("run: %s", shlex.join(argv))
     feed = stdin if isinstance(stdin, bytes) else None
@@ -157,36 +161,34 @@ async def run(
         source = subprocess.PIPE
     else:
         source = subprocess.DEVNULL if stdin is None else stdin
-    try:
-        child = await asyncio.create_subprocess_exec(  # noqa: TID251 - the gate itself
-            *argv,
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=minimal_env(env),
-            cwd=cwd,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-    except FileNotFoundError as cause:
-        raise error("tool_missing", f"the program {argv[0]} is not installed") from cause
-    except OSError as cause:
-        raise error(code, f"{argv[0]} cannot be run: {cause.strerror}") from cause
-    finished = False
-    try:
-        async with asyncio.timeout(timeout):
-            out, err = await child.communicate(feed)
-        finished = True
-    except TimeoutError:
-        raise error(
-            code, f"{argv[0]} did not finish within {timeout:g} s", details={"argv": list(argv)}
-        ) from None
-    finally:
-        # The group, even when its leader has ended: what is left of it may hold the pipes.
-        if not finished:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+    async with _group() as group:
+        try:
+            child = await asyncio.create_subprocess_exec(  # noqa: TID251 - the gate itself
+                *argv,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=minimal_env(env),
+                cwd=cwd,
+                pass_fds=pass_fds,
+                process_group=group,
+            )
+        except FileNotFoundError as cause:
+            raise error("tool_missing", f"the program {argv[0]} is not installed") from cause
+        except OSError as cause:
+            raise error(code, f"{argv[0]} cannot be run: {cause.strerror}") from cause
+        try:
+            async with asyncio.timeout(timeout):
+                out, err = await child.communicate(feed)
+        except TimeoutError:
+            raise error(
+                code, f"{argv[0]} did not finish within {timeout:g} s", details={"argv": list(argv)}
+            ) from None
+        finally:
+            if child.returncode is None:
+                # The group, as what is left of it may hold the pipes.
+                os.killpg(group, signal.SIGKILL)
+                await child.wait()
     assert child.returncode is not None
     done = Finished(tuple(argv), child.returncode, out[:OUTPUT_LIMIT], err[:OUTPUT_LIMIT])
     if check and done.code != 0:
@@ -197,6 +199,28 @@ async def run(
             details={"argv": list(argv), "exit_code": done.code},
         )
     return done
+
+
+@asynccontextmanager
+async def _group() -> AsyncIterator[int]:
+    """Have a process group that lasts as long as the block, and no longer than we do.
+
+    Its leader lives until then, so its number cannot come to mean another group.
+    """
+    guard = await asyncio.create_subprocess_exec(  # noqa: TID251 - the gate itself
+        *_GUARD,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={},
+        process_group=0,
+    )
+    try:
+        yield guard.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(guard.pid, signal.SIGKILL)
+        await guard.wait()
 
 
 def spawn(

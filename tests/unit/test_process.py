@@ -87,8 +87,10 @@ def test_a_name_with_parentheses_does_not_confuse(short_tmp: Path) -> None:
 
 async def test_wait_returns_when_a_stranger_ends() -> None:
     """A VM adopted after a restart is not our child."""
-    done = await run(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], timeout=10)
-    found = ProcessId.of(int(done.stdout))
+    null = "stdout=s.DEVNULL, stderr=s.DEVNULL"
+    code = f"import subprocess as s; print(s.Popen(['sleep', '600'], {null}).pid)"
+    started = subprocess.run(python(code), check=True, capture_output=True)
+    found = ProcessId.of(int(started.stdout))
     assert found is not None
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(found.wait())
@@ -190,6 +192,28 @@ async def test_cancelling_kills_the_whole_group(short_tmp: Path) -> None:
         running.cancel()
     assert running.cancelled()
     await until(lambda: not child.alive())
+
+
+async def test_a_finished_command_leaves_nothing(short_tmp: Path) -> None:
+    quiet = f"sleep 600 >/dev/null 2>&1 & echo $! > {short_tmp}/pid"
+    await run(["sh", "-c", quiet], timeout=10)
+    child = int((short_tmp / "pid").read_text())
+    await until(lambda: ProcessId.of(child) is None)
+
+
+async def test_a_command_ends_with_us_when_we_are_killed(short_tmp: Path) -> None:
+    pidfile = short_tmp / "pid"
+    code = "import asyncio; from hutch.process import run; asyncio.run(run({}, timeout=60))"
+    us = subprocess.Popen(python(code.format(family(pidfile, "wait"))))
+    try:
+        child = await group_of(pidfile)
+        leader = os.getpgid(child.pid)
+        assert leader not in (us.pid, os.getpgrp())
+    finally:
+        us.kill()
+        us.wait()
+    await until(lambda: not child.alive())
+    await until(lambda: ProcessId.of(leader) is None)
 
 
 async def test_only_a_minimal_environment_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
