@@ -6,15 +6,12 @@ Adds to the stores what they cannot know: which images and kernels are in use, a
 from collections.abc import Sequence
 from pathlib import Path
 
-from hutch.errors import HutchError, error
 from hutch.images.base import Report
-from hutch.models import ImageInfo, KernelInfo, Removed, SandboxSpec, TemplateInfo, timestamp
+from hutch.models import ImageInfo, KernelInfo, Removed, SandboxSpec, TemplateInfo
+from hutch.service.ahead import look_ahead
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts
-from hutch.service.recipe import CPUS, MEMORY
 from hutch.service.registry import Registry
-from hutch.service.spec import check_request, resolve
-from hutch.settings import MIB
 
 
 class HostImages:
@@ -130,37 +127,8 @@ class HostTemplates:
 
     async def build(self, spec: SandboxSpec, report: Report) -> TemplateInfo:
         """Make the template that sandboxes like `spec` begin as clones of."""
-        parts = self._parts
-        check_request(spec, parts.settings, parts.host)
-        image = await parts.images.ensure(spec.image, spec.pull, report)
-        await parts.kernels.ensure(spec.kernel or parts.settings.kernel or None, report)
-        # What such a sandbox would be, but for its name, is all that counts.
-        info = resolve(
-            spec,
-            image,
-            parts.settings,
-            parts.host,
-            sandbox_id="",
-            name="template",
-            created_at=timestamp(),
-        )
-        recipe = await self._booter.recipe(info)
-        if not self._booter.has_template(recipe):
-            raise self._impossible()
-        return await self._templates.info(await self._templates.build(recipe))
-
-    def _impossible(self) -> HutchError:
-        if not self._parts.settings.templates:
-            return error(
-                "bad_setting", "templates are switched off", hint="set the setting templates to yes"
-            )
-        cpus = ", ".join(str(number) for number in sorted(CPUS))
-        memory = ", ".join(f"{size // MIB}m" for size in sorted(MEMORY))
-        return error(
-            "bad_size",
-            "there are no templates for sandboxes of that size, which boot cold",
-            hint=f"use {cpus} CPUs and {memory} of memory",
-        )
+        ahead = await look_ahead(self._parts, self._booter, spec, report)
+        return await self._templates.info(await self._templates.build(ahead.recipe))
 
     async def remove(self, ref: str) -> Removed:
         """Drop a template."""

@@ -80,7 +80,9 @@ class SqliteStore(DiskRecords, PoolRecords):
         """Return all rows, oldest first."""
 
         def work(db: sqlite3.Connection) -> list[SandboxRow]:
-            found = db.execute(f"SELECT {_COLUMNS} FROM sandboxes WHERE pool IS NULL ORDER BY number")
+            found = db.execute(
+                f"SELECT {_COLUMNS} FROM sandboxes WHERE pool IS NULL ORDER BY number"
+            )
             return [_row(values) for values in found]
 
         return await self._call(work)
