@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hutch as package
 from tests.harness.fixtures import NewHutch
-from tests.harness.hutch import Hutch, Result
+from tests.harness.hutch import COMMAND, Hutch, Result
 
 TOOLS = (
     "sh",
@@ -111,3 +113,43 @@ def test_no_kernel_to_be_had(new_hutch: NewHutch, path_without: Any) -> None:
     assert b"hutch kernel import" in done.stdout
     assert _doctor(hutch, env)["kernel"][0] == "warn"
     assert hutch.json("kernel", "ls") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a program takes a mount of one's own")
+def test_no_tool_for_disks(hutch: Hutch) -> None:
+    disks, tool = hutch.home / "disks", shutil.which("mkfs.ext4", path="/usr/sbin:/sbin")
+    assert tool is not None
+    shutil.rmtree(disks, ignore_errors=True)  # one that was made before needs no tool
+    # It is found in /usr/sbin on any PATH, so the daemon and `doctor` get one of their own.
+    script = 'mount --bind /dev/null "$1" && shift && exec "$@"'
+    without = ["unshare", "--mount", "sh", "-c", script, "sh", tool, str(COMMAND)]
+    subprocess.run([*without, "ps"], env=hutch.env, check=True, capture_output=True, timeout=60)
+    done = _fails(hutch, "tool_missing", "run", "--rm", "busybox", "true")
+    assert b"apt-get install e2fsprogs" in done.stdout
+    told = subprocess.run(
+        [*without, "doctor"], check=False, env=hutch.env, capture_output=True, timeout=60
+    )
+    assert told.returncode == 1, told
+    assert b"apt-get install e2fsprogs" in told.stdout
+    assert not list(disks.glob("*"))
+    assert not list((hutch.home / "sandboxes").glob("*"))
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["kernel at hand", "new home"])
+def test_no_guest_agent(new_hutch: NewHutch, tmp_path: Path, empty: bool) -> None:
+    """An installation whose package lost its binary; an initramfs made before does not count."""
+    installed = tmp_path / "src" / "hutch"
+    source = Path(package.__file__).parent
+    shutil.copytree(source, installed, ignore=shutil.ignore_patterns("_agent", "__pycache__"))
+    hutch = new_hutch(empty=empty)
+    hutch.env |= {"PYTHONPATH": str(installed.parent)}
+    done = _fails(hutch, "agent_missing", "run", "--rm", "busybox", "true")
+    assert b"reinstall" in done.stdout
+    status, fix = _doctor(hutch, {})["guest agent"]
+    assert (status, "reinstall" in fix) == ("fail", True)
+    assert not list((hutch.home / "sandboxes").glob("*"))
+    # Mended by what the hint says, with nothing in the way.
+    if not empty:
+        del hutch.env["PYTHONPATH"]
+        hutch.run("daemon", "stop")
+        assert hutch.run("run", "--rm", "busybox", "echo", "back").text == "back"
