@@ -151,15 +151,12 @@ class Layers:
         return freed
 
     async def empty(self, top: str | None) -> None:
-        """Free the space of a layer of which the only holder is about to be forgotten."""
-        if top is not None and self._held().count(top) == 1 and not self._behind_others(top):
+        """Free the space of a layer that nobody holds, while it cannot be released yet."""
+        if top is not None and not self._in_use(top):
             await settle_in_thread(_remove, self.path(top))
 
     def _in_use(self, layer_id: str) -> bool:
-        return layer_id in self._held() or self._behind_others(layer_id)
-
-    def _behind_others(self, layer_id: str) -> bool:
-        if self._pins[layer_id] > 0:
+        if self._pins[layer_id] > 0 or layer_id in self._held():
             return True
         return any(row.parent == layer_id for row in self._rows.values())
 

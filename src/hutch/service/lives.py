@@ -365,9 +365,10 @@ class Lives:
             raise
         # From here on a crash leaves a directory without a row, which the next start removes.
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        freed += await self.booter.layers.release(entry.row.layer)
         self._registry.forget(entry)
         self.records.emit("sandbox.removed", entry)
-        return freed + await self.booter.layers.release(entry.row.layer)
+        return freed
 
     def _check_open(self) -> None:
         if self._closing:

@@ -287,7 +287,8 @@ class FlakyStore:
                 raise error("disk_full", "the disk is full")
             return await method(*args, **kwargs)
 
-        return method if name in ("open", "close", "sandboxes") else call
+        looking = name in ("open", "close", "sandboxes", "layers", "snapshots")
+        return method if looking else call
 
 
 @pytest.mark.parametrize("dead", [False, True])
