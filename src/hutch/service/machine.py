@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from hutch.engine.base import BootFiles, Machine, MachineSpec, Verdict
+from hutch.engine.base import BootFiles, Frozen, Machine, MachineSpec, Verdict
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, Identity
 from hutch.images.base import no_report
@@ -28,6 +28,7 @@ from hutch.service.parts import Parts
 from hutch.service.recipe import Recipe, fits
 from hutch.service.recipe import machine_spec as spec_of
 from hutch.service.registry import Registry
+from hutch.service.stats import disk_use
 from hutch.service.templates import Template, Templates
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import in_thread
@@ -158,10 +159,7 @@ class Booter:
         layer = await self._new_disk(row, record, recipe, template.id)
         spec = self.machine_spec(row, recipe, layer)
         spec = dataclasses.replace(spec, machine=template.manifest.machine)
-        start = functools.partial(self._parts.engine.clone, frozen=template.frozen)
-        limit = self._parts.settings.boot_timeout * STALL_SHARE
-        order = self._order(row, spec, record, start, set_up)
-        return await self._boots.attempt(order, time.monotonic() + limit)
+        return await self.take_up(row, record, spec, template.frozen, set_up)
 
     # ---- cold
 
@@ -218,6 +216,28 @@ class Booter:
             layers=self.layers.behind(layer_id),
         )
 
+    async def take_up(
+        self,
+        row: SandboxRow,
+        record: BootRecord,
+        spec: MachineSpec,
+        frozen: Frozen,
+        set_up: Callable[[Guest], Awaitable[None]],
+    ) -> tuple[Machine, Guest]:
+        """Start a clone that goes on where a machine stopped; once, and within a clone's time.
+
+        Raises Stalled, Late, and what `Engine.clone` and `set_up` raise; nothing is left then.
+        """
+        start = functools.partial(self._parts.engine.clone, frozen=frozen)
+        order = self._order(row, spec, record, start, set_up)
+        order = dataclasses.replace(order, load=await in_thread(self._to_load, frozen))
+        limit = self._parts.settings.boot_timeout * STALL_SHARE
+        return await self._boots.attempt(order, time.monotonic() + limit)
+
+    def _to_load(self, frozen: Frozen) -> int:
+        """Return the bytes of frozen memory that the next clone must read in."""
+        return 0 if self._parts.engine.frozen_memory(frozen) else disk_use(frozen.image)
+
     def _order(
         self,
         row: SandboxRow,
@@ -250,10 +270,15 @@ async def _set_up(recipe: Recipe, info: SandboxInfo, generation: int, guest: Gue
 
 async def set_up_clone(info: SandboxInfo, generation: int, guest: Guest) -> None:
     """Make a clone the sandbox that it is. Raises Stalled if it did not renew its randomness."""
+    await identify_clone(info, generation, guest)
+    await _make_workdir(info, guest)
+
+
+async def identify_clone(info: SandboxInfo, generation: int, guest: Guest) -> None:
+    """Give a clone its identity. Raises Stalled if it did not renew its randomness."""
     # Before anything runs in it: until then it is bit by bit the same as every other clone.
     if not await guest.identify(_identity(info, generation)):
         raise Stalled("the clone did not renew its random numbers")
-    await _make_workdir(info, guest)
 
 
 def _identity(info: SandboxInfo, generation: int) -> Identity:
