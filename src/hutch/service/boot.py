@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 from hutch.engine.base import Machine, MachineSpec, MachineType
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
+from hutch.service.capacity import Need, boot_need, clone_need
 from hutch.service.parts import Parts
 from hutch.tasks import in_thread, settle_in_thread
 
@@ -50,7 +51,8 @@ class Order:
     """A VM to make.
 
     `subject` names it in messages; `start` begins it, `set_up` readies what answers in it; `hint`
-    is where to look when it does not come up.
+    is where to look when it does not come up. A clone says what `load` is: the bytes of frozen
+    memory that must be read in for it (None: it boots).
     """
 
     subject: str
@@ -59,6 +61,14 @@ class Order:
     set_up: Callable[[Guest], Awaitable[None]]
     record: Record
     hint: str
+    load: int | None = None
+
+    @property
+    def need(self) -> Need:
+        """What of the host it takes until it is up."""
+        if self.load is None:
+            return boot_need(self.spec.id, self.subject, self.spec.memory)
+        return clone_need(self.spec.id, self.subject, self.spec.memory, self.load)
 
 
 class Boots:
@@ -70,8 +80,8 @@ class Boots:
     async def boot(self, order: Order) -> tuple[Machine, Guest]:
         """Boot on the boards that the settings name, one after the other, until one comes up.
 
-        Raises boot_failed (with the console's last lines), engine_*, disk_full, and what `set_up`
-        raises.
+        Raises boot_failed (with the console's last lines), no_capacity, engine_*, disk_full, and
+        what `set_up` raises.
         """
         deadline = time.monotonic() + self._parts.settings.boot_timeout
         choices, why = boards(self._parts.settings.machine), ""
@@ -94,7 +104,10 @@ class Boots:
     async def attempt(self, order: Order, deadline: float) -> tuple[Machine, Guest]:
         """Start the VM once and set it up. Raises Stalled, Late, and what `boot` raises."""
         directory = order.spec.directory
-        async with contextlib.AsyncExitStack() as undo:
+        async with (
+            self._parts.capacity.admit(order.need),
+            contextlib.AsyncExitStack() as undo,
+        ):
             undo.push_async_callback(self.remove_directory, directory)
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
             machine = await order.start(order.spec)

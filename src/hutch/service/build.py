@@ -34,7 +34,8 @@ class Builder:
     async def build(self, recipe: Recipe, site: Site) -> MachineType:
         """Fill a template's directory; returns the board.
 
-        The VM is gone when this ends, however it does. Raises boot_failed, engine_*, disk_full.
+        The VM is gone when this ends, however it does. Raises boot_failed, no_capacity, engine_*,
+        disk_full.
         """
         parts, settings = self._parts, self._parts.settings
         own_uid = os.geteuid() == 0 and settings.jail
@@ -57,6 +58,11 @@ class Builder:
             record=_no_record,
             hint="see `hutch doctor`",
         )
+        # Until it is frozen, not only until it is up: nobody else counts it.
+        async with parts.capacity.admit(order.need):
+            return await self._boot_and_freeze(order, site)
+
+    async def _boot_and_freeze(self, order: Order, site: Site) -> MachineType:
         machine, guest = await self._boots.boot(order)
         try:
             try:
@@ -64,9 +70,9 @@ class Builder:
             except BaseException:
                 await machine.kill()
                 raise
-            await parts.engine.freeze(machine, site.directory)
+            await self._parts.engine.freeze(machine, site.directory)
         finally:
-            await self._boots.remove_directory(spec.directory)
+            await self._boots.remove_directory(order.spec.directory)
         return machine.record.machine
 
 

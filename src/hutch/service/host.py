@@ -18,6 +18,7 @@ from hutch.images.disk import base_disk
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
+from hutch.service.capacity import Capacity
 from hutch.service.connection import ConnectGuest
 from hutch.service.content import HostImages, HostKernels, HostTemplates
 from hutch.service.events import EventLog
@@ -52,6 +53,7 @@ class HostService:
         connect_guest: ConnectGuest,
         base_disk: MakeBaseDisk,
         host: HostSize | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         """`origins` says for each setting where its value came from (default: `default`)."""
         registry, events = Registry(), EventLog()
@@ -66,7 +68,9 @@ class HostService:
             events=events,
             host=host or HostSize.of_this_host(),
             places=Places(settings.home, settings.runtime_dir),
+            capacity=capacity or Capacity(settings),
         )
+        parts.capacity.count(registry.holdings)
         known = origins or {row.key: "default" for row in SETTINGS}
         self._parts = parts
         self._registry = registry

@@ -13,6 +13,7 @@ from pathlib import Path
 from hutch.engine.base import Engine
 from hutch.errors import HutchError, error
 from hutch.images.base import Images, Kernels
+from hutch.service.capacity import Capacity
 from hutch.service.connection import ConnectGuest
 from hutch.service.events import EventLog
 from hutch.service.spec import HostSize
@@ -107,6 +108,7 @@ class Parts:
     events: EventLog
     host: HostSize
     places: Places
+    capacity: Capacity
 
 
 def host_error(cause: OSError) -> HutchError:

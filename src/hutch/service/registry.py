@@ -12,6 +12,7 @@ from typing import Final
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState
+from hutch.service.capacity import Holding
 from hutch.service.lifecycle import wrong_state
 from hutch.service.names import ID_PREFIX, friendly_name
 from hutch.service.sandbox import Sandbox
@@ -88,6 +89,10 @@ class Entry:
         if self.sandbox is None or self.info.state is not SandboxState.RUNNING:
             raise wrong_state(self.info, "running")
         return self.sandbox
+
+    def memory_use(self) -> int:
+        """Return what the VM takes of the host's memory (0: there is none). Blocking."""
+        return 0 if self.sandbox is None else self.sandbox.machine.memory_use()
 
     def check_present(self) -> None:
         """Refuse a sandbox whose removal has begun. Raises sandbox_not_found."""
@@ -180,6 +185,12 @@ class Registry:
             yield name
         finally:
             self._reserved.discard(name)
+
+    def holdings(self) -> Iterator[Holding]:
+        """Yield the sandboxes with a VM, for the account of the host's memory."""
+        for entry in self:
+            if entry.row.machine is not None:
+                yield Holding(entry.info.id, entry.info.name, entry.info.memory, entry.memory_use)
 
     def used_images(self) -> Sequence[str]:
         """Return the ids of all images that sandboxes need."""

@@ -20,10 +20,13 @@ _COMMAND_MAX = 4096
 _NANO = 1e9
 
 
-def disk_use(directory: Path) -> int:
-    """Return the bytes that all files below a directory take on disk; holes are free."""
+def disk_use(path: Path) -> int:
+    """Return the bytes that a file, or all below a directory, takes on disk; holes are free."""
     total = 0
-    for folder, _, names in os.walk(directory):
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            return os.lstat(path).st_blocks * 512
+    for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(folder, name)).st_blocks * 512

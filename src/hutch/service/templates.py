@@ -128,7 +128,7 @@ class Templates:
     async def lease(self, recipe: Recipe) -> AsyncIterator[Template | None]:
         """Give the template of a recipe, making it if need be; it stays as long as the block.
 
-        None when it cannot be made, which is told in the log and by an event.
+        None when it cannot be made, which is told in the log and by an event. Raises no_capacity.
         """
         template = await self._find_or_make(recipe)
         if template is None:
@@ -156,6 +156,8 @@ class Templates:
                         return None
                     return await self._make(recipe, key)
         except HutchError as cause:
+            if cause.code == "no_capacity":
+                raise  # a cold boot would take as much, and there may be room in a moment
             self._failed[digest] = time.monotonic() + RETRY_SECONDS
             log.warning("no template of %s, which boots cold: %s", recipe.image, cause)
             self._parts.events.emit(

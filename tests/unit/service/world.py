@@ -15,7 +15,9 @@ from hutch.guest.fake import FakeAgent
 from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel, Report, RootFs
 from hutch.models import ExecOutcome, ImageConfig, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.service.capacity import Capacity
 from hutch.service.host import DATABASE, HostService
+from hutch.service.hostmemory import HostMemory
 from hutch.service.spec import HostSize
 from hutch.service.values import LogQuery
 from hutch.settings import GIB, Settings
@@ -80,6 +82,7 @@ class World:
         self.kernels: Any = TinyKernels(settings.home)
         self._scope = Scope("world")
         self.obeys_shutdown = True
+        self.memory = HostMemory(64 * GIB, 60 * GIB)
 
     @contextlib.asynccontextmanager
     async def _serve(self, path: Path) -> AsyncIterator[None]:
@@ -130,6 +133,7 @@ class World:
             "connect_guest": connect_guest,
             "base_disk": self.base_disk,
             "host": HostSize(8, 64 * GIB),
+            "capacity": Capacity(self.settings, read=lambda: self.memory),
         }
         return HostService(self.settings, **(parts | changes))
 
