@@ -7,7 +7,9 @@ thread. It must not know where the bytes come from; `output.py` does.
 """
 
 import contextlib
+import itertools
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -340,3 +342,23 @@ def read_console(path: Path, files: int) -> Sequence[tuple[int, bytes]]:
         with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
             parts.append((os.fstat(file.fileno()).st_mtime_ns, file.read()))
     return parts
+
+
+def copy_logs(source: Path, target: Path) -> None:
+    """Copy all logs of a directory, as far as they are written, into another, new one.
+
+    Whoever goes on with the copies must not touch the originals: those that are still written to
+    are copied, the others shared. Raises OSError.
+    """
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = sorted(source.glob("*.log")) if source.is_dir() else []
+    for path, following in itertools.zip_longest(paths, paths[1:]):
+        with contextlib.suppress(FileNotFoundError):  # it was rotated away
+            if following is not None and _name(following) == _name(path):
+                os.link(path, target / path.name)
+            else:
+                shutil.copyfile(path, target / path.name)
+
+
+def _name(path: Path) -> str:
+    return path.name.rsplit(".", 2)[0]

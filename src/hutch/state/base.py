@@ -83,11 +83,18 @@ class Store(Protocol):
         """Finish what was begun and let go of the records."""
 
     async def add_sandbox(
-        self, spec: SandboxSpec, info: SandboxInfo, *, slots: int, layer: LayerRow | None = None
+        self,
+        spec: SandboxSpec,
+        info: SandboxInfo,
+        *,
+        slots: int,
+        layer: LayerRow | None = None,
+        generation: int = 0,
     ) -> SandboxRow:
         """Record a new sandbox; takes its name and the lowest free slot below `slots` with it.
 
-        A disk that is there from the beginning comes with a new `layer`.
+        A disk that is there from the beginning comes with a new `layer`, and `generation` is that
+        of the sandbox that it goes on from.
         """
 
     async def sandboxes(self) -> Sequence[SandboxRow]:

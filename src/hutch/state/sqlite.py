@@ -60,14 +60,24 @@ class SqliteStore(DiskRecords, PoolRecords):
         await in_thread(self._close)
 
     async def add_sandbox(
-        self, spec: SandboxSpec, info: SandboxInfo, *, slots: int, layer: LayerRow | None = None
+        self,
+        spec: SandboxSpec,
+        info: SandboxInfo,
+        *,
+        slots: int,
+        layer: LayerRow | None = None,
+        generation: int = 0,
     ) -> SandboxRow:
         """Record a new sandbox with the lowest free slot. Raises name_taken, no_capacity."""
 
         def work(db: sqlite3.Connection) -> SandboxRow:
             _check_name(db, info.name)
             row = SandboxRow(
-                spec, info, _free_slot(db, slots), layer=None if layer is None else layer.id
+                spec,
+                info,
+                _free_slot(db, slots),
+                generation=generation,
+                layer=None if layer is None else layer.id,
             )
             if layer is not None:
                 insert_layer(db, layer)

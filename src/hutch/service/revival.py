@@ -1,0 +1,239 @@
+"""New sandboxes that begin where another one was: children of a fork, and what is restored.
+
+Each is on record, with its disk, before it is started, and gone without a trace if it does not come
+up. From then on it is like a sandbox that was found after a restart of the daemon: its programs are
+in it, and their logs go on. It must not know where the moment comes from.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from hutch.engine.base import Frozen, MachineType
+from hutch.errors import HutchError, error
+from hutch.guest.base import Guest
+from hutch.models import SandboxInfo, SandboxState, timestamp
+from hutch.service.boot import Late, Stalled
+from hutch.service.lifecycle import RUNNING, STARTING
+from hutch.service.lives import Lives
+from hutch.service.logfile import copy_logs
+from hutch.service.machine import identify_clone
+from hutch.service.names import ID_PREFIX, new_id
+from hutch.service.parts import Parts, host_errors
+from hutch.service.records import BootRecord
+from hutch.service.registry import Entry, Registry
+from hutch.service.spec import default_hostname
+from hutch.state.base import LayerRow, SandboxRow
+from hutch.tasks import Scope, settle, settle_in_thread
+
+T = TypeVar("T")
+Begin = Callable[[Entry], Awaitable[None]]
+
+AT_FAULT: Final = "template"
+"""The detail of an engine's error that says that a memory will never load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a new sandbox begins.
+
+    `source` is the sandbox that it goes on from, as it was; `id` is that of the snapshot or the
+    sandbox which it is made from. `layer` is what its disk is put over, `logs` the directory with
+    its programs' logs (None: they are not taken over).
+    """
+
+    source: SandboxRow
+    id: str
+    layer: str
+    logs: Path | None = None
+
+
+class Revivals:
+    """Makes the new sandboxes of one host that begin where others were."""
+
+    def __init__(self, parts: Parts, registry: Registry, lives: Lives) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._lives = lives
+        self._scope = Scope("revivals")
+
+    async def go_on(self, name: str, origin: Origin, frozen: Frozen, board: MachineType) -> Entry:
+        """Make a sandbox that runs on from a memory, which is of a machine of that board.
+
+        Raises engine_failed (with `template` when the memory will never load), boot_failed,
+        name_taken, no_capacity, disk_full; nothing is left then, nor when this is cancelled.
+        """
+        return await self._owned(name, origin, functools.partial(self._go_on, frozen, board))
+
+    async def boot(self, name: str, origin: Origin) -> Entry:
+        """Make a sandbox that boots from a disk. Raises what a start raises; nothing is left."""
+        return await self._owned(name, origin, self._boot)
+
+    async def close(self) -> None:
+        """Undo what is under way."""
+        await self._scope.close()
+
+    # ---- a life of its own
+
+    async def _owned(self, name: str, origin: Origin, begin: Begin) -> Entry:
+        """Make a sandbox in a task of our own, which is undone when its caller goes away."""
+        task = self._scope.start(name, _outcome(self._make(name, origin, begin)))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({task})
+            raise
+        if task.cancelled():
+            raise error("sandbox_died", f"the daemon ended while {name} was made")
+        result = task.result()
+        if isinstance(result, HutchError):
+            raise result
+        return result
+
+    async def _make(self, name: str, origin: Origin, begin: Begin) -> Entry:
+        sandbox_id = new_id(ID_PREFIX)
+        try:
+            entry = await self._put_on_record(_described(origin, sandbox_id, name), origin)
+            await begin(entry)
+        except BaseException:
+            await settle(self._undo(sandbox_id))
+            raise
+        return entry
+
+    async def _put_on_record(self, new: SandboxRow, origin: Origin) -> Entry:
+        parts, layers = self._parts, self._lives.booter.layers
+        layer = layers.plan(parent=origin.layer)
+        entry = await settle(self._add(new, layer))
+        with host_errors():
+            base = await parts.base_disk(parts.settings.home, new.info.disk)
+            await layers.make(layer, new.info.disk, base)
+            directory = parts.places.sandbox(new.info.id)
+            await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+            if origin.logs is not None:
+                await settle_in_thread(copy_logs, origin.logs, parts.places.logs(new.info.id))
+        self._lives.records.emit("sandbox.created", entry, image=new.info.image)
+        return entry
+
+    async def _add(self, new: SandboxRow, layer: LayerRow) -> Entry:
+        row = await self._parts.store.add_sandbox(
+            new.spec,
+            new.info,
+            slots=self._parts.settings.uid_count,
+            layer=layer,
+            generation=new.generation,
+        )
+        return self._registry.add(row)
+
+    async def _undo(self, sandbox_id: str) -> None:
+        for entry in self._registry:
+            if entry.info.id == sandbox_id:
+                entry.removed = True
+                await self._lives.erase(entry)
+
+    # ---- beginning
+
+    async def _boot(self, entry: Entry) -> None:
+        await self._lives.start(entry, None, attach=False, template=False)
+
+    async def _go_on(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
+        async with entry.lock:
+            await self._take_up(frozen, board, entry)
+
+    async def _take_up(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
+        parts, records = self._parts, self._lives.records
+        began = time.monotonic()
+        await records.move(entry, STARTING, error=None)
+        entry.row = await parts.store.next_generation(entry.info.id)
+        recipe = await self._lives.booter.recipe(entry.info)
+        own = self._lives.booter.machine_spec(entry.row, recipe, str(entry.row.layer))
+        own = dataclasses.replace(own, machine=board)
+        record = BootRecord(parts.store, entry)
+        try:
+            machine, guest = await self._lives.booter.take_up(
+                entry.row,
+                record,
+                own,
+                frozen,
+                functools.partial(_begin, entry.info, entry.row.generation),
+            )
+        except (Stalled, Late) as cause:
+            raise error(
+                "boot_failed",
+                f"sandbox {entry.info.name} did not go on: {str(cause) or 'no time was left'}",
+                hint="see `hutch doctor`",
+            ) from cause
+        sandbox = self._lives.adopt(entry, machine)
+        try:
+            sandbox.connection.use(guest)
+            now, timeout = time.time(), entry.info.timeout
+            await records.move(
+                entry,
+                RUNNING,
+                started_at=timestamp(now),
+                timeout_at=timestamp(now + timeout) if timeout else None,
+                pid=machine.record.process.pid,
+                engine=parts.engine.name,
+                accelerator=recipe.verdict.accelerator.value,
+                machine=machine.record.machine.value,
+                kernel=recipe.kernel.name,
+                boot_seconds=round(time.monotonic() - began, 4),
+            )
+        except BaseException:
+            entry.sandbox = None
+            await machine.kill()
+            await sandbox.close()
+            await records.clear_machine(entry)
+            raise
+        self._lives.supervise(entry, sandbox)
+        records.emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
+
+
+async def _begin(info: SandboxInfo, generation: int, guest: Guest) -> None:
+    """Make a clone the sandbox that it is, and only then let its programs go on."""
+    await identify_clone(info, generation, guest)
+    await guest.thaw()
+
+
+def _described(origin: Origin, sandbox_id: str, name: str) -> SandboxRow:
+    """Return a new sandbox like its source, with what must be its own.
+
+    It has no client that its main process could wait for, and is none until it has come up.
+    """
+    spec = dataclasses.replace(
+        origin.source.spec, name=name, hostname=None, detached=True, provisional=True
+    )
+    info = dataclasses.replace(
+        origin.source.info,
+        id=sandbox_id,
+        name=name,
+        state=SandboxState.CREATED,
+        hostname=default_hostname(name),
+        created_at=timestamp(),
+        started_at=None,
+        ended_at=None,
+        timeout_at=None,
+        exit=None,
+        error=None,
+        pid=None,
+        boot_seconds=None,
+        origin=origin.id,
+    )
+    return SandboxRow(spec, info, 0, generation=origin.source.generation)
+
+
+async def _outcome(work: Coroutine[Any, Any, T]) -> T | HutchError:
+    """Return a failure instead of raising it: it is for who waits, not for the log."""
+    try:
+        with host_errors():
+            return await work
+    except HutchError as failure:
+        return failure
