@@ -148,6 +148,7 @@ CODES: dict[str, ErrorRow] = {
     "snapshot_incompatible": ErrorRow(
         Conflict, 409, "a snapshot was made on a host, or by a version, that does not fit"
     ),
+    "pool_not_found": ErrorRow(NotFound, 404, "no pool of that image"),
     "path_not_found": ErrorRow(NotFound, 404, "no such file or directory in the sandbox"),
     "name_taken": ErrorRow(Conflict, 409, "another sandbox has that name"),
     "wrong_state": ErrorRow(Conflict, 409, "the sandbox is not in a state that allows this"),

@@ -6,19 +6,22 @@ Adds to the stores what they cannot know: which images and kernels are in use, a
 from collections.abc import Sequence
 from pathlib import Path
 
+from hutch.errors import error
 from hutch.images.base import Report
 from hutch.models import ImageInfo, KernelInfo, Removed, SandboxSpec, TemplateInfo
 from hutch.service.ahead import look_ahead
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts
+from hutch.service.pools import Pools
 from hutch.service.registry import Registry
 
 
 class HostImages:
     """Implements `Images` of the API's operations for one host."""
 
-    def __init__(self, parts: Parts, registry: Registry) -> None:
+    def __init__(self, parts: Parts, registry: Registry, pools: Pools) -> None:
         self._images = parts.images
+        self._pools = pools
         self._events = parts.events
         self._registry = registry
 
@@ -62,13 +65,26 @@ class HostImages:
     async def remove(self, reference: str, *, force: bool = False) -> Removed:
         """Drop a reference, and the content that nobody else needs."""
         used = self._registry.used_images()
+        await self._free_of_pools(reference, force=force)
         removed = await self._images.remove(reference, used=used, force=force)
         self._events.emit("image.removed", reference, reference, bytes=removed.bytes)
         return removed
 
+    async def _free_of_pools(self, reference: str, *, force: bool) -> None:
+        """See to it that no pool needs an image that is to go. Raises in_use unless `force`."""
+        pooled = self._pools.images()
+        if pooled and (image := await self._images.inspect(reference)).id in pooled:
+            if not force:
+                raise error(
+                    "in_use",
+                    f"there is a pool of the image {reference}",
+                    hint="end it with `hutch pool drain`, or give --force, which does that, too",
+                )
+            await self._pools.drain_image(image.id)
+
     async def prune(self, *, everything: bool = False) -> Removed:
-        """Drop content without a name; with `everything` also images that no sandbox uses."""
-        used = self._registry.used_images()
+        """Drop content without a name; with `everything` also images that nothing uses."""
+        used = [*self._registry.used_images(), *self._pools.images()]
         removed = await self._images.prune(used=used, everything=everything)
         self._events.emit("image.pruned", "", bytes=removed.bytes)
         return removed

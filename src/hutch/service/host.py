@@ -78,7 +78,8 @@ class HostService:
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
         self.execs = HostExecs(parts.places, registry, self._lives)
         self.files = HostFiles(registry, self._lives)
-        self.images = HostImages(parts, registry)
+        self.pools = self._lives.pools
+        self.images = HostImages(parts, registry, self.pools)
         self.kernels = HostKernels(parts, registry)
         self.templates = HostTemplates(parts, self._lives.booter)
         self.system = HostSystem(parts, registry, known, timestamp())
@@ -87,6 +88,7 @@ class HostService:
         await self._parts.store.open()
         try:
             await reconcile(self._parts, self._registry, self._lives)
+            await self.pools.open()
         except BaseException:
             await self._close(stop_sandboxes=False)
             raise

@@ -42,12 +42,14 @@ from hutch.service.machine import Booter
 from hutch.service.names import ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_error, host_errors
 from hutch.service.pausing import Pauses
+from hutch.service.pools import Pools
 from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry, Registry
 from hutch.service.sandbox import Sandbox
 from hutch.service.session import Session
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
+from hutch.state.base import SandboxRow
 from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Lives:
         self.pauses = Pauses(self.records)
         self.booter = Booter(parts, registry)
         self.templates = self.booter.templates
+        self.pools = Pools(parts, self.booter)
         self._boots = Scope("boots")
         self._ends = Scope("ends")
         self._closing = False
@@ -87,10 +90,12 @@ class Lives:
                 name=name,
                 created_at=timestamp(),
             )
-            await parts.kernels.ensure(info.kernel, report)
-            return await self._put_on_record(running_spec(spec, info), info)
+            kernel = await parts.kernels.ensure(info.kernel, report)
+            spec = running_spec(spec, info)
+            row = await self.pools.claim(spec, info, kernel.name)
+            return self._enter(row or await self._put_on_record(spec, info))
 
-    async def _put_on_record(self, spec: SandboxSpec, info: SandboxInfo) -> Entry:
+    async def _put_on_record(self, spec: SandboxSpec, info: SandboxInfo) -> SandboxRow:
         parts = self._parts
         directory = parts.places.sandbox(info.id)
         try:
@@ -101,8 +106,11 @@ class Lives:
             await parts.store.remove_sandbox(info.id)
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
             raise
+        return row
+
+    def _enter(self, row: SandboxRow) -> Entry:
         entry = self._registry.add(row)
-        self.records.emit("sandbox.created", entry, image=info.image)
+        self.records.emit("sandbox.created", entry, image=row.info.image)
         return entry
 
     # ---- starting
@@ -174,7 +182,7 @@ class Lives:
         self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool
     ) -> Session | HutchError | None:
         try:
-            with host_errors():
+            with host_errors(), self.pools.starting():
                 return await self._boot(entry, size, attach=attach, template=template)
         except HutchError as failure:
             return failure
@@ -189,7 +197,10 @@ class Lives:
             await self.records.move(entry, STARTING, error=None)
             entry.row = await parts.store.next_generation(sandbox_id)
             cold = not (template and entry.row.spec.template)
-            booted = await self.booter.boot(entry.row, BootRecord(parts.store, entry), cold=cold)
+            record = BootRecord(parts.store, entry)
+            booted = await self.pools.start(entry.row, record, cold=cold)
+            if booted is None:
+                booted = await self.booter.boot(entry.row, record, cold=cold)
             sandbox = self.adopt(entry, booted.machine)
             try:
                 await sandbox.begin(booted.guest, size)
@@ -349,6 +360,7 @@ class Lives:
         """Forget a sandbox whose entry is marked as removed; returns the bytes that are freed."""
         parts, sandbox_id = self._parts, entry.info.id
         directory = parts.places.sandbox(sandbox_id)
+        await self.pools.give_up(sandbox_id)
         freed = await in_thread(disk_use, directory)
         try:
             try:
@@ -378,6 +390,7 @@ class Lives:
         """Undo boots under way, then stop all sandboxes or let go of them."""
         self._closing = True
         await self._boots.close()
+        await self.pools.close()
         await self.pauses.close()
         running = [entry for entry in self._registry if entry.sandbox is not None]
         if stop_sandboxes:

@@ -27,6 +27,7 @@ _UNDONE = "the daemon ended while it was starting"
 
 async def reconcile(parts: Parts, registry: Registry, lives: Lives) -> None:
     """Fill the registry from the store and make both agree with the machine."""
+    await lives.pools.forget_members()
     for row in await parts.store.sandboxes():
         registry.add(row)
     for entry in registry:

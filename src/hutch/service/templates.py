@@ -327,6 +327,10 @@ class Templates:
             memory_bytes=self._parts.engine.frozen_memory(template.frozen),
         )
 
+    def has(self, template_id: str) -> bool:
+        """Tell whether starts still find a template."""
+        return template_id in self._shelf
+
     def unused(self) -> Sequence[str]:
         """Return the ids of those that no disk is based on or about to be."""
         return [

@@ -287,7 +287,7 @@ class FlakyStore:
                 raise error("disk_full", "the disk is full")
             return await method(*args, **kwargs)
 
-        looking = name in ("open", "close", "sandboxes", "layers", "snapshots")
+        looking = name in ("open", "close", "sandboxes", "members", "pools", "layers", "snapshots")
         return method if looking else call
 
 

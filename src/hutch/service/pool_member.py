@@ -1,0 +1,291 @@
+"""A member of a pool: a clone of a template that is warm, stopped, and nobody's yet.
+
+It has all that a sandbox has, on record too, and the id of the one that it will become: whoever
+claims it finds everything in its place. It must not know how many members there are to be.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hutch.engine.base import Machine
+from hutch.errors import HutchError, error
+from hutch.guest.base import Guest, GuestExec, Identity, Output
+from hutch.models import SandboxInfo
+from hutch.process import ProcessId
+from hutch.service.ahead import Ahead
+from hutch.service.boot import Late, Stalled
+from hutch.service.machine import Booted, Booter, set_up_clone
+from hutch.service.names import EXEC_PREFIX, ID_PREFIX, new_id
+from hutch.service.parts import Parts, host_errors
+from hutch.service.priority import lower, restore
+from hutch.service.recipe import Recipe, is_stale
+from hutch.service.templates import Template
+from hutch.state.base import LayerRow, SandboxRow
+from hutch.tasks import Scope, in_thread, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+NOBODY: Final = "pool"
+"""The host name of a member."""
+
+ANSWER_SECONDS: Final = 3.0
+"""A member that is claimed must have taken its identity by then, or it is thrown away."""
+
+_WARM_SECONDS: Final = 30.0
+_PROGRAMS: Final = (("/bin/sh", "-c", "echo warm"), ("/bin/true",), ("/hutch-warm",))
+"""What is run once in each member, the first that there is: that emulation has seen the way of a
+program from its start to its output is most of what a member is for. There is never the last."""
+
+_ABSENT: Final = frozenset({"command_not_found", "command_not_executable"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """A member that is ready: its VM is paused, its agent's port open on our side.
+
+    `lease` keeps the template that its disk is based on.
+    """
+
+    row: SandboxRow
+    recipe: Recipe
+    template: Template
+    machine: Machine
+    guest: Guest
+    lease: contextlib.AsyncExitStack
+
+    @property
+    def id(self) -> str:
+        """The id of the sandbox that it will become."""
+        return self.row.info.id
+
+    def suits(self, info: SandboxInfo, kernel: str) -> bool:
+        """Tell whether a sandbox that is to run on that kernel may become it."""
+        return self.recipe.kernel.name == kernel and _size(info) == _size(self.row.info)
+
+    async def lost(self) -> None:
+        """Return when it is of no use any more: its VM has ended, or its agent has hung up."""
+        async with asyncio.TaskGroup() as group:
+            ends = [
+                group.create_task(self.machine.wait()),
+                group.create_task(self.guest.wait_closed()),
+            ]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+
+
+def _size(info: SandboxInfo) -> tuple[object, ...]:
+    return info.image_id, info.cpus, info.memory, info.disk, info.volumes
+
+
+class _Record:
+    """Puts the making of a member on record: see `machine.BootRecord`."""
+
+    def __init__(self, parts: Parts, row: SandboxRow) -> None:
+        self._store = parts.store
+        self.row = row
+
+    async def machine(self, machine: Mapping[str, Any] | None) -> None:
+        """Keep none: the VM's sockets are found by its directory's name when the daemon dies.
+
+        It gives way to all others from its first moment on.
+        """
+        if machine is not None:
+            await in_thread(lower, ProcessId(machine["pid"], machine["start_time"]))
+
+    async def layer(self, layer: LayerRow, template_id: str | None) -> None:
+        """Record the layer of its disk, and the template that is behind it."""
+        self.row = await self._store.put_layer(self.row.info.id, layer, template=template_id)
+
+
+class Members:
+    """Makes, hands over and discards the members of all pools of one host."""
+
+    def __init__(self, parts: Parts, booter: Booter) -> None:
+        self._parts = parts
+        self._booter = booter
+        self._records: dict[str, _Record] = {}
+        self._ends = Scope("members", grace=10.0)
+        booter.layers.add_holder(self._layers)
+
+    def _layers(self) -> Iterable[str | None]:
+        return [record.row.layer for record in self._records.values()]
+
+    # ---- making
+
+    async def make(self, pool_id: str, ahead: Ahead) -> Member:
+        """Make a member; nothing of it is left when this raises or is cancelled.
+
+        Raises engine_*, boot_failed, disk_full, no_capacity, and why there is no template.
+        """
+        try:
+            with host_errors():
+                await self._booter.templates.build(ahead.recipe)  # which says why not
+                async with contextlib.AsyncExitStack() as undo:
+                    return await self._make(pool_id, ahead, undo)
+        except (Stalled, Late, TimeoutError) as cause:
+            raise error(
+                "boot_failed",
+                f"a clone of {ahead.recipe.image} did not come up: {str(cause) or 'time is over'}",
+                hint="see the daemon's log and `hutch doctor`",
+            ) from cause
+
+    async def _make(self, pool_id: str, ahead: Ahead, undo: contextlib.AsyncExitStack) -> Member:
+        parts, lease = self._parts, contextlib.AsyncExitStack()
+        await undo.enter_async_context(lease)
+        template = await lease.enter_async_context(self._booter.templates.lease(ahead.recipe))
+        if template is None:
+            raise error("engine_failed", f"the template of {ahead.recipe.image} is gone again")
+        member_id = new_id(ID_PREFIX)
+        info = dataclasses.replace(ahead.info, id=member_id, name=member_id)
+        undo.push_async_callback(self._clear, member_id)
+        row = await parts.store.add_member(info, pool_id, slots=parts.settings.uid_count)
+        record = self._records[member_id] = _Record(parts, row)
+        await settle_in_thread(parts.places.sandbox(member_id).mkdir, mode=0o700, parents=True)
+        machine, guest = await self._booter.clone(row, record, ahead.recipe, template, _warm)
+        undo.push_async_callback(machine.kill)
+        undo.push_async_callback(guest.close)
+        await machine.pause()
+        await in_thread(restore, machine.record.process)
+        undo.pop_all()
+        return Member(record.row, ahead.recipe, template, machine, guest, lease)
+
+    # ---- using
+
+    async def is_fresh(self, member: Member) -> bool:
+        """Tell whether its template is still what a start of today would be a clone of."""
+        if not self._booter.templates.has(member.template.id):
+            return False
+        key = member.template.manifest.key
+        return not await in_thread(is_stale, key, self._parts.engine)
+
+    async def begin(self, member: Member, row: SandboxRow) -> Booted | None:
+        """Let a claimed member go on as the sandbox of `row`, and hand it over.
+
+        None when it does not: then its VM is gone. In any case it is no member any more.
+        """
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await member.machine.resume()
+                await set_up_clone(row.info, row.generation, member.guest)
+        except (Stalled, HutchError, TimeoutError) as cause:
+            why = str(cause) or f"it has not answered for {ANSWER_SECONDS:g} s"
+            log.warning("%s does not begin as a member of a pool: %s", row.info.name, why)
+            await self.abandon(member)
+            return None
+        except BaseException:
+            await self.abandon(member)
+            raise
+        await self._let_go(member)
+        return Booted(
+            member.machine,
+            member.guest,
+            member.recipe.kernel.name,
+            member.recipe.verdict,
+            time.monotonic() - began,
+        )
+
+    # ---- ending
+
+    async def abandon(self, member: Member) -> None:
+        """End the VM of a member that is a sandbox's; the sandbox keeps its disk and its slot."""
+        await self._ended(member.id, self._abandon(member))
+
+    async def discard(self, member: Member) -> None:
+        """End a member that nobody has claimed, and remove all that there is of it."""
+        await self._ended(member.id, self._discard(member))
+
+    async def _ended(self, member_id: str, work: Any) -> None:
+        # A task of its own: whoever asked for it may be cancelled, and a VM must not be left.
+        task = self._ends.start(member_id, work)
+        await asyncio.wait({task})
+
+    async def _abandon(self, member: Member) -> None:
+        await member.guest.close()
+        await member.machine.kill()
+        await self._clear_machine(member.id)
+        await self._let_go(member)
+
+    async def _discard(self, member: Member) -> None:
+        await member.guest.close()
+        await member.machine.kill()
+        await self._clear(member.id)
+        await member.lease.aclose()
+
+    async def _let_go(self, member: Member) -> None:
+        self._records.pop(member.id, None)
+        await member.lease.aclose()
+
+    async def _clear(self, member_id: str) -> None:
+        await self._clear_machine(member_id)
+        await in_thread(shutil.rmtree, self._parts.places.sandbox(member_id), ignore_errors=True)
+        record = self._records.pop(member_id, None)
+        try:
+            await self._parts.store.remove_sandbox(member_id)
+        except HutchError as failure:
+            # The next start of the daemon removes all members that are on record.
+            log.error("%s is gone, which cannot be recorded: %s", member_id, failure)
+        if record is not None:
+            await self._booter.layers.release(record.row.layer)
+
+    async def _clear_machine(self, member_id: str) -> None:
+        directory = self._parts.places.machine(member_id)
+        await self._parts.engine.discard(directory)
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Wait for those that are being ended."""
+        await self._ends.close()
+
+    async def forget_all(self) -> None:
+        """Take the members that a daemon has left off the record, before anything is made of it.
+
+        Their VMs, directories and disks then belong to nobody, and are removed as such.
+        """
+        for row in await self._parts.store.members():
+            await self._parts.store.remove_sandbox(row.info.id)
+
+
+async def _warm(guest: Guest) -> None:
+    """Make a clone its own, and walk the way that its first program will take."""
+    identity = Identity(
+        hostname=NOBODY,
+        machine_id=secrets.token_hex(16),
+        entropy=secrets.token_bytes(64),
+        nonce=secrets.token_bytes(16),
+        generation=0,
+        hosts=[("127.0.1.1", NOBODY)],
+    )
+    if not await guest.identify(identity):
+        raise Stalled("the clone did not renew its random numbers")
+    async with asyncio.timeout(_WARM_SECONDS):
+        await guest.files.stat("/")
+        for program in _PROGRAMS:
+            try:
+                await _run(guest, program)
+                break
+            except HutchError as failure:
+                if failure.code not in _ABSENT:
+                    raise
+        # What is dirty now would be written just when it is claimed.
+        await guest.sync()
+
+
+async def _run(guest: Guest, program: tuple[str, ...]) -> None:
+    stream = await guest.start_exec(GuestExec(id=new_id(EXEC_PREFIX), argv=program))
+    try:
+        async for event in stream:
+            if isinstance(event, Output):
+                stream.ack(event.channel, len(event.data))
+    finally:
+        await stream.close()
+    await guest.release_exec(stream.id)
