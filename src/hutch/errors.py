@@ -182,6 +182,9 @@ CODES: dict[str, ErrorRow] = {
     "engine_failed": ErrorRow(EngineError, 500, "QEMU could not be started or broke off"),
     "boot_failed": ErrorRow(EngineError, 500, "the VM did not come up in time"),
     "sandbox_died": ErrorRow(EngineError, 500, "the VM ended while this was under way"),
+    "parked_unusable": ErrorRow(
+        EngineError, 500, "a parked sandbox cannot go on from its memory; it stays parked"
+    ),
     # guest
     "guest_timeout": ErrorRow(GuestError, 504, "the agent did not answer in time"),
     "guest_protocol": ErrorRow(

@@ -116,7 +116,7 @@ class Connection:
 
     async def _wait(self, dead: Guest | None) -> Guest:
         while True:
-            await self._until_released()
+            await self.until_released()
             try:
                 async with asyncio.timeout(self._timeout):
                     return await self._next(dead)
@@ -139,7 +139,8 @@ class Connection:
                 return guest
             await changed.wait()
 
-    async def _until_released(self) -> None:
+    async def until_released(self) -> None:
+        """Return once it is not held, or has ended."""
         while self.held and not self._is_over():
             await self._changed.wait()
 
@@ -151,7 +152,7 @@ class Connection:
         losses: deque[float] = deque(maxlen=ATTEMPTS)
         pause = _FIRST_PAUSE
         while not self.ended:
-            await self._until_released()
+            await self.until_released()
             try:
                 if self.current is None:
                     self.use(await self._connect(self._socket, timeout=self._timeout))

@@ -23,6 +23,7 @@ from hutch.guest.base import (
     TerminalSize,
 )
 from hutch.models import ExecInfo, ExecOutcome, ExecSpec, SandboxInfo, TtySize, timestamp
+from hutch.service.activity import Activity
 from hutch.service.connection import Connection
 from hutch.service.logfile import remove_log
 from hutch.service.logs import Log
@@ -69,8 +70,12 @@ class SandboxExecs:
         log_directory: Path,
         emit: Emit,
         last_words: Callable[[HutchError], ExecOutcome | None],
+        activity: Activity,
     ) -> None:
-        """`info` returns the sandbox as it is now; `emit` adds an event about it."""
+        """`info` returns the sandbox as it is now; `emit` adds an event about it.
+
+        `activity` is told of each program but the main one, and of each client.
+        """
         self._info = info
         self._connection = connection
         self._scope = scope
@@ -78,6 +83,7 @@ class SandboxExecs:
         self._directory = log_directory
         self._emit = emit
         self._last_words = last_words
+        self._activity = activity
         self._pumps: dict[str, Pump] = {}
         self._logged: dict[str, ExecInfo] = {}
         self._orphans: dict[str, asyncio.Task[None]] = {}
@@ -89,12 +95,13 @@ class SandboxExecs:
 
     async def start(self, spec: ExecSpec) -> AttachedSession:
         """Start a program with its client attached. Raises command_not_found and the like."""
-        guest, request = await self._prepare(spec, detached=False)
-        self._claimed.add(request.id)
+        request = self._request(spec, detached=False)
+        self._claim(request.id)
         try:
+            guest = await self._connection.get()
             stream = await guest.start_exec(request)
         except BaseException as cause:
-            self._claimed.discard(request.id)
+            self._unclaim(request.id)
             if isinstance(cause, asyncio.CancelledError):
                 self._scope.start(f"undo {request.id}", self._undo(request.id))
             raise
@@ -104,13 +111,18 @@ class SandboxExecs:
 
     async def spawn(self, spec: ExecSpec) -> ExecInfo:
         """Start a program by itself; its output goes to its log."""
-        guest, request = await self._prepare(spec, detached=True)
-        record = await self._new_log(request.id, fresh=True)
-        self._claimed.add(request.id)
+        request = self._request(spec, detached=True)
+        self._claim(request.id)
+        try:
+            guest = await self._connection.get()
+            record = await self._new_log(request.id, fresh=True)
+        except BaseException:
+            self._unclaim(request.id)
+            raise
         try:
             stream = await guest.start_exec(request)
         except BaseException as cause:
-            self._claimed.discard(request.id)
+            self._unclaim(request.id)
             if isinstance(cause, asyncio.CancelledError):
                 self._scope.start(f"undo {request.id}", self._undo(request.id))
             await record.close()
@@ -158,11 +170,20 @@ class SandboxExecs:
         if (pump := self._pumps.get(MAIN)) is not None:
             self._scope.start(MAIN, self._pump(self._logged[MAIN], pump))
 
-    async def _prepare(self, spec: ExecSpec, *, detached: bool) -> tuple[Guest, GuestExec]:
+    def _claim(self, exec_id: str) -> None:
+        """Note that a program is being started or has a client: somebody uses the sandbox."""
+        self._claimed.add(exec_id)
+        self._activity.begin(exec_id)
+
+    def _unclaim(self, exec_id: str) -> None:
+        self._claimed.discard(exec_id)
+        self._activity.end(exec_id)
+
+    def _request(self, spec: ExecSpec, *, detached: bool) -> GuestExec:
         check_exec(spec)
         sandbox = self._info()
         tty = None if spec.tty is None else TerminalSize(spec.tty.rows, spec.tty.cols)
-        request = GuestExec(
+        return GuestExec(
             id=new_id(EXEC_PREFIX),
             argv=spec.argv,
             env=guest_env({**sandbox.env, **spec.env}),
@@ -174,7 +195,6 @@ class SandboxExecs:
             overflow="drop" if detached else "block",
             timeout=spec.timeout,
         )
-        return await self._connection.get(), request
 
     def _describe(self, request: GuestExec, pid: int) -> ExecInfo:
         return ExecInfo(
@@ -209,6 +229,8 @@ class SandboxExecs:
         self._pumps[info.id] = pump
         self._logged[info.id] = info
         self._claimed.discard(info.id)
+        if info.id != MAIN:
+            self._activity.begin(info.id)
         self._scope.start(info.id, self._pump(info, pump))
         return pump
 
@@ -216,6 +238,7 @@ class SandboxExecs:
         try:
             await pump.run()
         finally:
+            self._activity.end(info.id)
             await pump.log.close()
         if pump.outcome is not None and info.id != MAIN:
             self.note_exit(info, pump.outcome)
@@ -256,15 +279,22 @@ class SandboxExecs:
         self, exec_id: str, offsets: Mapping[int, int] | None
     ) -> AttachedSession | LoggedSession:
         """Attach a client to a program. Raises exec_not_found."""
+        with self._activity.use():
+            return await self._attach(exec_id, offsets)
+
+    async def _attach(
+        self, exec_id: str, offsets: Mapping[int, int] | None
+    ) -> AttachedSession | LoggedSession:
         await self.until_resumed()
         pump = self._pumps.get(exec_id)
         if pump is not None:
-            info = self._logged[exec_id]
-            return LoggedSession(self, info, pump, await pump.attach(offsets))
+            tap = await pump.attach(offsets)
+            self._activity.begin(tap)
+            return LoggedSession(self, self._logged[exec_id], pump, tap)
         guest = await self._connection.get()
         state = await self._state(guest, exec_id)
         stream = await guest.attach_exec(exec_id, offsets)
-        self._claimed.add(exec_id)
+        self._claim(exec_id)
         if (timer := self._orphans.pop(exec_id, None)) is not None:
             timer.cancel()
         starts = {channel: first for channel, (first, _) in state.offsets.items()}
@@ -282,12 +312,18 @@ class SandboxExecs:
         """Take note that the client of an attached program is gone."""
         self._claimed.discard(exec_id)
         if ended:
+            self._activity.end(exec_id)
             self.release(exec_id)
         else:
             self.orphan(exec_id)
 
+    def hang_up(self, client: object) -> None:
+        """Take note that a client of a logged program is gone."""
+        self._activity.end(client)
+
     def orphan(self, exec_id: str) -> None:
         """Cancel a program whose client is lost, unless it comes back in time."""
+        self._activity.begin(exec_id)
         if exec_id not in self._orphans:
             self._orphans[exec_id] = self._scope.start(f"orphan {exec_id}", self._expire(exec_id))
 
@@ -295,10 +331,13 @@ class SandboxExecs:
         await asyncio.sleep(self._settings.exec_orphan_grace)
         self._orphans.pop(exec_id, None)
         log.info("exec %s: its client has not come back", exec_id)
-        with contextlib.suppress(HutchError):
-            await self.cancel(exec_id)
-        with contextlib.suppress(HutchError):
-            await self._discard(exec_id)
+        try:
+            with contextlib.suppress(HutchError):
+                await self.cancel(exec_id)
+            with contextlib.suppress(HutchError):
+                await self._discard(exec_id)
+        finally:
+            self._activity.end(exec_id)
 
     async def _discard(self, exec_id: str) -> None:
         """Take the rest of a cancelled program's output away, and the guest's memory of it."""

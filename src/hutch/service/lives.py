@@ -40,6 +40,7 @@ from hutch.service.lifecycle import (
 )
 from hutch.service.machine import Booter
 from hutch.service.names import ID_PREFIX, new_id
+from hutch.service.parking import Parking
 from hutch.service.parts import Parts, host_error, host_errors
 from hutch.service.pausing import Pauses
 from hutch.service.pools import Pools
@@ -64,9 +65,10 @@ class Lives:
         self._parts = parts
         self._registry = registry
         self.records = Records(parts)
-        self.pauses = Pauses(self.records)
         self.booter = Booter(parts, registry)
         self.templates = self.booter.templates
+        self.parking = Parking(parts, self.booter)
+        self.pauses = Pauses(parts, self.records, self.parking, self)
         self.pools = Pools(parts, self.booter)
         self._boots = Scope("boots")
         self._ends = Scope("ends")
@@ -165,7 +167,8 @@ class Lives:
             entry.boot = None
             if entry.sandbox is not None:
                 # It ran before it could be cancelled: a client that is gone wants nothing of it.
-                await self.kill(entry, "its start was cancelled")
+                await entry.sandbox.kill("its start was cancelled")
+                await entry.rest()
             raise
         if boot.cancelled():
             raise error(
@@ -259,6 +262,7 @@ class Lives:
             machine,
             detached=entry.row.spec.detached,
             stopping=lambda: self._note_stopping(entry),
+            idle=lambda: self.pauses.rest_idle(entry),
             found=found,
         )
         entry.sandbox = sandbox
@@ -278,32 +282,40 @@ class Lives:
     # ---- ending
 
     async def stop(self, entry: Entry, timeout: float, signal: int | None) -> None:
-        """End a sandbox gracefully; one that does not run is left as it is."""
+        """End a sandbox gracefully; one that does not run is left as it is.
+
+        One that is paused goes on for that; the memory of one that is parked is thrown away.
+        """
         self._abort_boot(entry)
         async with entry.lock:
             entry.check_present()
+            await self.pauses.give_up(entry, StopReason.STOPPED)
             if entry.sandbox is not None:
                 entry.sandbox.end(StopReason.STOPPED, grace=timeout, signal=signal)
         await entry.rest()
 
     async def kill(self, entry: Entry, message: str | None = None) -> None:
-        """End a sandbox at once, also while it boots or stops."""
+        """End a sandbox at once, also while it boots or stops, is paused or parked."""
         self._abort_boot(entry)
         if entry.sandbox is not None:
             await entry.sandbox.kill(message)
+        await entry.settled()
+        if entry.info.state is PARKED:
+            async with entry.lock:
+                await self.pauses.give_up(entry, StopReason.KILLED)
         await entry.rest()
 
     async def remove(self, entry: Entry, *, force: bool) -> Removed:
         """Remove a sandbox with all that it has; with `force` also one that runs."""
         if force:
             await self.kill(entry)
-        elif entry.boot is not None or entry.sandbox is not None:
+        elif not entry.at_rest:
             raise wrong_state(entry.info, "stopped")
         async with entry.lock:
             if force and entry.forgotten:
                 return Removed([entry.info.id])  # it was to remove itself when it stopped
             entry.check_present()
-            if entry.sandbox is not None:
+            if entry.sandbox is not None or entry.info.state is PARKED:
                 raise wrong_state(entry.info, "stopped")
             entry.removed = True
             return Removed([entry.info.id], await self.erase(entry))
@@ -336,7 +348,12 @@ class Lives:
     async def _see_it_out(self, entry: Entry, sandbox: Sandbox) -> None:
         status = await sandbox.wait_end()
         await entry.settled()
-        await sandbox.close()
+        if entry.sandbox is sandbox:  # and not parked meanwhile
+            await sandbox.close()
+            await self.finish(entry, status)
+
+    async def finish(self, entry: Entry, status: ExitStatus) -> None:
+        """Record the end of a sandbox whose VM is gone, and remove it if it is to remove itself."""
         await self.record_end(entry, status)
         entry.removed = entry.info.auto_remove
         entry.sandbox = None

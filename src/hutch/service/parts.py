@@ -81,6 +81,10 @@ class Places:
         """The directory of all that there is of a snapshot, but for its disk."""
         return self.snapshots / snapshot_id
 
+    def parked(self, sandbox_id: str) -> Path:
+        """The directory of a parked sandbox's memory."""
+        return self.sandbox(sandbox_id) / "parked"
+
     def console(self, sandbox_id: str) -> Path:
         """The console's log."""
         return self.sandbox(sandbox_id) / "console.log"

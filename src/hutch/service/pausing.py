@@ -2,31 +2,57 @@
 
 Each act is a task of its own that goes to its end whatever becomes of who asked for it, and holds
 the entry's lock meanwhile. While it is under way the entry is *turning*: nobody takes the sandbox
-for running. It must not know how a VM is stopped or its memory kept.
+for running. It must not know how a VM is stopped or how its memory is kept.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, Protocol
 
+from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
-from hutch.service.lifecycle import PAUSED, RUNNING, wrong_state
-from hutch.service.parts import host_errors
-from hutch.service.records import Records
+from hutch.guest.base import Guest
+from hutch.models import ExitStatus, IdleAction, StopReason, parse_timestamp
+from hutch.service.lifecycle import PARKED, PAUSED, RUNNING, STARTING, wrong_state
+from hutch.service.parking import Parking
+from hutch.service.parts import Parts, host_errors
+from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry
-from hutch.service.sandbox import Sandbox
+from hutch.service.sandbox import SIGKILL, TIMEOUT_CODE, Sandbox
 from hutch.tasks import Scope
 
 log = logging.getLogger(__name__)
 
+_GIVEN_UP: Final = "its memory was thrown away"
+
+
+class Lives(Protocol):
+    """What is asked of whoever holds the lives of the sandboxes (lives.py)."""
+
+    def adopt(self, entry: Entry, machine: Machine, *, found: bool = False) -> Sandbox:
+        """Make the running sandbox of a machine."""
+
+    def supervise(self, entry: Entry, sandbox: Sandbox) -> None:
+        """Let a sandbox run until it ends."""
+
+    async def finish(self, entry: Entry, status: ExitStatus) -> None:
+        """Record the end of a sandbox whose VM is gone, and remove it if it is to be."""
+
 
 class Pauses:
-    """Pauses and wakes the sandboxes of one host."""
+    """Pauses, parks and wakes the sandboxes of one host."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, parts: Parts, records: Records, parking: Parking, lives: Lives) -> None:
+        self._parts = parts
         self._records = records
+        self._lives = lives
+        self.parking = parking
         self._acts = Scope("pauses")
+        self._limits = Scope("limits of parked sandboxes")
 
     # ---- what can be asked for
 
@@ -36,7 +62,7 @@ class Pauses:
         There is no step between the return of this and its caller. Raises wrong_state, and what
         `resume` raises.
         """
-        while entry.turning or entry.info.state is PAUSED:
+        while entry.turning or entry.info.state in (PAUSED, PARKED):
             await self.resume(entry)
         return entry.running()
 
@@ -48,14 +74,39 @@ class Pauses:
         await self._act(entry, self._pause)
 
     async def resume(self, entry: Entry) -> None:
-        """Let a paused sandbox go on; one that runs is left as it is.
+        """Let a paused or parked sandbox go on; one that runs is left as it is.
 
-        Raises wrong_state, engine_failed, sandbox_died, disk_full.
+        Raises wrong_state, parked_unusable, no_capacity, engine_failed, sandbox_died, disk_full.
         """
         await self._act(entry, self._resume)
 
+    async def park(self, entry: Entry) -> None:
+        """Write the memory of a sandbox to disk and end its VM; a parked one is left as it is.
+
+        Raises wrong_state, guest_timeout, engine_failed, sandbox_died, disk_full: then it is as it
+        was before.
+        """
+        await self._act(entry, self._park)
+
+    def rest_idle(self, entry: Entry) -> None:
+        """Do with a sandbox that nobody uses what its idle policy says, in the background."""
+        self._acts.start(f"idle {entry.info.id}", self._rest_idle(entry))
+
+    async def give_up(self, entry: Entry, reason: StopReason) -> None:
+        """Throw the memory of a parked sandbox away, which stops it. For holders of its lock."""
+        if entry.info.state is not PARKED:
+            return
+        self.unwatch(entry)
+        code = 128 + SIGKILL
+        if reason is StopReason.TIMEOUT:
+            code = TIMEOUT_CODE
+        known = None if entry.info.idle and reason is StopReason.STOPPED else code
+        await self._lives.finish(entry, ExitStatus(reason, known, _GIVEN_UP))
+        await self.parking.clear(entry.row)
+
     async def close(self) -> None:
         """Undo what is under way."""
+        await self._limits.close()
         await self._acts.close()
 
     # ---- acts
@@ -75,17 +126,17 @@ class Pauses:
     async def _pause(self, entry: Entry) -> None:
         if entry.info.state is PAUSED:
             return
-        sandbox = entry.running()
+        sandbox = _running(entry)
         with _turning(entry):
             await self._records.move(entry, PAUSED)
             try:
                 await sandbox.pause()
             except BaseException:
-                await self._undo_pause(entry, sandbox)
+                await self._wake(entry, sandbox)
                 raise
         self._records.emit("sandbox.paused", entry)
 
-    async def _undo_pause(self, entry: Entry, sandbox: Sandbox) -> None:
+    async def _wake(self, entry: Entry, sandbox: Sandbox) -> None:
         """Leave a sandbox running whose pause has failed, or whose end has begun meanwhile."""
         with contextlib.suppress(HutchError):  # it may have died, which its end tells
             await sandbox.resume()
@@ -94,6 +145,9 @@ class Pauses:
 
     async def _resume(self, entry: Entry) -> None:
         if entry.info.state is RUNNING:
+            return
+        if entry.info.state is PARKED:
+            await self._unpark(entry)
             return
         sandbox = entry.sandbox
         if entry.info.state is not PAUSED or sandbox is None or sandbox.ending:
@@ -104,6 +158,180 @@ class Pauses:
             await self._records.move(entry, RUNNING)
         self._records.emit("sandbox.resumed", entry)
 
+    async def _rest_idle(self, entry: Entry) -> None:
+        sandbox, action = entry.sandbox, entry.info.idle_action
+        if sandbox is None:
+            return
+        if action is IdleAction.STOP:
+            sandbox.end(StopReason.IDLE, grace=self._parts.settings.stop_timeout)
+            return
+        act = self._park if action is IdleAction.PARK else self._pause
+        failure = await _outcome(entry, functools.partial(_if_unused, sandbox, act))
+        if failure is not None and not sandbox.ending:
+            log.warning("%s is idle, but cannot %s: %s", entry.info.name, action, failure)
+
+    # ---- parking
+
+    async def _park(self, entry: Entry) -> None:
+        if entry.info.state is PARKED:
+            return
+        paused = entry.info.state is PAUSED
+        with _turning(entry):
+            try:
+                if paused:
+                    # Its programs must be frozen before its VM stops: they would wake with it.
+                    await self._rouse(entry)
+                sandbox = _running(entry)
+                await self._write(entry, sandbox)
+            except BaseException:
+                if paused:
+                    await self._pause_again(entry)
+                raise
+            await self._let_go(entry, sandbox)
+        self.watch(entry)
+        self._records.emit("sandbox.parked", entry)
+
+    async def _rouse(self, entry: Entry) -> None:
+        sandbox = entry.sandbox
+        if sandbox is None or sandbox.ending:
+            raise wrong_state(entry.info, "running")
+        await sandbox.resume()
+        await self._records.move(entry, RUNNING)
+
+    async def _pause_again(self, entry: Entry) -> None:
+        with contextlib.suppress(HutchError):  # it may have died, which its end tells
+            if entry.info.state is RUNNING:
+                await self._records.move(entry, PAUSED)
+            if entry.sandbox is not None:
+                await entry.sandbox.pause()
+
+    async def _write(self, entry: Entry, sandbox: Sandbox) -> None:
+        frozen = await self.parking.write(entry.row, sandbox)
+        try:
+            if sandbox.ending:
+                raise wrong_state(entry.info, "running")
+            await self._records.move(entry, PARKED, pid=None)
+        except BaseException:
+            # A step that was cancelled was taken nevertheless, and is taken back.
+            with contextlib.suppress(HutchError):
+                await self._parts.store.move(
+                    entry.info.id, (PARKED,), RUNNING, pid=sandbox.machine.record.process.pid
+                )
+            await self.parking.give_back(entry.row, sandbox)
+            raise
+        await self.parking.drop(frozen)
+
+    async def _let_go(self, entry: Entry, sandbox: Sandbox) -> None:
+        """End the VM of a sandbox that is parked on record; its end is not the sandbox's."""
+        entry.sandbox = None
+        name = entry.info.name
+        sandbox.connection.last = True
+        sandbox.connection.end(
+            error(
+                "wrong_state",
+                f"sandbox {name} was parked",
+                hint="what runs in it goes on at its next use: attach to it again",
+                details={"state": PARKED.value},
+            )
+        )
+        await sandbox.machine.kill()
+        await sandbox.close()
+        await self._records.clear_machine(entry)
+
+    async def _unpark(self, entry: Entry) -> None:
+        with _turning(entry):
+            await self._records.catch_up(entry)
+            with _boot(entry):
+                sandbox = await self._begin_again(entry)
+            await self._go_on(entry, sandbox)
+        self._records.emit("sandbox.resumed", entry)
+
+    async def _begin_again(self, entry: Entry) -> Sandbox:
+        """Take the memory up; the sandbox is on record as running then, its programs frozen."""
+        try:
+            await self._records.move(entry, STARTING, error=None)
+            entry.row = await self._parts.store.next_generation(entry.info.id)
+            record = BootRecord(self._parts.store, entry)
+            machine, guest = await self.parking.take_up(entry.row, record)
+            return await self._adopt(entry, machine, guest)
+        except BaseException:
+            await self._records.settle(entry, PARKED)
+            raise
+
+    async def _adopt(self, entry: Entry, machine: Machine, guest: Guest) -> Sandbox:
+        sandbox = self._lives.adopt(entry, machine, found=True)
+        sandbox.connection.use(guest)
+        try:
+            await self._records.move(entry, RUNNING, pid=machine.record.process.pid)
+        except BaseException:
+            entry.sandbox = None
+            await machine.kill()
+            await sandbox.close()
+            await self._records.clear_machine(entry)
+            raise
+        return sandbox
+
+    async def _go_on(self, entry: Entry, sandbox: Sandbox) -> None:
+        """Let the programs of an unparked sandbox go on, and forget the memory.
+
+        Not before it is on record as running: until then its disk is the one that goes with the
+        memory.
+        """
+        await sandbox.go_on()
+        self._lives.supervise(entry, sandbox)
+        self.unwatch(entry)
+        await self.parking.clear(entry.row)
+
+    async def take_up(self, entry: Entry, machine: Machine) -> None:
+        """Go on with a VM that an earlier daemon has begun to start from a parked memory.
+
+        Raises parked_unusable, and leaves the sandbox parked.
+        """
+        try:
+            guest = await self.parking.greet(entry.row, machine)
+            sandbox = await self._adopt(entry, machine, guest)
+        except HutchError:
+            await self._records.clear_machine(entry)
+            await self._records.settle(entry, PARKED)
+            self.watch(entry)
+            raise
+        await self._go_on(entry, sandbox)
+
+    # ---- the time limit of one that is parked
+
+    def watch(self, entry: Entry) -> None:
+        """End a parked sandbox when its time is up."""
+        if entry.info.timeout_at is not None:
+            work = self._watch(entry, parse_timestamp(entry.info.timeout_at))
+            entry.limit = self._limits.start(entry.info.id, work)
+
+    def unwatch(self, entry: Entry) -> None:
+        """Leave a sandbox to its own supervision again."""
+        if entry.limit is not None:
+            entry.limit.cancel()
+            entry.limit = None
+
+    async def _watch(self, entry: Entry, timeout_at: float) -> None:
+        await asyncio.sleep(max(0.0, timeout_at - time.time()))
+        entry.limit = None
+        async with entry.lock:
+            await self.give_up(entry, StopReason.TIMEOUT)
+
+
+def _running(entry: Entry) -> Sandbox:
+    """Return the running sandbox whose end has not begun. Raises wrong_state."""
+    sandbox = entry.running()
+    if sandbox.ending:
+        raise wrong_state(entry.info, "running")
+    return sandbox
+
+
+async def _if_unused(
+    sandbox: Sandbox, act: Callable[[Entry], Awaitable[None]], entry: Entry
+) -> None:
+    if entry.sandbox is sandbox and entry.info.state is RUNNING and not sandbox.activity.busy:
+        await act(entry)
+
 
 @contextlib.contextmanager
 def _turning(entry: Entry) -> Iterator[None]:
@@ -112,6 +340,17 @@ def _turning(entry: Entry) -> Iterator[None]:
         yield
     finally:
         entry.turning = False
+        entry.notify()
+
+
+@contextlib.contextmanager
+def _boot(entry: Entry) -> Iterator[None]:
+    """Let whoever stops or kills the sandbox cancel this task, as a boot."""
+    entry.boot = asyncio.current_task()
+    try:
+        yield
+    finally:
+        entry.boot = None
         entry.notify()
 
 

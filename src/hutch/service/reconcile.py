@@ -22,6 +22,7 @@ from hutch.tasks import in_thread
 log = logging.getLogger(__name__)
 
 _LOST = "its VM ended while the daemon was away"
+_NO_MEMORY = "its parked memory is gone"
 _UNDONE = "the daemon ended while it was starting"
 
 
@@ -44,9 +45,16 @@ async def _mend(parts: Parts, lives: Lives, entry: Entry) -> None:
     """Bring one sandbox to a state that is true. One that cannot be mended harms no other."""
     try:
         machine = await _find(parts, entry)
-        if entry.info.state is SandboxState.STARTING:
+        state = entry.info.state
+        if state is SandboxState.PARKED or (
+            state is SandboxState.STARTING and await lives.parking.is_complete(entry.row)
+        ):
+            await _take_up_parked(lives, entry, machine)
+            return
+        await lives.parking.clear(entry.row)  # which was not completed, or is of no use any more
+        if state is SandboxState.STARTING:
             await _undo_start(lives, entry, machine)
-        elif entry.info.state.has_machine:
+        elif state.has_machine:
             await _take_up(lives, entry, machine)
         else:
             await _see_it_gone(parts, lives, entry, machine)
@@ -84,10 +92,7 @@ async def _undo_start(lives: Lives, entry: Entry, machine: Machine | None) -> No
 
 async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     if machine is None:
-        await lives.record_end(entry, ExitStatus(StopReason.ENGINE, None, _LOST))
-        if entry.info.auto_remove:
-            entry.removed = True
-            await lives.erase(entry)
+        await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _LOST))
         return
     sandbox = lives.adopt(entry, machine, found=True)
     if entry.info.state is SandboxState.PAUSED:
@@ -99,6 +104,24 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     if entry.info.state is SandboxState.STOPPING:
         sandbox.end(StopReason.STOPPED, grace=0.0)
     log.info("the VM of %s runs on", entry.info.name)
+
+
+async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -> None:
+    """Leave a sandbox parked, or go on with what was begun with its memory."""
+    starting = entry.info.state is SandboxState.STARTING
+    if starting and machine is not None:
+        # It may have written to the disk since, so that there is no way back to the memory.
+        await lives.pauses.take_up(entry, machine)
+        log.info("%s goes on from its parked memory", entry.info.name)
+        return
+    await _end(machine)  # it stands still since its memory was taken
+    await lives.records.clear_machine(entry)
+    if not await lives.parking.is_complete(entry.row):
+        await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _NO_MEMORY))
+        return
+    if starting:
+        await lives.records.settle(entry, SandboxState.PARKED)
+    lives.pauses.watch(entry)
 
 
 async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machine | None) -> None:

@@ -58,7 +58,7 @@ class Records:
                 exit=info.exit,
                 error=info.error,
                 ended_at=info.ended_at,
-                timeout_at=None,
+                timeout_at=info.timeout_at,
             )
             entry.unsettled = False
 

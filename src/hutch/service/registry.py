@@ -43,6 +43,8 @@ class Entry:
         """Whether its state is ahead of the record, which could not be written."""
         self.turning = False
         """Whether it is being paused, parked or woken: the lock tells when that is over."""
+        self.limit: asyncio.Task[None] | None = None
+        """While it is parked: the task that ends it when its time is up."""
         self._changed = asyncio.Event()
 
     @property
@@ -202,8 +204,8 @@ class Registry:
         return [info for info in infos if info.template == template_id]
 
     def layers(self) -> Sequence[str | None]:
-        """Return the uppermost layers of all disks."""
-        return [entry.row.layer for entry in self._entries.values()]
+        """Return the uppermost layers of the disks of all that is not about to be removed."""
+        return [entry.row.layer for entry in self._entries.values() if not entry.removed]
 
     def used_kernels(self) -> Sequence[str]:
         """Return the names of all kernels that sandboxes ask for or run on."""

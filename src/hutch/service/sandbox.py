@@ -23,6 +23,7 @@ from hutch.models import (
     TtySize,
     parse_timestamp,
 )
+from hutch.service.activity import Activity
 from hutch.service.connection import Connection
 from hutch.service.exec import MAIN, SandboxExecs
 from hutch.service.lifecycle import wrong_state
@@ -78,9 +79,12 @@ class Sandbox:
         *,
         detached: bool,
         stopping: Callable[[], None],
+        idle: Callable[[], None],
         found: bool = False,
     ) -> None:
         """`info` returns the sandbox as it is now; `stopping` is called when its end begins.
+
+        `idle` is called each time when nobody has used it for its idle timeout.
 
         `detached` tells whether the main process may lose output while nobody is there. A machine
         that was `found` after a restart may have been left with its workloads frozen.
@@ -90,12 +94,14 @@ class Sandbox:
         self._parts = parts
         self._detached = detached
         self._stopping = stopping
+        self._idle = idle
         self._maybe_frozen = found
         self._scope = Scope(f"sandbox {info().name}")
         self._ending: asyncio.Task[None] | None = None
         self._reason: StopReason | None = None
         self._message: str | None = None
         self._last_oom = 0.0
+        self.activity = Activity()
         self.sample: tuple[float, float] | None = None
         """CPU seconds and monotonic time at the last look: what a percentage is made from."""
         self.connection = Connection(
@@ -113,6 +119,7 @@ class Sandbox:
             parts.places.logs(info().id),
             self._emit,
             self.last_words,
+            self.activity,
         )
 
     # ---- beginning
@@ -135,13 +142,14 @@ class Sandbox:
             self._scope.start("main ends", self._watch_main(self.execs.main))
         if (timeout_at := self._info().timeout_at) is not None:
             self._scope.start("timeout", self._watch_time(parse_timestamp(timeout_at)))
+        if (limit := self._info().idle_timeout) > 0:
+            self.activity.touch()
+            self._scope.start("idle", self._watch_use(limit))
 
     async def _connected(self, guest: Guest) -> None:
         """Take up what the guest runs, if this is not the connection it was booted with."""
-        if self._maybe_frozen:
-            await guest.thaw()
-            await guest.keep_clock()
-            self._maybe_frozen = False
+        if not self.connection.held:
+            await self.thaw()
         known = self.execs.main
         await self.execs.resume(guest, detached=self._detached)
         main = self.execs.main
@@ -179,9 +187,54 @@ class Sandbox:
         """
         await self.machine.resume()
         self.connection.release()
+        self.activity.touch()
         with contextlib.suppress(HutchError):
             guest = await self.connection.get()
             await guest.keep_clock()
+
+    async def still(self) -> None:
+        """Bring programs and disk to rest, then stop its CPUs: nothing changes until `go_on`.
+
+        What the guest has to write is on its disk then, so that the disk is of use also without
+        the memory. Raises guest_timeout, sandbox_died, engine_failed; it is to go on then.
+        """
+        guest = await self.connection.get()
+        await guest.sync()  # before they are frozen, because it may take a while
+        self._maybe_frozen = True
+        await guest.freeze()
+        try:
+            async with asyncio.timeout(GUEST_TIMEOUT):
+                await guest.sync()
+        except TimeoutError:
+            raise error(
+                "guest_timeout",
+                f"the disk of sandbox {self._info().name} has not come to rest for"
+                f" {GUEST_TIMEOUT:g} s",
+            ) from None
+        await self.pause()
+
+    async def go_on(self) -> None:
+        """Undo `still`, whatever has come of it. Never raises: one that died is told by its end."""
+        try:
+            await self.resume()
+            await self.thaw()
+        except HutchError as failure:
+            log.warning("sandbox %s does not go on: %s", self._info().name, failure)
+            self.connection.release()
+
+    async def freeze(self) -> None:
+        """Bring its programs to rest. Raises guest_timeout; `thaw` is to follow in any case."""
+        guest = await self.connection.get()
+        self._maybe_frozen = True
+        await guest.freeze()
+
+    async def thaw(self) -> None:
+        """Let programs go on that may be frozen, and put the clock right before."""
+        if self._maybe_frozen:
+            guest = await self.connection.get()
+            await guest.keep_clock()
+            await guest.thaw()
+            self._maybe_frozen = False
 
     # ---- reasons to end
 
@@ -203,6 +256,15 @@ class Sandbox:
     async def _watch_time(self, timeout_at: float) -> None:
         await asyncio.sleep(max(0.0, timeout_at - time.time()))
         self._end_soon(StopReason.TIMEOUT, None)
+
+    async def _watch_use(self, limit: float) -> None:
+        while True:
+            await self.connection.until_released()
+            await self.activity.until_idle(limit)
+            if not self.connection.held:
+                self._idle()
+                # What is done about it may fail: then again, after the same time.
+                self.activity.touch()
 
     def _give_up(self, failure: HutchError) -> None:
         self._end_soon(StopReason.ENGINE, f"the guest was given up: {failure.message}")

@@ -22,14 +22,14 @@ from hutch.models import (
     SandboxStats,
     TtySize,
 )
-from hutch.service.exec import EXEC_ID, MAIN
+from hutch.service.exec import EXEC_ID, MAIN, SandboxExecs
+from hutch.service.inuse import UsedFiles, UsedTunnel
 from hutch.service.lifecycle import wrong_state
 from hutch.service.lives import Lives
 from hutch.service.logs import read_console, read_log
 from hutch.service.names import check_name
 from hutch.service.parts import Parts, Places
 from hutch.service.registry import Entry, Registry
-from hutch.service.sandbox import Sandbox
 from hutch.service.session import RecordedSession, Session
 from hutch.service.spec import check_timeout, signal_name, signal_number
 from hutch.service.stats import processes, sandbox_stats
@@ -115,6 +115,12 @@ class HostSandboxes:
         await self._lives.pauses.resume(entry)
         return entry.info
 
+    async def park(self, ref: str) -> SandboxInfo:
+        """Write a sandbox's memory to disk and end its VM, until it is used again."""
+        entry = self._registry.find(ref)
+        await self._lives.pauses.park(entry)
+        return entry.info
+
     async def remove(self, ref: str, *, force: bool = False) -> Removed:
         """Remove a sandbox with its disk and logs; with `force` also one that runs."""
         return await self._lives.remove(self._registry.find(ref), force=force)
@@ -144,15 +150,15 @@ class HostSandboxes:
         return await self._lives.wait(self._registry.find_last(ref), timeout)
 
     async def stats(self, ref: str) -> SandboxStats:
-        """Return what a running sandbox uses."""
-        entry = self._registry.find(ref)
-        directory = self._parts.places.sandbox(entry.info.id)
-        return await sandbox_stats(entry.info, entry.running(), directory)
+        """Return what a sandbox uses; one that is paused or parked is not woken for that."""
+        layers = self._lives.booter.layers
+        return await sandbox_stats(self._parts, layers, self._registry.find(ref))
 
     async def processes(self, ref: str) -> Sequence[ProcessInfo]:
         """Return the processes in a running sandbox."""
         sandbox = await self._lives.awake(self._registry.find(ref))
-        return await processes(await sandbox.connection.get())
+        with sandbox.activity.use():
+            return await processes(await sandbox.connection.get())
 
     def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogRecord]:
         """Yield a log's records. Raises sandbox_not_found, exec_not_found."""
@@ -206,16 +212,22 @@ class HostExecs:
         self._registry = registry
         self._lives = lives
 
-    async def _awake(self, ref: str) -> Sandbox:
-        return await self._lives.awake(self._registry.find(ref))
+    @contextlib.asynccontextmanager
+    async def _used(self, ref: str) -> AsyncIterator[SandboxExecs]:
+        """Give the programs of a sandbox that is woken if it rests, and does not rest meanwhile."""
+        sandbox = await self._lives.awake(self._registry.find(ref))
+        with sandbox.activity.use():
+            yield sandbox.execs
 
     async def start(self, ref: str, spec: ExecSpec) -> Session:
         """Start a program with its client attached."""
-        return await (await self._awake(ref)).execs.start(spec)
+        async with self._used(ref) as execs:
+            return await execs.start(spec)
 
     async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
         """Start a program by itself; its output goes to its log."""
-        return await (await self._awake(ref)).execs.spawn(spec)
+        async with self._used(ref) as execs:
+            return await execs.spawn(spec)
 
     async def attach(
         self, ref: str, exec_id: str, offsets: Mapping[int, int] | None = None
@@ -225,8 +237,8 @@ class HostExecs:
         if exec_id == MAIN and (session := self._recorded(entry, offsets)) is not None:
             return session
         try:
-            sandbox = await self._lives.awake(entry)
-            return await sandbox.execs.attach(exec_id, offsets)
+            async with self._used(entry.info.id) as execs:
+                return await execs.attach(exec_id, offsets)
         except HutchError as failure:
             if failure.code == "exec_not_found" and exec_id == MAIN and entry.info.idle:
                 raise _idle(entry) from failure
@@ -254,16 +266,19 @@ class HostExecs:
 
     async def get(self, ref: str, exec_id: str) -> ExecInfo:
         """Return one program."""
-        return await (await self._awake(ref)).execs.get(exec_id)
+        async with self._used(ref) as execs:
+            return await execs.get(exec_id)
 
     async def list(self, ref: str) -> Sequence[ExecInfo]:
         """Return the programs that a running sandbox knows."""
-        return await (await self._awake(ref)).execs.list()
+        async with self._used(ref) as execs:
+            return await execs.list()
 
     async def signal(self, ref: str, exec_id: str, name: str, *, everything: bool = False) -> None:
         """Send a signal to a program, with `everything` to all that it started."""
-        execs = (await self._awake(ref)).execs
-        await execs.signal(exec_id, signal_number(name), everything=everything)
+        number = signal_number(name)
+        async with self._used(ref) as execs:
+            await execs.signal(exec_id, number, everything=everything)
 
 
 def _idle(entry: Entry) -> HutchError:
@@ -284,11 +299,15 @@ class HostFiles:
     async def of(self, ref: str) -> GuestFiles:
         """Return the file operations of a sandbox, which is woken if it rests."""
         sandbox = await self._lives.awake(self._registry.find(ref))
-        return (await sandbox.connection.get()).files
+        with sandbox.activity.use():
+            guest = await sandbox.connection.get()
+        return UsedFiles(guest.files, sandbox.activity)
 
     async def tunnel(self, ref: str, port: int, host: str = "127.0.0.1") -> TunnelStream:
         """Connect to a TCP port of a running sandbox."""
         if not 1 <= port <= 0xFFFF:
             raise error("bad_request", f"{port} is no port")
         sandbox = await self._lives.awake(self._registry.find(ref))
-        return await (await sandbox.connection.get()).tunnel(port, host)
+        with sandbox.activity.use():
+            guest = await sandbox.connection.get()
+            return UsedTunnel(await guest.tunnel(port, host), sandbox.activity)

@@ -33,6 +33,9 @@ class Keeper(Protocol):
     def leave(self, exec_id: str, *, ended: bool) -> None:
         """Take note that the client of an attached program is gone."""
 
+    def hang_up(self, client: object) -> None:
+        """Take note that a client of a logged program is gone."""
+
     async def keep(self, info: ExecInfo, follower: Follower) -> None:
         """Let an attached program go on by itself, its output from now on in a log."""
 
@@ -150,6 +153,7 @@ class LoggedSession(_Input):
 
     async def close(self, *, detach: bool) -> None:
         """End the attachment; a logged program goes on either way."""
+        self._execs.hang_up(self._tap)
         await self._pump.detach(self._tap)
 
 

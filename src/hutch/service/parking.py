@@ -1,0 +1,228 @@
+"""A sandbox's memory on disk: written while its VM stands still, and taken up by a clone of it.
+
+The directory of a parked sandbox is complete when its manifest is there, which comes last and goes
+first. Its disk is not in it: the sandbox keeps that, and nothing may write it meanwhile. It must
+not know of states, nor of what wakes a sandbox.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hutch.engine.base import Accelerator, Frozen, Machine, MachineSpec, MachineType
+from hutch.errors import HutchError, error
+from hutch.guest.base import Guest
+from hutch.models import from_json, timestamp, to_json
+from hutch.service.boot import Late, Stalled
+from hutch.service.machine import Booter, BootRecord, identify_clone
+from hutch.service.parts import Parts
+from hutch.service.sandbox import GUEST_TIMEOUT, Sandbox
+from hutch.state.base import SandboxRow
+from hutch.tasks import in_thread, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+MANIFEST: Final = "parked.json"
+FORMAT: Final = 1
+
+_AT_FAULT: Final = "template"
+"""The detail of an engine's error that says that a memory will never load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is on record of a parked memory, beside it.
+
+    `program` and `layout` are the engine's marks of what can load it, `layer` is the uppermost one
+    of the disk that goes with it, `generation` that of the sandbox which was parked.
+    """
+
+    format: int
+    program: str
+    layout: str
+    machine: MachineType
+    accelerator: str
+    tsc_khz: int | None
+    memory: int
+    layer: str | None
+    generation: int
+    parked_at: str
+
+
+class Parking:
+    """Keeps and takes up the memories of one host's parked sandboxes."""
+
+    def __init__(self, parts: Parts, booter: Booter) -> None:
+        self._parts = parts
+        self._booter = booter
+
+    # ---- to disk
+
+    async def write(self, row: SandboxRow, sandbox: Sandbox) -> Frozen:
+        """Bring a running sandbox to rest and write its memory; it stands still from then on.
+
+        When it raises, the sandbox runs on and nothing is left: guest_timeout (its programs could
+        not be frozen), disk_full, engine_*, sandbox_died.
+        """
+        frozen = Frozen(self._parts.places.parked(row.info.id), row.info.memory)
+        await self.clear(row)
+        try:
+            await settle_in_thread(frozen.directory.mkdir, mode=0o700, parents=True)
+            manifest = await self._describe(row, sandbox.machine)
+            await sandbox.still()
+            frozen = await self._parts.engine.capture(sandbox.machine, frozen.directory)
+            await self._parts.engine.keep(frozen)
+            await settle_in_thread(_write_manifest, frozen.directory, manifest)
+        except BaseException:
+            await self.give_back(row, sandbox)
+            raise
+        return frozen
+
+    async def give_back(self, row: SandboxRow, sandbox: Sandbox) -> None:
+        """Let a sandbox run on that was to be parked, and forget what was written."""
+        try:
+            await self.clear(row)
+        finally:
+            await sandbox.go_on()
+
+    async def drop(self, frozen: Frozen) -> None:
+        """Give the host's memory back that a capture holds; what is on disk stays."""
+        await self._parts.engine.drop(frozen)
+
+    async def _describe(self, row: SandboxRow, machine: Machine) -> Manifest:
+        record = machine.record
+        spec = await self._spec(row, record.machine, record.accelerator, None)
+        engine = self._parts.engine
+        return Manifest(
+            format=FORMAT,
+            program=await in_thread(engine.identity),
+            layout=await in_thread(engine.layout, spec),
+            machine=record.machine,
+            accelerator=record.accelerator.value,
+            tsc_khz=spec.tsc_khz,
+            memory=row.info.memory,
+            layer=row.layer,
+            generation=row.generation,
+            parked_at=timestamp(),
+        )
+
+    async def _spec(
+        self,
+        row: SandboxRow,
+        machine: MachineType,
+        accelerator: Accelerator,
+        tsc_khz: int | None,
+    ) -> MachineSpec:
+        """Return the VM that the sandbox has, or is to have again."""
+        if row.layer is None:
+            raise error("engine_failed", f"sandbox {row.info.name} has no disk")
+        recipe = await self._booter.recipe(row.info)
+        spec = self._booter.machine_spec(row, recipe, row.layer)
+        rate = spec.tsc_khz if tsc_khz is None else tsc_khz
+        return dataclasses.replace(spec, machine=machine, accelerator=accelerator, tsc_khz=rate)
+
+    # ---- from disk
+
+    async def is_complete(self, row: SandboxRow) -> bool:
+        """Tell whether there is a memory to take up."""
+        return await in_thread((self._parts.places.parked(row.info.id) / MANIFEST).is_file)
+
+    async def take_up(self, row: SandboxRow, record: BootRecord) -> tuple[Machine, Guest]:
+        """Start the VM that goes on from the memory, with its identity; its programs are frozen.
+
+        Raises parked_unusable, and when it may work another time engine_*, no_capacity and the
+        like. No VM is left then, and the memory is as it was.
+        """
+        directory = self._parts.places.parked(row.info.id)
+        manifest = await in_thread(_read_manifest, directory)
+        if manifest is None or manifest.layer != row.layer:
+            raise _unusable(row, "its memory is not complete")
+        spec = await self._spec(
+            row, manifest.machine, Accelerator(manifest.accelerator), manifest.tsc_khz
+        )
+        engine = self._parts.engine
+        if manifest.program != await in_thread(engine.identity):
+            raise _unusable(row, "another build of the engine has written its memory")
+        if manifest.layout != await in_thread(engine.layout, spec):
+            raise _unusable(row, "a VM of today would not be built as its own was")
+        identify = functools.partial(identify_clone, row.info, row.generation)
+        frozen = Frozen(directory, manifest.memory)
+        try:
+            return await self._booter.take_up(row, record, spec, frozen, identify)
+        except (Stalled, Late) as cause:
+            raise _unusable(row, str(cause) or "no time was left") from cause
+        except HutchError as cause:
+            if cause.code == "engine_failed" and cause.details.get(_AT_FAULT):
+                raise _unusable(row, cause.message) from cause
+            raise
+        finally:
+            await engine.drop(frozen)
+
+    async def greet(self, row: SandboxRow, machine: Machine) -> Guest:
+        """Give the VM its identity that an earlier daemon has started from the memory.
+
+        Raises parked_unusable; the VM is ended then.
+        """
+        try:
+            guest = await self._parts.connect_guest(machine.agent_socket, timeout=GUEST_TIMEOUT)
+            try:
+                await identify_clone(row.info, row.generation, guest)
+            except BaseException:
+                await guest.close()
+                raise
+        except (Stalled, HutchError) as cause:
+            await machine.kill()
+            raise _unusable(row, str(cause)) from cause
+        return guest
+
+    async def clear(self, row: SandboxRow) -> None:
+        """Remove the memory, if there is one."""
+        directory = self._parts.places.parked(row.info.id)
+        await self._parts.engine.drop(Frozen(directory, row.info.memory))
+        await settle_in_thread(_remove, directory)
+
+
+def _unusable(row: SandboxRow, why: str) -> HutchError:
+    name = row.info.name
+    return error(
+        "parked_unusable",
+        f"sandbox {name} cannot go on from its memory: {why}",
+        hint=f"`hutch stop {name}` gives its memory up and keeps its disk",
+    )
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Complete a parked memory: from here on it exists, whatever happens."""
+    part = directory / f"{MANIFEST}.part"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(to_json(manifest), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(directory / MANIFEST)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_manifest(directory: Path) -> Manifest | None:
+    try:
+        body = json.loads((directory / MANIFEST).read_bytes())
+        return from_json(Manifest, body) if body["format"] == FORMAT else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("the manifest in %s is not readable", directory)
+        return None
+
+
+def _remove(directory: Path) -> None:
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
