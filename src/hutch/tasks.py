@@ -86,3 +86,20 @@ async def settle_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.k
         if not call.cancelled():
             call.exception()  # it is nobody's any more
         raise
+
+
+async def settle(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end, also when this is cancelled: the cancellation shows only then.
+
+    For what must not be left half done, and is done soon.
+    """
+    task = asyncio.create_task(work)  # noqa: TID251 - the owner
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):  # the first one is raised below
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it is nobody's any more
+        raise

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from hutch.tasks import Scope, in_thread, settle_in_thread
+from hutch.tasks import Scope, in_thread, settle, settle_in_thread
 
 
 async def forever(begun: asyncio.Event) -> None:
@@ -189,3 +189,35 @@ async def test_a_settled_call_is_waited_for_even_when_cancelled_twice() -> None:
         go.set()
     assert task.cancelled()
     assert ended == [True]
+
+
+async def test_settled_work_is_done_to_its_end_and_then_cancelled() -> None:
+    began, go = asyncio.Event(), asyncio.Event()
+    ended: list[bool] = []
+
+    async def work() -> int:
+        began.set()
+        await go.wait()
+        ended.append(True)
+        return 7
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(settle(work()))
+        await began.wait()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert ended == [True]
+    assert await settle(work()) == 7
+
+
+async def test_settled_work_fails_as_it_would_by_itself() -> None:
+    async def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await settle(work())

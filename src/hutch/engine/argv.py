@@ -71,6 +71,8 @@ def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool)
         argv += ["-sandbox", SANDBOX]
     argv += _board(spec)
     argv += _memory(spec, fds)
+    # What a machine's state is loaded without: it is taken without it, too.
+    argv += ["-global", "migration.send-configuration=off"]
     argv += ["-rtc", "base=utc,clock=host", "-action", "reboot=shutdown,panic=exit-failure"]
     argv += _sockets(fds)
     argv += _origin(spec, fds)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hutch.engine import migration, smaps
 from hutch.engine.base import ExitKind, MachineExit, MachineRecord, MemoryUse
+from hutch.engine.capture import Captured, capture
 from hutch.engine.console import Console
 from hutch.engine.jail import AGENT_SOCKET, remove_sockets
 from hutch.engine.qmp import Qmp
@@ -115,6 +116,7 @@ class QemuMachine:
         """`memory` is the guest's, where the machine can be frozen; it is taken over."""
         self.record = record
         self._memory = memory
+        self._standing = asyncio.Lock()
         self._qmp = qmp
         self._console = console
         self._child = child
@@ -169,6 +171,11 @@ class QemuMachine:
         """Stop it for good and return the state of its devices and CPUs. Raises EngineError."""
         return await migration.save(self._qmp)
 
+    async def capture(self, next_disk: Path | None) -> Captured:
+        """Take it as it is now; it goes on, on that disk if there is one. Raises EngineError."""
+        async with self._standing:
+            return await capture(self._qmp, self.record.process, next_disk)
+
     def take_memory(self) -> int | None:
         """Return the guest's memory, the caller's to close; None: there is none to be had."""
         memory, self._memory = self._memory, None
@@ -184,11 +191,13 @@ class QemuMachine:
 
     async def pause(self) -> None:
         """See the Protocol. Raises sandbox_died, engine_failed."""
-        await self._qmp.execute("stop")
+        async with self._standing:  # what captures it lets it run on as it was before
+            await self._qmp.execute("stop")
 
     async def resume(self) -> None:
         """See the Protocol. Raises sandbox_died, engine_failed."""
-        await self._qmp.execute("cont")
+        async with self._standing:
+            await self._qmp.execute("cont")
 
     async def paused(self) -> bool:
         """See the Protocol. Raises sandbox_died, engine_failed."""

@@ -10,22 +10,27 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
+import mmap
 import os
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from hutch.engine.base import Frozen
 from hutch.engine.failures import os_failure, template_failure
 from hutch.errors import error
-from hutch.tasks import settle_in_thread
+from hutch.tasks import in_thread, settle_in_thread
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _SEAL_PATIENCE = 5.0
 _SEAL_PAUSE = 0.002
 _CHUNK = 16 << 20
-_MAGIC = b"hutch-state 1\n"
+_MAGIC = b"hutch-state 2\n"
+_LENGTH = struct.Struct(">I")
 _DIGEST = hashlib.sha256
 
 
@@ -65,15 +70,53 @@ def _sealed(fd: int) -> bool:
     return True
 
 
-def store(frozen: Frozen, state: bytes, memory: int) -> None:
+Extents = Sequence[tuple[int, int]]
+"""The parts of a file that are no holes: where they begin, and their lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtRest:
+    """What the state's file of a machine says: its state, and what is in the memory's file.
+
+    Without a digest that file is believed as it is, which takes no time.
+    """
+
+    state: bytes
+    extents: Extents | None = None
+    digest: str | None = None
+
+    def pack(self) -> bytes:
+        """Return the file's content."""
+        about = json.dumps({"extents": self.extents, "digest": self.digest}).encode()
+        body = _LENGTH.pack(len(about)) + about + self.state
+        return _MAGIC + _DIGEST(body).digest() + body
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "AtRest":
+        """Return what `pack` was given. Raises ValueError for anything else."""
+        head = len(_MAGIC) + _DIGEST().digest_size
+        body = data[head:]
+        if data[:head] != _MAGIC + _DIGEST(body).digest():
+            raise ValueError("damaged")
+        (length,) = _LENGTH.unpack_from(body)
+        about = json.loads(body[_LENGTH.size : _LENGTH.size + length])
+        return cls(body[_LENGTH.size + length :], about["extents"], about["digest"])
+
+
+def store(frozen: Frozen, state: bytes, memory: int, *, verified: bool = False) -> None:
     """Write both files of a frozen machine, each beside its place, and make them last.
 
+    A `verified` memory is compared with its digest when it is loaded: it is to be kept for long.
     Blocking. Raises disk_full, engine_failed; leaves neither then.
     """
     try:
+        content = AtRest(state)
+        if verified:
+            parts = list(extents(memory, frozen.memory))
+            content = AtRest(state, parts, memory_digest(memory, frozen.memory, parts))
         frozen.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(frozen.image, lambda file: copy_sparse(memory, file.fileno(), frozen.memory))
-        _write(frozen.state, lambda file: file.write(_MAGIC + _DIGEST(state).digest() + state))
+        _write(frozen.state, lambda file: file.write(content.pack()))
         _sync_directory(frozen.directory)
     except OSError as cause:
         remove(frozen)
@@ -112,30 +155,49 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def read_state(frozen: Frozen) -> bytes:
-    """Return the state of a frozen machine. Blocking. Raises engine_failed (`template`)."""
+def read_state(frozen: Frozen) -> AtRest:
+    """Read the state's file of a frozen machine. Blocking. Raises engine_failed (`template`)."""
     try:
-        data = frozen.state.read_bytes()
+        return AtRest.unpack(frozen.state.read_bytes())
     except OSError as cause:
         raise template_failure(f"{frozen.state} cannot be read: {cause.strerror}") from cause
-    head = len(_MAGIC) + _DIGEST().digest_size
-    if data[:head] != _MAGIC + _DIGEST(data[head:]).digest():
-        raise template_failure(f"{frozen.state} is damaged")
-    return data[head:]
+    except ValueError as cause:
+        raise template_failure(f"{frozen.state} is damaged") from cause
 
 
-def copy_sparse(source: int, target: int, size: int) -> None:
-    """Copy what is not a hole of `size` bytes into an empty file. Blocking. Raises OSError."""
-    os.ftruncate(target, size)
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of `size` bytes of a file that are no holes. Raises OSError."""
     end = 0
-    while True:
+    while end < size:
         try:
-            start = os.lseek(source, end, os.SEEK_DATA)
+            start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as cause:
             if cause.errno == errno.ENXIO:  # no data is left
                 return
             raise
-        end = os.lseek(source, start, os.SEEK_HOLE)
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, min(end, size) - start
+
+
+def memory_digest(fd: int, size: int, parts: Extents) -> str:
+    """Return the digest of these parts of a memory. Blocking. Raises OSError."""
+    digest = _DIGEST()
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+        with memoryview(memory) as view:
+            for start, length in parts:
+                with view[start : start + length] as part:
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def copy_sparse(source: int, target: int, size: int, parts: Extents | None = None) -> None:
+    """Copy `size` bytes into an empty file, but for the holes. Blocking. Raises OSError.
+
+    `parts` are what is copied where the file no longer tells its holes.
+    """
+    os.ftruncate(target, size)
+    for start, length in extents(source, size) if parts is None else parts:
+        end = start + length
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
             sent = os.sendfile(target, source, start, min(end - start, _CHUNK))
@@ -145,10 +207,14 @@ def copy_sparse(source: int, target: int, size: int) -> None:
 
 
 class _Entry:
-    """The memory of one frozen machine, or its absence; `lock` is held while it is loaded."""
+    """The memory of one frozen machine, or its absence; `lock` is held while it is loaded.
 
-    def __init__(self, fd: int | None = None) -> None:
+    `state` is that of a machine that is nowhere else yet.
+    """
+
+    def __init__(self, fd: int | None = None, state: bytes | None = None) -> None:
         self.fd = fd
+        self.state = state
         self.lock = asyncio.Lock()
 
 
@@ -163,10 +229,35 @@ class Memories:
     def __init__(self) -> None:
         self._entries: dict[Path, _Entry] = {}
 
-    def add(self, frozen: Frozen, fd: int) -> None:
-        """Take over the sealed memory of a machine that was frozen just now."""
+    def add(self, frozen: Frozen, fd: int, state: bytes | None = None) -> None:
+        """Take over the sealed memory of a machine, and its state unless that is on disk."""
         self.drop(frozen)
-        self._entries[frozen.directory] = _Entry(fd)
+        self._entries[frozen.directory] = _Entry(fd, state)
+
+    async def state(self, frozen: Frozen) -> bytes:
+        """Return the state of a machine. Raises engine_failed (`template`)."""
+        entry = self._entries.get(frozen.directory)
+        if entry is not None and entry.state is not None:
+            return entry.state
+        return (await in_thread(read_state, frozen)).state
+
+    async def keep(self, frozen: Frozen) -> None:
+        """Write a machine to its directory that is only here. Raises disk_full, engine_failed."""
+        entry = self._entries.get(frozen.directory)
+        if entry is None or entry.fd is None:
+            raise error("engine_failed", f"nothing is held for {frozen.directory}")
+        async with entry.lock:
+            if entry.state is None:
+                return
+            fd = os.dup(entry.fd)
+            try:
+                await settle_in_thread(store, frozen, entry.state, fd, verified=True)
+            except asyncio.CancelledError:
+                remove(frozen)  # the thread may have been done, and is now
+                raise
+            finally:
+                os.close(fd)
+            entry.state = None
 
     async def of(self, frozen: Frozen) -> int:
         """Return a descriptor of its memory, the caller's to close; loads it if need be, once.
@@ -209,6 +300,7 @@ async def _load(frozen: Frozen) -> int:
 
 
 def _fill(fd: int, frozen: Frozen) -> None:
+    content = read_state(frozen)
     try:
         with open(frozen.image, "rb") as image:
             size = os.fstat(image.fileno()).st_size
@@ -216,6 +308,10 @@ def _fill(fd: int, frozen: Frozen) -> None:
                 raise template_failure(
                     f"{frozen.image} has {size} bytes instead of {frozen.memory}"
                 )
-            copy_sparse(image.fileno(), fd, size)
+            copy_sparse(image.fileno(), fd, size, content.extents)
+        if content.digest is not None:
+            found = memory_digest(fd, size, content.extents or ())
+            if found != content.digest:
+                raise template_failure(f"{frozen.image} is damaged")
     except OSError as cause:
         raise template_failure(f"{frozen.image} cannot be read: {cause.strerror}") from cause

@@ -1,52 +1,84 @@
 """The state of a machine's devices and CPUs, out of one QEMU process and into another.
 
-Knows QMP alone. The guest's memory is not part of it (`x-ignore-shared`): the two processes share
-that as a file. The bytes go through a socket pair, the only way that QEMU's jail leaves open and
-every version of it knows.
+Knows QMP alone. The guest's memory is not part of it: that is a file, and what it takes of another
+process is up to whoever starts that. QEMU writes the state into a file that it is handed, and reads
+it from a socket: the ways that its jail leaves open and every version knows.
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from hutch.engine.failures import template_failure
+from hutch.engine.failures import os_failure, template_failure
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, error
 
 STATE_LIMIT = 64 << 20
-"""Bytes of a state. The largest seen is 0.2 MB; what a QEMU process sends is its guest's to say."""
+"""Bytes of a state. The largest seen is 0.3 MB; what QEMU writes is its guest's to say."""
 TIMEOUT = 30.0
 _POLL = 0.001
-_CHUNK = 256 << 10
 _NAME = "state"
 
 
-async def save(qmp: Qmp) -> bytes:
-    """Stop a machine and return its state; it cannot go on afterwards.
+class StateFile:
+    """A file in memory that a QEMU process can write its state to."""
 
-    Raises EngineError: engine_failed when QEMU refuses or takes too long, sandbox_died.
-    """
-    await qmp.execute("stop")
-    await _leave_memory_out(qmp)
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            with _pair() as (ours, theirs):
-                await qmp.send_fd(_NAME, theirs.fileno())
-                theirs.close()
-                await qmp.execute("migrate", {"uri": f"fd:{_NAME}"})
-                state = await _receive(ours)
-            # QEMU hangs up once it is done, and says so at once.
-            while (info := await qmp.execute("query-migrate"))["status"] != "completed":
-                if info["status"] in ("failed", "cancelled", "cancelling"):
-                    why = str(info.get("error-desc", info["status"]))[:300]
-                    raise error("engine_failed", f"QEMU cannot save the VM's state: {why}")
-                await asyncio.sleep(_POLL)
-    except TimeoutError:
-        raise error(
-            "engine_failed", f"QEMU did not save the VM's state within {TIMEOUT:g} s"
-        ) from None
-    return state
+    def __init__(self, qmp: Qmp, fd: int, number: int) -> None:
+        """`number` is what QEMU knows the file `fd` by."""
+        self._qmp = qmp
+        self._fd = fd
+        self._number = number
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, qmp: Qmp) -> "AsyncIterator[StateFile]":
+        """Hand a new file to QEMU, for the length of the block. Raises EngineError."""
+        try:
+            fd = os.memfd_create("hutch-state", os.MFD_CLOEXEC)
+        except OSError as cause:
+            raise os_failure("a file for the VM's state cannot be made", cause) from cause
+        try:
+            # QEMU finds no file that is open for reading, too, when it wants one to write to.
+            theirs = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                number = await qmp.add_fd(theirs)
+            finally:
+                os.close(theirs)
+            try:
+                yield cls(qmp, fd, number)
+            finally:
+                await qmp.remove_fd(number)
+        finally:
+            os.close(fd)
+
+    async def save(self) -> None:
+        """Have QEMU write the state of a machine that it has stopped.
+
+        Raises EngineError: engine_failed when it refuses or takes too long, sandbox_died.
+        """
+        # Not `live`: that would take the disks away from the machine, which is to go on.
+        where = {"filename": f"/dev/fdset/{self._number}", "live": False}
+        await self._qmp.execute("xen-save-devices-state", where, timeout=TIMEOUT)
+
+    def read(self) -> bytes:
+        """Return what was written. Blocking. Raises engine_failed."""
+        size = os.fstat(self._fd).st_size
+        if size > STATE_LIMIT:
+            raise error("engine_failed", f"the VM's state is larger than {STATE_LIMIT} bytes")
+        state = os.pread(self._fd, size, 0)
+        if not state:
+            raise error("engine_failed", "QEMU wrote no state of the VM")
+        return state
+
+
+async def save(qmp: Qmp) -> bytes:
+    """Stop a machine and return its state. Raises EngineError: engine_failed, sandbox_died."""
+    async with StateFile.of(qmp) as file:
+        await qmp.execute("stop")
+        await file.save()
+        return file.read()
 
 
 async def load(qmp: Qmp, state: bytes) -> None:
@@ -56,7 +88,6 @@ async def load(qmp: Qmp, state: bytes) -> None:
     """
     try:
         async with asyncio.timeout(TIMEOUT):
-            await _leave_memory_out(qmp)
             with _pair() as (ours, theirs):
                 await qmp.send_fd(_NAME, theirs.fileno())
                 theirs.close()
@@ -81,11 +112,6 @@ def _gone(message: str) -> EngineError:
     return EngineError("sandbox_died", message, details={"template": True})
 
 
-async def _leave_memory_out(qmp: Qmp) -> None:
-    wanted = [{"capability": "x-ignore-shared", "state": True}]
-    await qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
-
-
 async def _loaded(qmp: Qmp) -> str:
     """Return the run state once it is no longer that of a process which receives."""
     while True:
@@ -102,14 +128,3 @@ def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     with ours, theirs:
         ours.setblocking(False)
         yield ours, theirs
-
-
-async def _receive(sock: socket.socket) -> bytes:
-    loop = asyncio.get_running_loop()
-    parts, size = [], 0
-    while data := await loop.sock_recv(sock, _CHUNK):
-        parts.append(data)
-        size += len(data)
-        if size > STATE_LIMIT:
-            raise error("engine_failed", f"the VM's state is larger than {STATE_LIMIT} bytes")
-    return b"".join(parts)

@@ -24,7 +24,7 @@ from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
-from hutch.engine.memories import Memories, create_memory, read_state, remove, seal, store
+from hutch.engine.memories import Memories, create_memory, remove, seal, store
 from hutch.engine.orphans import socket_holders
 from hutch.engine.qcow2 import create_overlay
 from hutch.engine.qmp import Qmp
@@ -139,11 +139,26 @@ class QemuEngine:
         self._memories.add(frozen, memory)
         return frozen
 
+    async def capture(
+        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+    ) -> Frozen:
+        """See the Protocol. Raises engine_failed, sandbox_died."""
+        if not isinstance(machine, QemuMachine):
+            raise error("engine_failed", "that VM is not QEMU's")
+        taken = await machine.capture(next_disk)
+        frozen = Frozen(directory, os.fstat(taken.memory).st_size)
+        self._memories.add(frozen, taken.memory, taken.state)
+        return frozen
+
+    async def keep(self, frozen: Frozen) -> None:
+        """See the Protocol. Raises disk_full, engine_failed."""
+        await self._memories.keep(frozen)
+
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> QemuMachine:
         """See the Protocol. Raises engine_missing, engine_failed, disk_full."""
         if spec.memory != frozen.memory:
             raise template_failure(f"{frozen.directory} is of a VM with other memory")
-        state = await in_thread(read_state, frozen)
+        state = await self._memories.state(frozen)
         memory = await self._memories.of(frozen)
         try:
             return await self._start(spec, memory=memory, state=state)

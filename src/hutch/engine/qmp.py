@@ -13,7 +13,7 @@ from typing import Any
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from hutch.errors import error
+from hutch.errors import EngineError, error
 
 # The library reports a peer that goes away, which is how every machine ends, as an error of its
 # own.
@@ -32,6 +32,7 @@ class Qmp:
         """Take over a client that is not connected yet: no event is lost."""
         self._client = client
         self._reason: str | None = None
+        self._handing = asyncio.Lock()
         # The library keeps every event that passes for ever, and a guest can cause as many as it
         # likes.
         client.events.event_filter = self._note
@@ -100,11 +101,31 @@ class Qmp:
 
         Raises EngineError as `execute` does.
         """
+        async with self._handing:
+            self._attach(fd)
+            await self.execute("getfd", {"fdname": name})
+
+    async def add_fd(self, fd: int) -> int:
+        """Hand an open file to QEMU, where /dev/fdset/N names it, and return N: see `remove_fd`.
+
+        It can only be opened there as it is open here: for reading, for writing or for both. Raises
+        EngineError as `execute` does.
+        """
+        async with self._handing:
+            self._attach(fd)
+            return int((await self.execute("add-fd"))["fdset-id"])
+
+    async def remove_fd(self, number: int) -> None:
+        """Take back what `add_fd` handed over; where it is in use it stays open. Never raises."""
+        with contextlib.suppress(EngineError):
+            await self.execute("remove-fd", {"fdset-id": number})
+
+    def _attach(self, fd: int) -> None:
+        # QEMU keeps it for the next command that asks for one.
         try:
             self._client.send_fd_scm(fd)
         except (QMPError, OSError) as cause:
             raise error("sandbox_died", "the VM ended before it was handed a file") from cause
-        await self.execute("getfd", {"fdname": name})
 
     async def shutdown_reason(self, *, timeout: float) -> str | None:
         """Return the last SHUTDOWN event's reason, when the peer hangs up or `timeout` s pass."""

@@ -17,7 +17,7 @@ from hutch.engine.base import BootFiles, Drive, Engine, MachineSpec, MachineType
 from hutch.images.base import Kernel, RootFs
 from hutch.settings import GIB, MIB, Settings
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of each key: raised when what a template's directory holds, or what is done before a
 machine is frozen, changes."""
 

@@ -5,6 +5,7 @@ boots nothing, and of the command line it knows only the descriptors of the thre
 """
 
 import json
+import mmap
 import os
 import re
 import signal
@@ -13,9 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 MEMORY = b"what the guest has in memory"
+OWN = 64 << 20
+"""Where a clone's guest adds one to each byte of a page."""
+NEXT = bytes((byte + 1) % 256 for byte in range(256))
 PANIC = b"[    1.0] Kernel panic - not syncing: told to\n"
 
 
@@ -38,8 +42,13 @@ def requests(control: socket.socket, files: list[int] | None = None) -> Iterator
             yield request
 
 
+SAVE = "xen-save-devices-state"
+
+
 class StandIn:
     """One process."""
+
+    refused: ClassVar = {"unsavable": SAVE, "unswitchable": "blockdev-snapshot"}
 
     def __init__(self, mode: str, argv: list[str]) -> None:
         self.mode = mode
@@ -48,13 +57,30 @@ class StandIn:
         self.state = "inmigrate" if "-incoming" in argv else "prelaunch"
         devices = [word for word in argv if word.startswith("virtio-blk-pci,")]
         self.layout = json.dumps([argv[argv.index("-smp") + 1], len(devices)]).encode()
-        memory = re.search(r"mem-path=([^,]+),share=(\w+)", " ".join(argv))
-        if memory and memory[2] == "on":
-            with open(memory[1], "r+b") as file:
-                file.write(MEMORY)
-        if memory and memory[2] == "off":
-            with open(memory[1], "r+b") as file:
-                assert file.read(len(MEMORY)) == MEMORY
+        self.memory = self._memory(" ".join(argv))
+        self.fdsets: dict[int, int] = {}
+        self.disks = ["drive1"]
+
+    @staticmethod
+    def _memory(argv: str) -> mmap.mmap:
+        """Map the guest's memory as QEMU does; a guest that boots writes to it."""
+        given = re.search(r"mem-path=([^,]+),share=(\w+)", argv)
+        if given is None:
+            size = int(re.search(r"memory-backend-memfd,id=ram,size=(\d+)M", argv)[1]) << 20
+            fd = os.memfd_create("memory-backend-memfd")
+            os.ftruncate(fd, size)
+            memory = mmap.mmap(fd, size)
+            memory[: len(MEMORY)] = MEMORY
+        else:
+            fd = os.open(given[1], os.O_RDWR)
+            shared = given[2] == "on"
+            flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+            memory = mmap.mmap(fd, os.fstat(fd).st_size, flags)
+            if shared:
+                memory[: len(MEMORY)] = MEMORY
+            assert memory[: len(MEMORY)] == MEMORY
+            memory[OWN : OWN + 4096] = memory[OWN : OWN + 4096].translate(NEXT)
+        return memory
 
     @staticmethod
     def _sockets(argv: list[str]) -> Iterator[tuple[str, socket.socket]]:
@@ -100,9 +126,13 @@ class StandIn:
                     {"error": {"class": "GenericError", "desc": "not now"}, "id": request.get("id")}
                 )
                 continue
-            if command == "silence" or (command == "migrate" and self.mode == "stuck"):
+            if command == "silence" or (command == SAVE and self.mode == "stuck"):
                 continue
-            send({"return": self.answer(command), "id": request.get("id")})
+            if command == self.refused.get(self.mode):
+                send({"error": {"class": "GenericError", "desc": "told to"}, "id": request["id"]})
+                continue
+            arguments = request.get("arguments", {})
+            send({"return": self.answer(command, arguments), "id": request.get("id")})
             if command == "cont" and self.mode == "die":
                 os.kill(os.getpid(), 6)
             if command == "cont" and self.mode == "panic":
@@ -113,28 +143,52 @@ class StandIn:
             if command == "system_powerdown":
                 shutdown("guest-shutdown")
 
-    def answer(self, command: str) -> dict[str, Any]:
+    def answer(self, command: str, arguments: dict[str, Any]) -> Any:
         """Do what a command asks for, and return its result."""
         match command:
             case "stop":
                 self.state = "paused"
             case "cont":
                 self.state = "running"
-            case "migrate":
-                threading.Thread(target=self.save, args=(self.files.pop(),), daemon=True).start()
-            case "query-migrate":
-                failed = {"status": "failed", "error-desc": "told to"}
-                return failed if self.mode == "unsavable" else {"status": "completed"}
+            case "add-fd":
+                number = max(self.fdsets, default=9) + 1
+                self.fdsets[number] = self.files.pop()
+                return {"fdset-id": number, "fd": self.fdsets[number]}
+            case "remove-fd":
+                os.close(self.fdsets.pop(arguments["fdset-id"]))
+            case "xen-save-devices-state":
+                assert self.state == "paused"
+                assert arguments["live"] is False
+                self.save(self.fdset(arguments["filename"]))
+            case "query-block":
+                inserted = [{"node-name": "drive0", "ro": True}]
+                inserted += [{"node-name": self.disks[-1], "ro": False}]
+                return [{"device": "", "inserted": node} for node in inserted]
+            case "blockdev-add":
+                assert arguments["backing"] is None
+                with open(self.fdset(arguments["file"]["filename"]), "r+b", closefd=False) as disk:
+                    assert disk.read(4) == b"QFI\xfb"
+                self.opened = arguments["node-name"]
+            case "blockdev-del":
+                assert arguments["node-name"] == self.opened
+            case "blockdev-snapshot":
+                assert self.state == "paused"
+                assert arguments == {"node": self.disks[-1], "overlay": self.opened}
+                self.disks.append(self.opened)
             case "migrate-incoming":
                 threading.Thread(target=self.load, args=(self.files.pop(),), daemon=True).start()
             case "query-status":
                 return {"status": self.state, "running": self.state == "running"}
         return {}
 
+    def fdset(self, path: str) -> int:
+        """Return the file that was handed over under a number."""
+        return self.fdsets[int(path.removeprefix("/dev/fdset/"))]
+
     def save(self, target: int) -> None:
-        """Give a state, of more bytes than a socket holds."""
-        with open(target, "wb") as file:
-            file.write(self.layout + b"." * (1 << 20))
+        """Write a state, of more bytes than a socket holds."""
+        os.ftruncate(target, 0)
+        os.write(target, self.layout + b"." * (1 << 20))
 
     def load(self, source: int) -> None:
         """Take up a state; end as QEMU does when it is another machine's."""

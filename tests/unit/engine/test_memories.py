@@ -8,8 +8,8 @@ import pytest
 
 from hutch.engine import memories
 from hutch.engine.base import Frozen
-from hutch.engine.memories import Memories, create_memory, read_state, seal, store
-from hutch.errors import EngineError
+from hutch.engine.memories import AtRest, Memories, create_memory, read_state, seal, store
+from hutch.errors import EngineError, NoCapacity, error
 
 SIZE = 64 << 20
 PAGES = {0: b"first", 5 << 20: b"middle", SIZE - 4096: b"last"}
@@ -121,11 +121,11 @@ async def test_a_memory_still_written_to_is_not_sealed(
 
 
 def test_a_state_is_read_as_it_was_written(frozen: Frozen) -> None:
-    assert read_state(frozen) == b"state"
+    assert read_state(frozen) == AtRest(b"state")
     assert frozen.state.stat().st_mode & 0o777 == frozen.image.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("harm", [b"", b"state", b"hutch-state 1\n", None])
+@pytest.mark.parametrize("harm", [b"", b"state", b"hutch-state 2\n", None])
 def test_a_damaged_state_is_noticed(frozen: Frozen, harm: bytes | None) -> None:
     data = bytearray(frozen.state.read_bytes())
     data[-1] ^= 1
@@ -133,6 +133,78 @@ def test_a_damaged_state_is_noticed(frozen: Frozen, harm: bytes | None) -> None:
     with pytest.raises(EngineError, match="damaged") as caught:
         read_state(frozen)
     assert caught.value.details["template"] is True
+
+
+async def test_what_was_captured_is_here_alone_until_it_is_kept(
+    memory: int, short_tmp: Path
+) -> None:
+    frozen, kept = Frozen(short_tmp / "captured", SIZE), Memories()
+    await seal(memory)
+    kept.add(frozen, os.dup(memory), b"state")
+    assert await kept.state(frozen) == b"state"
+    assert not frozen.directory.exists()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(kept.keep(frozen))
+    assert await kept.state(frozen) == b"state"
+    kept.drop(frozen)
+    fd = await kept.of(frozen)
+    assert content(fd) == PAGES
+    assert kept.held(frozen) == len(PAGES) * 4096
+    os.close(fd)
+    kept.drop(frozen)
+    with pytest.raises(EngineError, match="nothing is held"):
+        await kept.keep(frozen)
+
+
+async def test_what_was_kept_does_not_need_its_holes(memory: int, short_tmp: Path) -> None:
+    frozen = Frozen(short_tmp / "kept", SIZE)
+    store(frozen, b"state", memory, verified=True)
+    # As a copy through a program that knows no holes leaves it.
+    frozen.image.write_bytes(frozen.image.read_bytes())
+    kept = Memories()
+    fd = await kept.of(frozen)
+    assert content(fd) == PAGES
+    assert kept.held(frozen) == len(PAGES) * 4096
+    os.close(fd)
+    kept.drop(frozen)
+
+
+@pytest.mark.parametrize(("verified", "noticed"), [(True, True), (False, False)])
+async def test_a_damaged_memory_is_noticed_where_it_was_kept(
+    memory: int, short_tmp: Path, verified: bool, noticed: bool
+) -> None:
+    frozen, kept = Frozen(short_tmp / "kept", SIZE), Memories()
+    store(frozen, b"state", memory, verified=verified)
+    with frozen.image.open("r+b") as image:
+        image.seek(5 << 20)
+        image.write(b"M")
+    if noticed:
+        with pytest.raises(EngineError, match="damaged") as caught:
+            await kept.of(frozen)
+        assert caught.value.details["template"] is True
+    else:
+        os.close(await kept.of(frozen))
+    kept.drop(frozen)
+
+
+async def test_what_could_not_be_kept_stays_here(
+    memory: int, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, kept = Frozen(short_tmp / "kept", SIZE), Memories()
+    kept.add(frozen, os.dup(memory), b"state")
+
+    def full(*_: object, **__: object) -> None:
+        raise error("disk_full", "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memories, "store", full)
+        with pytest.raises(NoCapacity):
+            await kept.keep(frozen)
+    assert await kept.state(frozen) == b"state"
+    await kept.keep(frozen)
+    assert read_state(frozen).state == b"state"
+    kept.drop(frozen)
 
 
 def test_what_could_not_be_stored_leaves_nothing(memory: int, short_tmp: Path) -> None:

@@ -1,0 +1,89 @@
+"""How a machine's devices, CPUs and memory are taken of one moment, while it lives on.
+
+Everything that can be done before it stands still is done before: the part of its memory that it
+cannot change is copied, files are handed over, the next disk is opened. Whatever fails, it runs on
+afterwards if it ran before. Knows one machine's QMP session and its process, not where captures go.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.engine import disks
+from hutch.engine.guest_memory import GuestMemory
+from hutch.engine.memories import create_memory, seal
+from hutch.engine.migration import StateFile
+from hutch.engine.qmp import Qmp
+from hutch.errors import HutchError, error
+from hutch.process import ProcessId
+from hutch.tasks import in_thread, settle, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What was taken: the state, and the sealed memory, a descriptor that is the taker's."""
+
+    state: bytes
+    memory: int
+
+
+async def capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
+    """Take a machine as it is now, and give it another writable disk at that very moment.
+
+    Raises EngineError: engine_failed, sandbox_died. The disk has not been switched then, unless
+    the machine could not be resumed. A cancellation shows after the machine runs on.
+    """
+    try:
+        return await _capture(qmp, process, next_disk)
+    except HutchError as cause:
+        if cause.code != "sandbox_died" and not process.alive():
+            raise error("sandbox_died", f"the VM ended while it was captured: {cause}") from cause
+        raise
+
+
+async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
+    async with contextlib.AsyncExitStack() as stack:
+        source = stack.enter_context(GuestMemory(process.pid))
+        await settle_in_thread(source.find)
+        memory = create_memory(source.size)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(os.close, memory)
+            await settle_in_thread(source.copy_base, memory)
+            disk = None
+            if next_disk is not None:
+                disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
+            file = await stack.enter_async_context(StateFile.of(qmp))
+            await settle(_take(qmp, file, source, memory, disk))
+            state = await in_thread(file.read)
+            await seal(memory)
+            on_error.pop_all()
+    return Captured(state, memory)
+
+
+async def _take(
+    qmp: Qmp, file: StateFile, source: GuestMemory, memory: int, disk: disks.NextDisk | None
+) -> None:
+    """Do what has to be done at once, of a machine that stands still for it."""
+    ran = (await qmp.execute("query-status"))["running"]
+    began = time.monotonic()
+    try:
+        await qmp.execute("stop")
+        await file.save()
+        copied = await settle_in_thread(source.copy_rest, memory)
+        if disk is not None:
+            # Last, so that a machine whose capture failed has kept its disk.
+            await disk.switch()
+    finally:
+        if ran:
+            await qmp.execute("cont")
+    log.debug(
+        "QEMU (pid %d) stood still for %.1f ms, in which %d bytes were copied",
+        source.pid,
+        (time.monotonic() - began) * 1000,
+        copied,
+    )

@@ -1,0 +1,218 @@
+"""The memory of a running guest, seen from outside: where its process has it, and a copy of it.
+
+A clone maps a file that never changes, privately: what it has written to are pages of its own,
+which the kernel tells from the file's (/proc/PID/pagemap). A machine that booted shares its file,
+which is its memory. Everything is found through /proc alone, so that it is found after a restart of
+the daemon, too; what a process says there is believed of its own guest's memory and of no other's.
+Knows processes and files, not machines. Blocking throughout.
+"""
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import re
+import stat
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from hutch.engine.memories import copy_sparse
+from hutch.errors import error
+
+_PAGE = mmap.PAGESIZE
+_MAPPING = re.compile(
+    rb"([0-9a-f]+)-([0-9a-f]+) rw-([ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +"
+    rb"/memfd:(?:hutch-memory|memory-backend-memfd) \(deleted\)"
+)
+_MAP_LIMIT = 4 << 20
+_SCAN = 1 << 30
+"""Bytes of a guest whose page map is read at once: 2 MiB of it."""
+_PIECE, _PIECES = 1 << 20, 512
+"""Bytes of a part and parts of one call: the kernel takes 1024 of them, and less than 2 GiB."""
+
+# The top byte of a page's entry: present, swapped, of a file. A page on its way between two places
+# counts as swapped, whosever it is; to copy a file's page as well does no harm.
+_PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
+_OWN = bytes(
+    int(bool(top & _SWAPPED or (top & _PRESENT and not top & _FILE))) for top in range(256)
+)
+_RUN = re.compile(rb"\x01+")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_process_vm_readv = _libc.process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
+_process_vm_readv.argtypes = (
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a guest's memory: where the process has it, and where it is in the file."""
+
+    address: int
+    offset: int
+    size: int
+
+
+class GuestMemory:
+    """The memory of a process's guest, to be found by `find` first. `with` closes what it opened.
+
+    `size` is its bytes; `private` tells whether it is a clone's.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.size = 0
+        self.private = False
+        self._parts: Sequence[Part] = ()
+        self._file: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def find(self) -> None:
+        """Find where the process has it, and open the file that it maps.
+
+        Raises engine_failed: when we may not look, and when there is none to be found.
+        """
+        with _failing(self.pid):
+            shared, inode, self._parts = _mappings(self.pid)
+            self._file = _open(self.pid, inode)
+            self.size, self.private = os.fstat(self._file).st_size, not shared
+        if sum(part.size for part in self._parts) != self.size:
+            raise error("engine_failed", f"the memory of QEMU (pid {self.pid}) is not all mapped")
+
+    def copy_base(self, target: int) -> None:
+        """Copy what the guest cannot change into an empty file; the guest may run meanwhile.
+
+        Raises engine_failed.
+        """
+        assert self._file is not None
+        with _failing(self.pid):
+            os.ftruncate(target, self.size)
+            if self.private:
+                copy_sparse(self._file, target, self.size)
+
+    def copy_rest(self, target: int) -> int:
+        """Complete the copy that `copy_base` began, of a guest that stands still.
+
+        Returns the bytes that were the guest's own. Raises engine_failed.
+        """
+        assert self._file is not None
+        with _failing(self.pid):
+            if self.private:
+                return self._copy_private(target)
+            copy_sparse(self._file, target, self.size)
+            return os.fstat(target).st_blocks * 512
+
+    def _copy_private(self, target: int) -> int:
+        copied = 0
+        with open(f"/proc/{self.pid}/pagemap", "rb", buffering=0) as pagemap:
+            with mmap.mmap(target, self.size) as memory:
+                anchor = ctypes.c_char.from_buffer(memory)
+                try:
+                    base = ctypes.addressof(anchor)
+                    for part in self._parts:
+                        found = _private_runs(pagemap.fileno(), part)
+                        copied += _read(self.pid, found, base + part.offset - part.address)
+                finally:
+                    del anchor  # the mapping cannot be undone while someone points into it
+        return copied
+
+
+def _mappings(pid: int) -> tuple[bool, tuple[int, int], list[Part]]:
+    """Return whether the memory is shared, the identity of its file, and where it is mapped."""
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        found = _MAPPING.findall(maps.read(_MAP_LIMIT))
+    if not found:
+        raise error("engine_failed", f"QEMU (pid {pid}) has no memory of a guest")
+    kinds = {(share, major, minor, inode) for _, _, share, _, major, minor, inode in found}
+    if len(kinds) > 1:
+        raise error("engine_failed", f"QEMU (pid {pid}) has the memory of more than one guest")
+    share, major, minor, inode = kinds.pop()
+    parts = [
+        Part(int(start, 16), int(offset, 16), int(end, 16) - int(start, 16))
+        for start, end, _, offset, _, _, _ in found
+    ]
+    device = os.makedev(int(major, 16), int(minor, 16))
+    return share == b"s", (device, int(inode)), parts
+
+
+def _open(pid: int, identity: tuple[int, int]) -> int:
+    """Open the file that a process maps, which it has open, too. Raises OSError."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            info = path.stat()
+            if (info.st_dev, info.st_ino) == identity and stat.S_ISREG(info.st_mode):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    raise OSError(errno.ENOENT, "its file is not open any more")
+
+
+def _private_runs(pagemap: int, part: Part) -> Iterator[tuple[int, int]]:
+    """Yield address and length of what a part has of its own, in pieces."""
+    for start in range(part.address, part.address + part.size, _SCAN):
+        pages = (min(start + _SCAN, part.address + part.size) - start) // _PAGE
+        entries = os.pread(pagemap, pages * 8, start // _PAGE * 8)
+        if len(entries) != pages * 8:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        for run in _RUN.finditer(entries[7::8].translate(_OWN)):
+            address, end = start + run.start() * _PAGE, start + run.end() * _PAGE
+            while address < end:
+                size = min(_PIECE, end - address)
+                yield address, size
+                address += size
+
+
+def _read(pid: int, pieces: Iterable[tuple[int, int]], shift: int) -> int:
+    """Copy pieces of another process's memory, each to its address plus `shift`, in ours."""
+    theirs, ours, wanted, copied = array("Q"), array("Q"), 0, 0
+
+    def transfer() -> int:
+        count = len(theirs) // 2
+        done: int = _process_vm_readv(
+            pid, ours.buffer_info()[0], count, theirs.buffer_info()[0], count, 0
+        )
+        if done != wanted:
+            number = ctypes.get_errno() if done < 0 else errno.EFAULT
+            raise OSError(number, os.strerror(number))
+        return done
+
+    for address, size in pieces:
+        theirs.extend((address, size))
+        ours.extend((address + shift, size))
+        wanted += size
+        if len(theirs) == 2 * _PIECES:
+            copied += transfer()
+            del theirs[:], ours[:]
+            wanted = 0
+    return copied + (transfer() if theirs else 0)
+
+
+@contextlib.contextmanager
+def _failing(pid: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        hint = None
+        if cause.errno in (errno.EPERM, errno.EACCES):
+            hint = "run the daemon as root, or with CAP_SYS_PTRACE"
+        raise error(
+            "engine_failed",
+            f"the memory of QEMU (pid {pid}) cannot be read: {cause.strerror}",
+            hint=hint,
+        ) from cause

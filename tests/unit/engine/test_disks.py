@@ -1,0 +1,118 @@
+"""A disk put over another, against a peer that plays QEMU's part by hand."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.engine import disks
+from hutch.engine.qmp import Qmp
+from hutch.errors import EngineError
+from tests.unit.engine.test_migration import Refusal, session
+
+ROOT = {"device": "", "qdev": "root", "inserted": {"node-name": "drive0", "ro": True}}
+DISK = {"device": "", "qdev": "disk", "inserted": {"node-name": "disk-12", "ro": False}}
+EMPTY = {"device": "cd"}
+
+
+class Peer:
+    """A QEMU with some disks; `refuse` names the command that it will not do."""
+
+    def __init__(self, *devices: dict[str, Any], refuse: str = "") -> None:
+        self.devices = devices
+        self.refuse = refuse
+        self.open: list[int] = []
+        self.nodes: list[str] = []
+        self.said: list[dict[str, Any]] = []
+
+    def __call__(self, command: str, arguments: dict[str, Any], files: list[int]) -> object:
+        if command == self.refuse:
+            return Refusal("told to")
+        match command:
+            case "query-block":
+                return list(self.devices)
+            case "add-fd":
+                self.open.append(files.pop())
+                return {"fdset-id": 4, "fd": 9}
+            case "remove-fd":
+                assert arguments == {"fdset-id": 4}
+                os.close(self.open.pop())
+            case "blockdev-add":
+                self.nodes.append(arguments["node-name"])
+                self.said.append(arguments)
+            case "blockdev-del":
+                self.nodes.remove(arguments["node-name"])
+            case "blockdev-snapshot":
+                self.said.append(arguments)
+        return {}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "next.qcow2"
+    path.write_bytes(b"QFI\xfb")
+    return path
+
+
+async def test_the_disk_is_put_over_the_one_that_the_guest_writes_to(disk: Path) -> None:
+    peer = Peer(ROOT, EMPTY, DISK)
+
+    async def use(qmp: Qmp) -> None:
+        async with disks.opened(qmp, disk) as following:
+            assert not following.in_use
+            await following.switch()
+            assert following.in_use
+
+    commands = await session(peer, use)
+    assert commands == ["query-block", "add-fd", "blockdev-add", "blockdev-snapshot", "remove-fd"]
+    added, switched = peer.said
+    assert added["file"]["filename"] == "/dev/fdset/4"
+    assert added["backing"] is None  # what its header says is never followed
+    assert switched == {"node": "disk-12", "overlay": added["node-name"]}
+    assert peer.open == []
+
+
+async def test_a_disk_that_did_not_come_into_use_is_closed_again(disk: Path) -> None:
+    peer = Peer(ROOT, DISK)
+
+    async def use(qmp: Qmp) -> None:
+        async with disks.opened(qmp, disk):
+            pass
+
+    assert (await session(peer, use))[-2:] == ["blockdev-del", "remove-fd"]
+    assert (peer.open, peer.nodes) == ([], [])
+
+
+@pytest.mark.parametrize("refuse", ["add-fd", "blockdev-add", "blockdev-snapshot", "query-block"])
+async def test_a_refusal_leaves_nothing_open(disk: Path, refuse: str) -> None:
+    peer = Peer(ROOT, DISK, refuse=refuse)
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError, match="told to"):
+            async with disks.opened(qmp, disk) as following:
+                await following.switch()
+
+    await session(peer, use)
+    assert (peer.open, peer.nodes) == ([], [])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("devices", [[ROOT], [DISK, DISK], []])
+async def test_the_disk_must_be_the_only_one(disk: Path, devices: list[dict[str, Any]]) -> None:
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError, match="writable disks instead of one"):
+            async with disks.opened(qmp, disk):
+                pass
+
+    assert await session(Peer(*devices), use) == ["query-block"]
+
+
+async def test_a_disk_that_is_not_there_is_named(tmp_path: Path) -> None:
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError, match=r"gone\.qcow2"):
+            async with disks.opened(qmp, tmp_path / "gone.qcow2"):
+                pass
+
+    assert await session(Peer(ROOT, DISK), use) == ["query-block"]
