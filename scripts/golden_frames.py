@@ -27,6 +27,7 @@ INFO = {
     "stage": "ready",
     "cpus": 2,
     "memory_bytes": 536_870_912,
+    "frozen": False,
 }
 ENTRY = {
     "name": b"hosts",
@@ -143,7 +144,24 @@ UNARY: list[tuple[str, Message, Message]] = [
     (
         "identity",
         IDENTITY,
-        {"nonce": NONCE, "reseeded": True, "realtime_ns": 1_700_000_000_988_000_000},
+        {
+            "nonce": NONCE,
+            "reseeded": True,
+            "realtime_ns": 1_700_000_000_988_000_000,
+            "generation": 4,
+            "sockets_destroyed": 2,
+        },
+    ),
+    (
+        "identity",
+        {"nonce": NONCE},
+        {
+            "nonce": NONCE,
+            "reseeded": False,
+            "realtime_ns": 1_700_000_000_988_000_000,
+            "generation": 4,
+            "sockets_destroyed": None,
+        },
     ),
     ("freeze", {"timeout_ms": 100}, {}),
     ("thaw", {}, {}),
@@ -251,6 +269,7 @@ EVENTS: list[Message] = [
     {"event": "exec.exit", "id": "ex_7f3a", "result": EXITED},
     {"event": "oom", "exec_id": "ex_7f3a", "process": "python3", "count": 1},
     {"event": "main.exit", "result": KILLED},
+    {"event": "generation", "generation": 4, "hooks": 2, "failed": ["10-keys"]},
 ]
 
 
@@ -305,16 +324,23 @@ def operations() -> list[dict[str, Any]]:
     """Return a request and its answers for every operation."""
     rows = []
     stream = 0
+    seen: dict[str, int] = {}
+
+    def numbered(op: str) -> str:
+        seen[op] = seen.get(op, 0) + 1
+        return op if seen[op] == 1 else f"{op} #{seen[op]}"
+
     for op, request, reply in UNARY:
         stream += 1
+        name = numbered(op)
         message = {"op": op, **request}
-        rows.append(mapped(f"{op} request", Direction.TO_GUEST, FrameType.REQUEST, stream, message))
-        rows.append(mapped(f"{op} reply", Direction.TO_HOST, FrameType.REPLY, stream, reply))
-    seen: dict[str, int] = {}
+        rows.append(
+            mapped(f"{name} request", Direction.TO_GUEST, FrameType.REQUEST, stream, message)
+        )
+        rows.append(mapped(f"{name} reply", Direction.TO_HOST, FrameType.REPLY, stream, reply))
     for op, request, reply, result in STREAMING:
         stream += 1
-        seen[op] = seen.get(op, 0) + 1
-        name = op if seen[op] == 1 else f"{op} #{seen[op]}"
+        name = numbered(op)
         message = {"op": op, **request}
         rows.append(
             mapped(f"{name} request", Direction.TO_GUEST, FrameType.REQUEST, stream, message)

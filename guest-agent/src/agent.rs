@@ -4,17 +4,19 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::codec::Value;
+use crate::etc::Etc;
 use crate::events::Events;
 use crate::exec::io_loop::IoLoop;
 use crate::exec::registry::Shared;
 use crate::exec::ring;
 use crate::failure::{Code, Failure};
+use crate::generation::Generation;
 use crate::link::Link;
 use crate::map;
 use crate::preamble::VERSION;
@@ -66,10 +68,23 @@ pub struct Agent {
     pub events: Arc<Events>,
     /// The writable disk's directory, once it is mounted.
     pub disk: OnceLock<OwnedFd>,
+    /// Which life of its memory this machine leads.
+    pub generation: Generation,
+    /// The files that say who it is.
+    pub etc: Etc,
+    /// What does not change while the kernel runs.
+    constants: Constants,
     /// Held during mounts, freezing and shutdown, which must not overlap.
     machine: Mutex<()>,
     stage: AtomicU8,
-    generation: AtomicU64,
+}
+
+/// Read once: a clone is greeted before anything else, and pays for each path of the kernel anew.
+struct Constants {
+    kernel: String,
+    boot_id: String,
+    cpus: u64,
+    memory_bytes: u64,
 }
 
 impl Agent {
@@ -78,7 +93,8 @@ impl Agent {
     /// # Errors
     /// When its threads cannot be started.
     pub fn start(port: Arc<OwnedFd>, setup: Setup) -> io::Result<Arc<Agent>> {
-        ring::set_budget((memory_bytes() / 8) as usize);
+        let constants = Constants::read();
+        ring::set_budget((constants.memory_bytes / 8) as usize);
         let link = Link::start(port)?;
         let events = Arc::new(Events::default());
         let execs = Shared::new(IoLoop::start(link.clone())?, events.clone());
@@ -91,7 +107,9 @@ impl Agent {
             workers: Workers::new(),
             events,
             disk: OnceLock::new(),
-            generation: AtomicU64::new(0),
+            generation: Generation::default(),
+            etc: Etc::default(),
+            constants,
         }))
     }
 
@@ -137,31 +155,19 @@ impl Agent {
         }
     }
 
-    /// The identity's generation.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
-    }
-
-    /// Sets the identity's generation.
-    pub fn set_generation(&self, generation: u64) {
-        self.generation.store(generation, Ordering::Relaxed);
-    }
-
     /// The reply of `info`.
     pub fn info(&self) -> Value {
-        let line = |path: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            text.trim().to_owned()
-        };
+        let constants = &self.constants;
         map! {
             "agent_version" => env!("CARGO_PKG_VERSION"),
             "protocol" => VERSION,
-            "kernel" => line("/proc/sys/kernel/osrelease"),
-            "boot_id" => line("/proc/sys/kernel/random/boot_id"),
+            "kernel" => constants.kernel.as_str(),
+            "boot_id" => constants.boot_id.as_str(),
             "uptime_ns" => sys::uptime_ns(),
             "stage" => self.stage().as_str(),
-            "cpus" => cpus(),
-            "memory_bytes" => memory_bytes(),
+            "cpus" => constants.cpus,
+            "memory_bytes" => constants.memory_bytes,
+            "frozen" => self.execs.gate.is_closed(),
         }
     }
 
@@ -169,8 +175,23 @@ impl Agent {
     pub fn hello_event(&self) -> Value {
         let Value::Map(mut pairs) = self.info() else { return Value::Nil };
         pairs.insert(0, ("event".into(), "hello".into()));
-        pairs.push(("generation".into(), self.generation().into()));
+        pairs.push(("generation".into(), self.generation.number().into()));
         Value::Map(pairs)
+    }
+}
+
+impl Constants {
+    fn read() -> Constants {
+        let line = |path: &str| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.trim().to_owned()
+        };
+        Constants {
+            kernel: line("/proc/sys/kernel/osrelease"),
+            boot_id: line("/proc/sys/kernel/random/boot_id"),
+            cpus: cpus(),
+            memory_bytes: memory_bytes(),
+        }
     }
 }
 

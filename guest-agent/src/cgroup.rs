@@ -20,6 +20,8 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 const EXEC_CONTROLLERS: [&str; 2] = ["memory", "pids"];
 /// Groups that programs have nested deeper than this are not looked into.
 const MAX_DEPTH: usize = 32;
+/// How often to look whether all workloads are frozen.
+const FREEZE_LOOK: Duration = Duration::from_millis(1);
 
 /// The group of all workloads.
 pub struct Workloads {
@@ -77,12 +79,11 @@ impl Workloads {
         oom_kills(self.dir.as_fd())
     }
 
-    /// Freezes every workload; thaws them again when that takes longer than `limit`.
+    /// Freezes every workload; thaws them again when that is not done by `deadline`.
     ///
     /// # Errors
     /// `TimedOut`, or what the file system says.
-    pub fn freeze(&self, limit: Duration) -> io::Result<()> {
-        let deadline = Instant::now() + limit;
+    pub fn freeze(&self, deadline: Instant) -> io::Result<()> {
         let events = self.events()?;
         write(self.dir.as_fd(), "cgroup.freeze", "1")?;
         loop {
@@ -96,7 +97,9 @@ impl Workloads {
                 self.thaw()?;
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            sys::poll(events.as_raw_fd(), libc::POLLPRI, left)?;
+            // The kernel tells of changes at most every 10 ms: one that comes right after another
+            // is seen sooner than it is told.
+            sys::poll(events.as_raw_fd(), libc::POLLPRI, left.min(FREEZE_LOOK))?;
         }
     }
 

@@ -1,16 +1,15 @@
 //! `identity`: everything that tells one clone of a machine from another, in one request.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use crate::agent::{Agent, Stage};
 use crate::codec::Value;
+use crate::etc::Names;
 use crate::failure::{Code, Context, Failure};
 use crate::fields::Fields;
 use crate::map;
+use crate::sockets;
 use crate::sys;
 
 /// RNDADDENTROPY, `_IOW('R', 3, int[2])`.
@@ -51,18 +50,34 @@ pub fn set(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     if let Some(name) = hostname.filter(|_| privileged) {
         set_hostname(name.as_bytes()).context(|| "set the host name")?;
     }
-    if agent.stage() == Stage::Ready {
-        write_files(root, hostname, machine_id, hosts.as_deref(), nameservers.as_deref())?;
-        if let Some(generation) = generation {
-            let path = root.join("run/hutch/generation");
-            replace(&path, format!("{generation}\n").as_bytes())
-                .context(|| "write /run/hutch/generation")?;
+    let names = Names {
+        hostname,
+        machine_id,
+        hosts: hosts.as_deref(),
+        nameservers: nameservers.as_deref(),
+    };
+    let ready = agent.stage() == Stage::Ready;
+    if ready {
+        agent.etc.write(root, &names)?;
+    }
+    let mut destroyed = Some(0);
+    if let Some(count) = generation {
+        let lived = agent.execs.have_lived();
+        let renewed = agent.generation.renew(count, machine_id.unwrap_or_default(), lived);
+        if lived && privileged {
+            destroyed = sockets::destroy_leaving().context(|| "end inherited connections")?;
+        }
+        if renewed && ready {
+            agent.generation.publish(root).context(|| "write /run/hutch/generation")?;
         }
     }
-    if let Some(generation) = generation {
-        agent.set_generation(generation);
-    }
-    Ok(map! { "nonce" => nonce, "reseeded" => reseeded, "realtime_ns" => sys::realtime_ns() })
+    Ok(map! {
+        "nonce" => nonce,
+        "reseeded" => reseeded,
+        "realtime_ns" => sys::realtime_ns(),
+        "generation" => agent.generation.number(),
+        "sockets_destroyed" => destroyed.map_or(Value::Nil, Value::from),
+    })
 }
 
 /// The machine's name now.
@@ -128,53 +143,6 @@ fn list_of<T>(
     list.map(Some).ok_or_else(bad)
 }
 
-fn write_files(
-    root: &Path,
-    hostname: Option<&str>,
-    machine_id: Option<&[u8]>,
-    hosts: Option<&[(String, String)]>,
-    nameservers: Option<&[String]>,
-) -> Result<(), Failure> {
-    let put = |path: &str, text: &[u8]| {
-        replace(&root.join(path), text).context(|| format!("write /{path}"))
-    };
-    if let Some(name) = hostname {
-        put("etc/hostname", format!("{name}\n").as_bytes())?;
-    }
-    if let Some(id) = machine_id {
-        put("etc/machine-id", &[id, b"\n"].concat())?;
-    }
-    if let Some(hosts) = hosts {
-        let mut text =
-            String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        for (address, name) in hosts {
-            text.push_str(&format!("{address}\t{name}\n"));
-        }
-        put("etc/hosts", text.as_bytes())?;
-    }
-    if let Some(servers) = nameservers {
-        let text: String = servers.iter().map(|it| format!("nameserver {it}\n")).collect();
-        put("etc/resolv.conf", text.as_bytes())?;
-    }
-    Ok(())
-}
-
-/// Writes a regular file, replacing whatever is there; a link is never followed.
-///
-/// In place, not by renaming: a program that watches or binds the file keeps seeing it.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    if fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file()) {
-        fs::remove_file(path)?;
-    }
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644);
-    // It may have become a fifo meanwhile, whose reader nobody must wait for.
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?.write_all(bytes)
-}
-
 fn set_clock(nanoseconds: u64) -> io::Result<()> {
     let time = libc::timespec {
         tv_sec: (nanoseconds / 1_000_000_000) as i64,
@@ -213,24 +181,6 @@ fn reseed(bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_replace_links_and_do_not_follow_them() {
-        let scratch = crate::scratch::Scratch::new("identity");
-        let root = scratch.path();
-        fs::create_dir_all(root.join("etc")).unwrap();
-        fs::write(root.join("victim"), "kept").unwrap();
-        std::os::unix::fs::symlink(root.join("victim"), root.join("etc/resolv.conf")).unwrap();
-        let hosts = [("10.0.0.2".to_owned(), "me".to_owned())];
-        write_files(root, Some("box"), Some(&[b'a'; 32]), Some(&hosts), Some(&["1.1.1.1".into()]))
-            .unwrap();
-        let text = |path: &str| fs::read_to_string(root.join(path)).unwrap();
-        assert_eq!(text("victim"), "kept");
-        assert_eq!(text("etc/resolv.conf"), "nameserver 1.1.1.1\n");
-        assert_eq!(text("etc/hostname"), "box\n");
-        assert_eq!(text("etc/machine-id"), format!("{}\n", "a".repeat(32)));
-        assert!(text("etc/hosts").ends_with("10.0.0.2\tme\n"));
-    }
 
     #[test]
     fn nonsense_is_refused() {

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::agent::{Agent, Setup, Stage};
 use crate::canary;
 use crate::console::log;
+use crate::pit;
 use crate::session::{self, EndOfInput};
 use crate::sys;
 
@@ -51,6 +52,9 @@ pub fn run() -> Result<(), InitError> {
     }
     become_unkillable();
     raise_limits();
+    if let Err(error) = pit::stop() {
+        log(format_args!("cannot stop the timer that nobody uses: {error}"));
+    }
     load_modules(Path::new("/modules.list"));
     let port = Arc::new(open_port().map_err(InitError::Port)?);
     log("port open");
@@ -102,7 +106,7 @@ fn raise_limits() {
 }
 
 /// Loads each listed module. One that fails is logged: the port or a disk will be missed later.
-fn load_modules(list: &Path) {
+pub fn load_modules(list: &Path) {
     let started = Instant::now();
     let text = fs::read_to_string(list).unwrap_or_default();
     let paths = text.lines().map(str::trim).filter(|line| !line.is_empty());

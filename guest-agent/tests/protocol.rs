@@ -139,3 +139,32 @@ fn a_reused_stream_id_breaks_the_connection() {
     let signal = map! { "op" => "exec.signal", "id" => "held", "signal" => 9u64 };
     assert_eq!(host.call(signal), Ok(map! {}));
 }
+
+#[test]
+fn an_identity_makes_a_new_life_of_a_machine_that_has_run_programs() {
+    let scratch = Scratch::new("identity");
+    let mut host = Host::at(Stage::Ready, scratch.path().into());
+    host.hello();
+    let identify = |host: &mut Host, count: u64, digit: u8| {
+        let id = vec![digit; 32];
+        let request = map! { "op" => "identity", "nonce" => &b"n"[..], "generation" => count,
+        "machine_id" => id.as_slice() };
+        let reply = host.call(request).unwrap();
+        let file = std::fs::read_to_string(scratch.path().join("run/hutch/generation")).unwrap();
+        assert_eq!(file, format!("{}\n", uint(&reply, "generation")));
+        assert_eq!(reply.get("sockets_destroyed"), Some(&0u64.into()));
+        uint(&reply, "generation")
+    };
+    assert_eq!(identify(&mut host, 0, b'0'), 0);
+    assert_eq!(identify(&mut host, 3, b'1'), 3);
+    let stream = host.start("lived", "true", map! {});
+    host.collect(stream);
+    assert_eq!(identify(&mut host, 3, b'1'), 3, "the same once more");
+    assert_eq!(identify(&mut host, 1, b'2'), 4, "a fork");
+    assert_eq!(identify(&mut host, 9, b'2'), 9, "a restore");
+    let event = host.hello();
+    assert_eq!((uint(&event, "generation"), event.get("frozen")), (9, Some(&false.into())));
+    // The clock alone is asked for.
+    let reply = host.call(map! { "op" => "identity", "nonce" => &b"n"[..] }).unwrap();
+    assert_eq!(uint(&reply, "generation"), 9);
+}

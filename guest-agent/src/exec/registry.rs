@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::cgroup::{Group, Workloads};
@@ -13,6 +13,7 @@ use crate::exec::child::Namespaces;
 use crate::exec::io_loop::IoLoop;
 use crate::exec::Exec;
 use crate::failure::{Code, Failure};
+use crate::gate::Gate;
 use crate::map;
 use crate::sys;
 
@@ -25,9 +26,12 @@ const MAX_ENDED: usize = 256;
 pub struct Shared {
     /// The thread that moves their bytes.
     pub io: Arc<IoLoop>,
+    /// What every start passes.
+    pub gate: Gate,
     events: Arc<Events>,
     workloads: OnceLock<Arc<Workloads>>,
     serial: AtomicU64,
+    lived: AtomicBool,
     table: Mutex<Table>,
 }
 
@@ -53,9 +57,11 @@ impl Shared {
     pub fn new(io: Arc<IoLoop>, events: Arc<Events>) -> Arc<Shared> {
         Arc::new(Shared {
             io,
+            gate: Gate::default(),
             events,
             workloads: OnceLock::new(),
             serial: AtomicU64::new(1),
+            lived: AtomicBool::new(false),
             table: Mutex::default(),
         })
     }
@@ -70,8 +76,14 @@ impl Shared {
         self.workloads.get()
     }
 
+    /// Whether any program was ever started.
+    pub fn have_lived(&self) -> bool {
+        self.lived.load(Ordering::Relaxed)
+    }
+
     /// A number for the next session, and its cgroup.
-    pub(super) fn prepare(&self, init: bool) -> io::Result<(u64, Option<Group>)> {
+    pub(crate) fn prepare(&self, init: bool) -> io::Result<(u64, Option<Group>)> {
+        self.lived.store(true, Ordering::Relaxed);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let group = self.workloads.get().map(|all| all.group(serial, init)).transpose()?;
         Ok((serial, group))
@@ -167,7 +179,7 @@ impl Shared {
     }
 
     /// The namespaces of the init that runs, those of the agent where none does.
-    pub(super) fn namespaces(&self) -> io::Result<Namespaces> {
+    pub(crate) fn namespaces(&self) -> io::Result<Namespaces> {
         let init = self.all().into_iter().find(|exec| exec.about.init && exec.is_running());
         let Some(init) = init else { return Ok(Namespaces::Agent) };
         let open = |kind: &str| -> io::Result<OwnedFd> {

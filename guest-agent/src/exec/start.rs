@@ -22,7 +22,8 @@ use crate::map;
 use crate::stream::Stream;
 use crate::sys;
 
-const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where programs are looked for when nothing else is said.
+pub const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MAX_ID: usize = 256;
 /// As far as a pipe may grow; larger ones save wake-ups.
 const PIPE_SIZE: i32 = 1 << 20;
@@ -54,6 +55,11 @@ pub fn start(
     let attach = fields.bool("attach", false)?;
     let overflow = overflow_of(fields)?;
     let init = fields.bool("init", false)?;
+    let passage = shared.gate.pass()?;
+    if passage.waited && stream.is_closed() {
+        // Whoever asked is gone; in a clone, that is the caller at the source.
+        return Err(Failure::cancelled());
+    }
     let (serial, group) = shared.prepare(init).context(|| "make the exec's cgroup")?;
     let about = about_of(fields, serial, size.is_some())?;
     let wiring = wire(size, fields.bool("stdin", false)?)?;
@@ -85,7 +91,7 @@ pub fn start(
             return Err(start_failure(&error, &exec.about.argv[0], &plan.cwd, &user));
         }
     };
-    drop(child);
+    drop((child, passage));
     launch(&exec, pid, timeout, attach.then_some(stream));
     if attach {
         exec.carry(stream);

@@ -74,6 +74,8 @@ pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     }
     let opened = sys::open(disk, libc::O_RDONLY | libc::O_DIRECTORY, 0)
         .context(|| "open the writable disk")?;
+    // Now, because they are gone with the initramfs; and not at boot, which they would delay.
+    crate::init::load_modules(Path::new("/modules.extra"));
     switch_root::switch(Path::new(MERGED))?;
     // It cannot have been set: this stage is passed once.
     let _ = agent.disk.set(opened);

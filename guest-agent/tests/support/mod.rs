@@ -70,11 +70,16 @@ impl Host {
     }
 
     pub fn bare(stage: Stage) -> Host {
+        Host::at(stage, PathBuf::from("/"))
+    }
+
+    /// An agent whose image is at `root`.
+    pub fn at(stage: Stage, root: PathBuf) -> Host {
         let (socket, port) = UnixStream::pair().unwrap();
         port.set_nonblocking(true).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let port: Arc<OwnedFd> = Arc::new(port.into());
-        let setup = Setup { stage, privileged: false, root: PathBuf::from("/") };
+        let setup = Setup { stage, privileged: false, root };
         let agent = Agent::start(port.clone(), setup).unwrap();
         thread::spawn(move || session::serve(&agent, &port, EndOfInput::Closed));
         Host {

@@ -54,7 +54,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """What the agent says of itself and its machine."""
+    """What the agent says of itself and its machine.
+
+    `generation` is the number that programs see, which may be ahead of what the host counts.
+    `frozen`: a host that came before has not thawed the workloads, nor given a clone its identity.
+    """
 
     agent_version: str
     protocol: int
@@ -65,13 +69,15 @@ class AgentInfo:
     cpus: int
     memory_bytes: int
     generation: int = 0
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who this sandbox is; sent in one frame before any workload runs.
 
-    The clock is added by the session.
+    The clock is added by the session. `generation` and `machine_id` together tell one life of the
+    machine from another: sent again they change nothing, else what the machine has inherited ends.
     """
 
     hostname: str
@@ -188,7 +194,7 @@ ExecEvent = Output | OutputGap | OutputEnd | ExecResult
 
 @dataclass(frozen=True, slots=True)
 class GuestEvent:
-    """Something the guest reports unasked: `kind` is hello, exec.exit, oom or main.exit."""
+    """Something the guest reports unasked: `kind` is one of section 6 of the protocol."""
 
     kind: str
     fields: Mapping[str, Any]
@@ -350,7 +356,8 @@ class Guest(Protocol):
     async def identify(self, identity: Identity) -> bool:
         """Send the identity with the host's clock (half a round trip ahead).
 
-        Returns whether the guest reseeded its generator.
+        Returns whether the guest reseeded its generator. Inherited connections have ended by then;
+        `info.generation` is the number that programs see.
         """
 
     async def keep_clock(self, tolerance: float = 0.01) -> float:
@@ -363,7 +370,7 @@ class Guest(Protocol):
         """Stop all workloads at once. Raises guest_timeout after `timeout` seconds."""
 
     async def thaw(self) -> None:
-        """Let frozen workloads go on."""
+        """Let frozen workloads go on; that none were frozen is no error."""
 
     async def sync(self) -> None:
         """Write all dirty pages of the guest to its disks."""

@@ -22,6 +22,7 @@ from hutch.tasks import Scope, in_thread
 
 _BOOT_ID: Final = "00000000-0000-4000-8000-000000000000"
 _SESSIONS: Final = 256
+_FIRST_PID: Final = 100
 
 Reply = dict[str, Any]
 
@@ -58,8 +59,14 @@ class FakeAgent:
         self.clock_error_ns = 0
         """How far its clock is ahead of the host's, until an identity sets it."""
         self.frozen = False
+        self.generation = 0
+        """What programs see: at least what the host counts, and never twice the same."""
+        self.connections_to_outside: int | None = 0
+        """What it has inherited and ends with its next identity; None: its kernel cannot."""
         self.connection: FakeConnection | None = None
-        self._next_pid = 100
+        self._next_pid = _FIRST_PID
+        self._life: tuple[int, bytes] | None = None
+        self._untold = False
         self._started = time.monotonic_ns()
         self._scope = Scope("fake-agent")
         self._server: asyncio.Server | None = None
@@ -107,6 +114,7 @@ class FakeAgent:
             "stage": self.stage,
             "cpus": self.cpus,
             "memory_bytes": self.memory_bytes,
+            "frozen": self.frozen,
         }
 
     def greeting(self) -> Reply:
@@ -114,7 +122,7 @@ class FakeAgent:
         return {
             "event": "hello",
             **self.info(),
-            "generation": self.identity.get("generation", 0),
+            "generation": self.generation,
         }
 
     # ---- unary operations
@@ -159,11 +167,30 @@ class FakeAgent:
             self.clock_error_ns = 0
         if "hostname" in request:
             self.files.nodes["/etc/hostname"].data = request["hostname"].encode() + b"\n"
+        destroyed: int | None = 0
+        if "generation" in request:
+            self._renew(request["generation"], request.get("machine_id", b""))
+            if self._has_lived:
+                destroyed = self.connections_to_outside
+                self.connections_to_outside = None if destroyed is None else 0
         return {
             "nonce": request["nonce"],
             "reseeded": "entropy" in request and not self.deny_entropy,
             "realtime_ns": time.time_ns() + self.clock_error_ns,
+            "generation": self.generation,
+            "sockets_destroyed": destroyed,
         }
+
+    @property
+    def _has_lived(self) -> bool:
+        return self._next_pid > _FIRST_PID
+
+    def _renew(self, count: int, machine_id: bytes) -> None:
+        if self._life == (count, machine_id):
+            return
+        self._life = (count, machine_id)
+        self.generation = max(count, self.generation + 1) if self._has_lived else count
+        self._untold |= self._has_lived
 
     def _freeze(self, request: dict[str, Any]) -> Reply:
         self.frozen = True
@@ -171,6 +198,9 @@ class FakeAgent:
 
     def _thaw(self, request: dict[str, Any]) -> Reply:
         self.frozen = False
+        if self._untold:
+            self._untold = False
+            self.emit("generation", generation=self.generation, hooks=0, failed=[])
         return {}
 
     def _stats(self, request: dict[str, Any]) -> Reply:

@@ -1,5 +1,6 @@
 """The operations on the guest as a machine: mounts, identity, freezing, figures, shutdown."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from hutch.guest import failures, fields
 from hutch.guest.base import DEFAULT_TIMEOUT, AgentInfo, Identity
 from hutch.guest.link import Link
 from hutch.guest.messages import GuestProtocolError
+
+log = logging.getLogger(__name__)
 
 _MOUNT_TIMEOUT: Final = 60.0
 _SYNC_TIMEOUT: Final = 60.0
@@ -88,17 +91,20 @@ class Machine:
             "nonce": identity.nonce,
         }
 
-        def parse(reply: Mapping[str, Any]) -> bool:
+        def parse(reply: Mapping[str, Any]) -> tuple[bool, int]:
             if fields.octets(reply, "nonce", limit=64) != identity.nonce:
                 raise GuestProtocolError("an identity is acknowledged with another nonce")
-            return fields.flag(reply, "reseeded")
+            if "sockets_destroyed" in reply and reply["sockets_destroyed"] is None:
+                log.warning("the kernel of %s cannot end inherited connections", identity.hostname)
+            generation = fields.integer(reply, "generation", identity.generation)
+            return fields.flag(reply, "reseeded"), generation
 
         await self._link.drained()
         request["realtime_ns"] = time.time_ns() + int(self._ahead * 1e9)
-        reseeded = await self._link.call(
+        reseeded, generation = await self._link.call(
             "identity", "the guest's identity", request, parse, seconds=DEFAULT_TIMEOUT
         )
-        self.info = replace(self.info, generation=identity.generation)
+        self.info = replace(self.info, generation=generation)
         return reseeded
 
     async def keep_clock(self, tolerance: float = 0.01) -> float:
@@ -132,10 +138,12 @@ class Machine:
         """Freeze every workload; guest_timeout when that takes longer than `timeout` seconds."""
         request = {"timeout_ms": max(1, round(timeout * 1000))}
         await self._call("freeze", "freezing the workloads", request, seconds=timeout + _MARGIN)
+        self.info = replace(self.info, frozen=True)
 
     async def thaw(self) -> None:
-        """Let the workloads go on."""
+        """Let the workloads go on; that none were frozen is no error."""
         await self._call("thaw", "thawing the workloads", {})
+        self.info = replace(self.info, frozen=False)
 
     async def sync(self) -> None:
         """Write the writable file system to its disk."""
@@ -192,6 +200,7 @@ def parse_info(message: Mapping[str, Any], generation: int = 0) -> AgentInfo:
         cpus=fields.integer(message, "cpus"),
         memory_bytes=fields.integer(message, "memory_bytes"),
         generation=fields.integer(message, "generation", generation),
+        frozen=fields.flag(message, "frozen"),
     )
 
 

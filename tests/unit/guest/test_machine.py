@@ -1,5 +1,6 @@
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -87,8 +88,48 @@ async def test_an_identity_taken_by_someone_else(scripted: ScriptedGuest) -> Non
 async def test_freeze_and_thaw(agent: FakeAgent, guest: Guest) -> None:
     await guest.freeze()
     assert agent.frozen
+    assert guest.info.frozen
+    again = await connect_guest(agent.path, timeout=5)
+    assert again.info.frozen, "the next host learns of it"
+    for _ in range(2):
+        await again.thaw()
+    third = await connect_guest(agent.path, timeout=5)
+    assert not third.info.frozen
+    await third.close()
+    await again.close()
+
+
+async def test_programs_see_another_generation_in_each_life(agent: FakeAgent, guest: Guest) -> None:
+    await guest.identify(IDENTITY)
+    await guest.spawn_exec(GuestExec("s", ["sleep", "60"]))
+    agent.connections_to_outside = 2
+    fork = replace(IDENTITY, machine_id="1" * 32, generation=1)
+    for _ in range(2):  # a host that lost the reply asks again
+        await guest.identify(fork)
+        assert guest.info.generation == 4
+    assert agent.connections_to_outside == 0
     await guest.thaw()
-    assert not agent.frozen
+    async for event in guest.events():
+        if event.kind == "generation":
+            break
+    assert event.fields == {"generation": 4, "hooks": 0, "failed": []}
+    again = await connect_guest(agent.path, timeout=5)
+    assert again.info.generation == 4
+    await again.close()
+
+
+async def test_a_kernel_that_keeps_inherited_connections_is_told_of(
+    agent: FakeAgent, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.connections_to_outside = None
+    await guest.identify(IDENTITY)
+    await guest.spawn_exec(GuestExec("s", ["sleep", "60"]))
+    assert caplog.messages == []
+    await guest.identify(IDENTITY)
+    assert "cannot end inherited connections" in caplog.text
+
+
+async def test_the_disk_is_synced(guest: Guest) -> None:
     await guest.sync()
 
 
