@@ -17,6 +17,7 @@ from hutch.models import (
     Event,
     ExecInfo,
     ExecSpec,
+    HostUsage,
     ImageInfo,
     KernelInfo,
     ProcessInfo,
@@ -115,7 +116,7 @@ class Sandboxes(Protocol):
         """
 
     async def stats(self, ref: str) -> SandboxStats:
-        """Return its use of resources. Raises Conflict (wrong_state)."""
+        """Return its use of resources, without waking it. Raises Conflict (wrong_state)."""
 
     async def processes(self, ref: str) -> Sequence[ProcessInfo]:
         """Return its process table. Raises Conflict (wrong_state)."""
@@ -276,6 +277,9 @@ class Operations(Protocol):
 
     @property
     def kernels(self) -> Kernels:
+    async def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+
         """The kernel store."""
 
     @property

@@ -10,7 +10,7 @@ from hutch.api.images import LINES
 from hutch.api.ndjson import event_lines
 from hutch.api.operations import Operations
 from hutch.api.responses import answer
-from hutch.models import Check, DaemonInfo
+from hutch.models import Check, DaemonInfo, HostUsage
 
 
 def routes(operations: Operations, on_stop: Callable[[], None]) -> APIRouter:
@@ -28,6 +28,10 @@ def routes(operations: Operations, on_stop: Callable[[], None]) -> APIRouter:
         await system.request_stop(stop_sandboxes=stop_sandboxes)
         on_stop()
         return Response(status_code=202)
+
+    @router.get("/usage", response_model=HostUsage)
+    async def usage() -> Response:
+        return answer(await system.usage())
 
     @router.get("/doctor", response_model=list[Check])
     async def doctor() -> Response:

@@ -1,6 +1,7 @@
 """`hutch ps` and `hutch inspect`: what sandboxes there are."""
 
 import shlex
+import time
 from typing import Any
 
 import click
@@ -9,9 +10,9 @@ from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
 from hutch.cli.options import command, pass_app, sandbox_argument
-from hutch.cli.render import age, print_json, size, table
+from hutch.cli.render import age, duration, print_json, size, table
 from hutch.errors import HutchError, error
-from hutch.models import SandboxInfo, SandboxState, from_json
+from hutch.models import HostUsage, SandboxInfo, SandboxState, SandboxUsage, from_json, to_json
 
 _FILTERS = {"status": "state", "state": "state", "label": "label", "name": "name", "image": "image"}
 _SHORT_ID = 15
@@ -47,10 +48,16 @@ def parse_filters(filters: tuple[str, ...]) -> dict[str, Any]:
 
 @command(
     "ps",
-    examples=["hutch ps -a", "hutch ps -q --filter label=team=web", "hutch rm -f $(hutch ps -aq)"],
+    examples=[
+        "hutch ps -a",
+        "hutch ps -s",
+        "hutch ps -q --filter label=team=web",
+        "hutch rm -f $(hutch ps -aq)",
+    ],
 )
 @click.option("-a", "--all", "everything", is_flag=True, help="Stopped ones too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.option("-s", "--size", "sizes", is_flag=True, help="What each takes of memory and disk.")
 @click.option(
     "-f",
     "--filter",
@@ -61,12 +68,22 @@ def parse_filters(filters: tuple[str, ...]) -> dict[str, Any]:
 )
 @click.option("--no-trunc", is_flag=True, help="Print whole ids and commands.")
 @pass_app
-def ps(app: App, everything: bool, quiet: bool, filters: tuple[str, ...], no_trunc: bool) -> None:
+def ps(
+    app: App,
+    everything: bool,
+    quiet: bool,
+    sizes: bool,
+    filters: tuple[str, ...],
+    no_trunc: bool,
+) -> None:
     """List sandboxes; the stopped ones too with -a."""
     query = parse_filters(filters)
     query["all"] = everything or query.get("all", False)
     answer = app.client.call("GET", "/v1/sandboxes", query)
+    usage = _usage(app) if sizes and not quiet else {}
     if app.json:
+        for info in answer if usage else ():
+            info["usage"] = to_json(usage.get(info["id"]))
         print_json([info["id"] for info in answer] if quiet else answer)
         return
     infos = [from_json(SandboxInfo, item) for item in answer]
@@ -74,23 +91,38 @@ def ps(app: App, everything: bool, quiet: bool, filters: tuple[str, ...], no_tru
         for info in infos:
             click.echo(info.id)
         return
+    headers = ["ID", "NAME", "IMAGE", "STATUS", "LIMITS", "CPUS", "MEMORY", "CREATED", "COMMAND"]
+    if sizes:
+        headers[-1:-1] = ["MEM", "ON DISK"]
     table(
-        ["ID", "NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "CREATED", "COMMAND"],
+        headers,
         [
             (
                 info.id if no_trunc else info.id[:_SHORT_ID],
                 info.name,
                 info.image,
                 status(info),
+                limits(info),
                 str(info.cpus),
                 size(info.memory),
                 age(info.created_at),
+                *(_taken(usage.get(info.id)) if sizes else ()),
                 _command(info),
             )
             for info in infos
         ],
-        flexible=None if no_trunc else 7,
+        flexible=None if no_trunc else len(headers) - 1,
     )
+
+
+def _usage(app: App) -> dict[str, SandboxUsage]:
+    usage = from_json(HostUsage, app.client.call("GET", "/v1/usage"))
+    return {each.id: each for each in usage.sandboxes}
+
+
+def _taken(usage: SandboxUsage | None) -> tuple[str, str]:
+    # None: it was removed while we looked.
+    return ("-", "-") if usage is None else (size(usage.memory or None), size(usage.disk))
 
 
 def _command(info: SandboxInfo) -> str:
@@ -108,6 +140,17 @@ def status(info: SandboxInfo) -> str:
     reason = info.exit.reason.value
     code = "" if info.exit.code is None else f" {info.exit.code}"
     return f"{info.state.value} ({reason}{code}) {age(info.ended_at)}"
+
+
+def limits(info: SandboxInfo) -> str:
+    """Return when it will end by itself, and what is done with it when nobody uses it."""
+    parts = []
+    if info.timeout_at is not None:
+        left = max(0.0, parse_timestamp(info.timeout_at) - time.time())
+        parts.append(f"stop in {duration(left)}")
+    if info.idle_timeout > 0:
+        parts.append(f"{info.idle_action} if idle {duration(info.idle_timeout)}")
+    return ", ".join(parts) or "-"
 
 
 @command("inspect", examples=["hutch inspect web", "hutch inspect web db | jq '.[].state'"])

@@ -82,7 +82,7 @@ class HostService:
         self.images = HostImages(parts, registry, self.pools)
         self.kernels = HostKernels(parts, registry)
         self.templates = HostTemplates(parts, self._lives.booter)
-        self.system = HostSystem(parts, registry, known, timestamp())
+        self.system = HostSystem(parts, registry, self._lives.booter, known, timestamp())
 
     async def __aenter__(self) -> Self:
         await self._parts.store.open()

@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hutch.engine.base import MemoryUse
 from hutch.guest.base import Guest
-from hutch.models import ProcessInfo, SandboxInfo, SandboxStats, timestamp
+from hutch.models import ProcessInfo, SandboxState, SandboxStats, timestamp
+from hutch.service.layers import DiskUse, Layers
+from hutch.service.parts import Parts
+from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
 from hutch.tasks import in_thread
 
@@ -33,35 +37,69 @@ def disk_use(path: Path) -> int:
     return total
 
 
-async def sandbox_stats(info: SandboxInfo, sandbox: Sandbox, directory: Path) -> SandboxStats:
-    """Return what a running sandbox uses; the percentage is since the last time it was asked."""
-    guest = await sandbox.connection.get()
-    body = await guest.stats()
-    memory, disk = _table(body, "memory"), _table(body, "disk")
-    cpu, uptime = _seconds(body, "cpu_total_ns"), _seconds(body, "uptime_ns")
-    load = body.get("load")
-    now = time.monotonic()
-    before, since = sandbox.sample or (0.0, now - max(uptime, 0.001))
-    sandbox.sample = (cpu, now)
+async def sandbox_stats(parts: Parts, layers: Layers, entry: Entry) -> SandboxStats:
+    """Return what a sandbox uses; the percentage is since the last time it was asked.
+
+    One that is paused or parked is not woken: only the host is asked. Raises wrong_state where
+    nothing runs and nothing will by itself.
+    """
+    info, sandbox = entry.info, entry.sandbox
+    if info.state not in (SandboxState.PAUSED, SandboxState.PARKED):
+        sandbox = entry.running()
+    inside: Mapping[str, Any] = {}
+    if info.state is SandboxState.RUNNING and sandbox and not sandbox.connection.held:
+        inside = _inside(await (await sandbox.connection.get()).stats())
+    memory = MemoryUse() if sandbox is None else await in_thread(sandbox.machine.memory)
+    disk = await disk_of(parts, layers, entry)
+    rootfs = await in_thread(parts.images.rootfs_path, info.image_id)
+    shared = 0 if rootfs is None else await in_thread(disk_use, rootfs.path)
     return SandboxStats(
         id=info.id,
         name=info.name,
-        cpu_seconds=cpu,
-        cpu_percent=round(100 * max(0.0, cpu - before) / max(now - since, 0.001), 1),
-        cpus=_number(body, "cpu_count"),
-        load=[_real(item) for item in load[:3]] if isinstance(load, Sequence) else [0.0] * 3,
-        memory_total=_number(memory, "total"),
-        memory_used=_number(memory, "used"),
-        memory_cached=_number(memory, "cached"),
-        disk_total=_number(disk, "total"),
-        disk_used=_number(disk, "used"),
-        processes=_number(body, "processes"),
-        uptime_seconds=uptime,
-        oom_kills=_number(body, "oom_kills"),
-        host_memory=await in_thread(sandbox.machine.memory_use),
-        host_cpu_seconds=sandbox.machine.cpu_seconds(),
-        host_disk=await in_thread(disk_use, directory),
+        state=info.state,
+        cpu_percent=_percent(sandbox, inside) if sandbox and inside else 0.0,
+        cpus=info.cpus,
+        **inside,
+        host_memory=memory.total,
+        host_memory_private=memory.private,
+        host_memory_shared=memory.shared,
+        host_memory_template=memory.frozen,
+        host_memory_engine=memory.engine,
+        host_cpu_seconds=0.0 if sandbox is None else sandbox.machine.cpu_seconds(),
+        host_disk=disk.own,
+        host_disk_shared=disk.shared + shared,
     )
+
+
+async def disk_of(parts: Parts, layers: Layers, entry: Entry) -> DiskUse:
+    """Return what a sandbox takes on disk: its files, and the layers that it alone uses."""
+    files = await in_thread(disk_use, parts.places.sandbox(entry.info.id))
+    own, shared = await layers.sizes(entry.row.layer)
+    return DiskUse(files + own, shared)
+
+
+def _inside(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the guest's own account, as fields of SandboxStats."""
+    memory, disk, load = _table(body, "memory"), _table(body, "disk"), body.get("load")
+    return {
+        "cpu_seconds": _seconds(body, "cpu_total_ns"),
+        "load": [_real(item) for item in load[:3]] if isinstance(load, Sequence) else [0.0] * 3,
+        "memory_total": _number(memory, "total"),
+        "memory_used": _number(memory, "used"),
+        "memory_cached": _number(memory, "cached"),
+        "disk_total": _number(disk, "total"),
+        "disk_used": _number(disk, "used"),
+        "processes": _number(body, "processes"),
+        "uptime_seconds": _seconds(body, "uptime_ns"),
+        "oom_kills": _number(body, "oom_kills"),
+    }
+
+
+def _percent(sandbox: Sandbox, inside: Mapping[str, Any]) -> float:
+    now, used = time.monotonic(), inside["cpu_seconds"]
+    before, since = sandbox.sample or (0.0, now - max(inside["uptime_seconds"], 0.001))
+    sandbox.sample = (used, now)
+    return round(float(100 * max(0.0, used - before) / max(now - since, 0.001)), 1)
 
 
 async def processes(guest: Guest) -> Sequence[ProcessInfo]:

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from hutch import __version__
-from hutch.models import Check, DaemonInfo, Event, SandboxState, to_json
+from hutch.models import Check, DaemonInfo, Event, HostUsage, SandboxState, to_json
 from hutch.service.doctor import check_host
+from hutch.service.machine import Booter
 from hutch.service.parts import Parts
 from hutch.service.registry import Registry
+from hutch.service.usage import host_usage
 
 API_VERSION = "v1"
 
@@ -20,10 +22,16 @@ class HostSystem:
     """
 
     def __init__(
-        self, parts: Parts, registry: Registry, origins: Mapping[str, str], started_at: str
+        self,
+        parts: Parts,
+        registry: Registry,
+        booter: Booter,
+        origins: Mapping[str, str],
+        started_at: str,
     ) -> None:
         """`origins` says for each setting where its value came from."""
         self._parts = parts
+        self._booter = booter
         self._registry = registry
         self._origins = origins
         self._started_at = started_at
@@ -42,6 +50,10 @@ class HostSystem:
             running=sum(state.has_machine for state in states),
             memory=_resident(),
         )
+
+    async def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+        return await host_usage(self._parts, self._registry, self._booter)
 
     async def doctor(self) -> Sequence[Check]:
         """Check everything that Hutch needs."""

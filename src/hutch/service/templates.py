@@ -327,6 +327,10 @@ class Templates:
             memory_bytes=self._parts.engine.frozen_memory(template.frozen),
         )
 
+    def memory_use(self) -> int:
+        """Return the bytes of host memory that templates hold for clones to share."""
+        return sum(self._parts.engine.frozen_memory(t.frozen) for t in self._shelf.values())
+
     def has(self, template_id: str) -> bool:
         """Tell whether starts still find a template."""
         return template_id in self._shelf

@@ -22,6 +22,7 @@ from hutch.models import (
     ExecInfo,
     ExecSpec,
     ExitStatus,
+    HostUsage,
     ImageConfig,
     ImageInfo,
     KernelInfo,
@@ -32,6 +33,7 @@ from hutch.models import (
     SandboxSpec,
     SandboxState,
     SandboxStats,
+    SandboxUsage,
     StopReason,
     TemplateInfo,
     TtySize,
@@ -259,7 +261,18 @@ class FakeSandboxes:
     async def stats(self, ref: str) -> SandboxStats:
         info = self.running(ref)
         return SandboxStats(
-            info.id, info.name, 1.5, 2.0, 1, [0.1, 0.2, 0.3], 1, 2, 3, 4, 5, 6, 7.0, 0, 9, 1.0, 11
+            info.id,
+            info.name,
+            info.state,
+            cpu_percent=2.0,
+            cpus=1,
+            cpu_seconds=1.5,
+            load=[0.1, 0.2, 0.3],
+            memory_total=1,
+            memory_used=2,
+            uptime_seconds=7.0,
+            host_memory=9,
+            host_disk=11,
         )
 
     async def processes(self, ref: str) -> Sequence[ProcessInfo]:
@@ -442,6 +455,13 @@ class FakeSystem:
         return DaemonInfo("0.1.0", "v1", 1, timestamp(0), self.home, len(rows), running, 1)
 
     async def doctor(self) -> Sequence[Check]:
+    async def usage(self) -> HostUsage:
+        taken = [
+            SandboxUsage(info.id, info.name, info.state, 9 << 20, 11 << 20)
+            for info in self.owner.sandboxes.rows.values()
+        ]
+        return HostUsage(8 << 30, 6 << 30, 1 << 29, 0, 1 << 29, 32 << 30, 0, 9 << 30, 1, taken)
+
         return [Check("qemu", "fail", "not installed", "apt-get install qemu-system-x86")]
 
     def settings(self) -> Mapping[str, Mapping[str, Any]]:

@@ -65,6 +65,17 @@ def test_ps_quiet_filter_and_escape(own_hutch: Cli) -> None:
     assert json.loads(own_hutch("ps", "-q", "--json", "-f", "name=web").stdout)[0].encode() in ids
 
 
+def test_ps_with_sizes(hutch: Cli) -> None:
+    lines = hutch("ps", "-s").stdout.decode().splitlines()
+    assert lines[0].split()[-4:] == ["MEM", "ON", "DISK", "COMMAND"]
+    assert "9 MiB" in lines[1]
+    assert "11 MiB" in lines[1]
+    assert "ON DISK" not in hutch("ps").stdout.decode()
+    listed = json.loads(hutch("ps", "--size", "--json").stdout)
+    assert listed[0]["usage"]["memory"] == 9 << 20
+    assert "usage" not in json.loads(hutch("ps", "--json").stdout)[0]
+
+
 def test_inspect_several(hutch: Cli) -> None:
     assert json.loads(hutch("inspect", "box").stdout)[0]["name"] == "box"
     done = hutch("inspect", "box", "nosuch", code=125)

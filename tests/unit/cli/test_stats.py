@@ -14,6 +14,14 @@ def test_once(hutch: Cli) -> None:
     assert b"(sandbox_not_found)" in hutch("stats", "nosuch", code=125).stderr
 
 
+def test_what_the_host_has(hutch: Cli) -> None:
+    text = hutch("stats", "--host").stdout.decode()
+    assert "6 GiB of 8 GiB available" in text
+    assert "512 MiB of at most 32 GiB" in text
+    assert json.loads(hutch("stats", "--host", "--json").stdout)["memory_total"] == 8 << 30
+    assert b"(bad_request)" in hutch("stats", "--host", "box", code=125).stderr
+
+
 def test_watch_until_interrupted(hutch: Cli) -> None:
     with hutch.start("stats", "--watch", "100ms", "--json", "box") as child:
         assert child.stdout is not None

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from hutch.guest.base import Guest
 from hutch.images.base import no_report
+from hutch.models import SandboxState
 from hutch.service import stats
 from tests.unit.service.world import World, expect, spec
 
@@ -36,13 +37,58 @@ async def test_a_running_sandbox(world: World) -> None:
         found = await service.sandboxes.stats(info.id)
         assert found.name == info.name
         assert found.memory_total == 512 << 20
+        assert found.state is SandboxState.RUNNING
         assert found.host_memory == (512 << 20) // 10
+        parts = (
+            found.host_memory_private,
+            found.host_memory_shared,
+            found.host_memory_engine,
+        )
+        assert sum(parts) == found.host_memory
+        assert all(parts)
+        assert found.host_memory_template > found.host_memory_shared
         assert 0 < found.host_disk < 1 << 20
+        assert found.host_disk_shared > 0
         assert found.load == [0.0, 0.25, 0.5]
         again = await service.sandboxes.stats(info.id)
         assert again.cpu_percent == 0.0
         table = await service.sandboxes.processes(info.id)
         assert [row.exec_id for row in table] == [None, "main"]
+
+
+async def test_a_paused_sandbox_is_not_woken(world: World) -> None:
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(), no_report)
+        await service.sandboxes.start(info.id)
+        await service.sandboxes.pause(info.id)
+        found = await service.sandboxes.stats(info.id)
+        assert (found.state, found.cpu_percent) == (SandboxState.PAUSED, 0.0)
+        assert found.memory_used is found.processes is found.uptime_seconds is None
+        assert found.host_memory == (512 << 20) // 10
+        assert (await service.sandboxes.get(info.id)).state is SandboxState.PAUSED
+
+
+async def test_a_clone_shares_what_it_began_with(farm: World) -> None:
+    async with farm.service() as service:
+        for name in ("one", "two"):
+            await service.sandboxes.create(spec(name=name), no_report)
+            await service.sandboxes.start(name)
+        (template,) = await service.templates.list()
+        usage = await service.system.usage()
+        assert usage.template_memory == template.memory_bytes > 0
+        assert usage.memory_promised == 2 * 512 << 20
+        assert usage.memory_total == farm.memory.total
+        assert [each.name for each in usage.sandboxes] == ["one", "two"]
+        for each in usage.sandboxes:
+            found = await service.sandboxes.stats(each.id)
+            assert (each.memory, each.disk) == (found.host_memory, found.host_disk)
+            assert found.host_disk_shared >= template.disk_bytes // 2
+        await service.sandboxes.stop("one")
+        usage = await service.system.usage()
+        assert usage.memory_promised == 512 << 20
+        assert [each.memory > 0 for each in usage.sandboxes] == [False, True]
+        await service.sandboxes.remove("one")
+        assert len((await service.system.usage()).sandboxes) == 1
 
 
 def test_holes_take_no_space(tmp_path: Path) -> None:
@@ -51,3 +97,4 @@ def test_holes_take_no_space(tmp_path: Path) -> None:
     (tmp_path / "full").write_bytes(b"x" * 8192)
     assert 8192 <= stats.disk_use(tmp_path) <= 65536
     assert stats.disk_use(tmp_path / "none") == 0
+    assert 8192 <= stats.disk_use(tmp_path / "full") <= 16384

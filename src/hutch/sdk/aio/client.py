@@ -11,6 +11,7 @@ from hutch.models import (
     Check,
     DaemonInfo,
     Event,
+    HostUsage,
     ImageInfo,
     KernelInfo,
     Progress,
@@ -311,6 +312,11 @@ async def long_work(
     try:
         async for line in answer.lines():
             if "progress" in line and on_progress is not None:
+    async def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+        answer = await self.transport.request("GET", "/v1/usage")
+        return from_json(HostUsage, await answer.json())
+
                 on_progress(from_json(Progress, line["progress"]))
             if "error" in line:
                 raise errors.from_json(line["error"])

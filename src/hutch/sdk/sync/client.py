@@ -12,6 +12,7 @@ from hutch.models import (
     Check,
     DaemonInfo,
     Event,
+    HostUsage,
     ImageInfo,
     KernelInfo,
     Progress,
@@ -296,6 +297,11 @@ class Client:
         where = f"/v1/sandboxes/{quote(ref)}{path}"
         answer = self.transport.request(method, where, query, json=json)
         return from_json(SandboxInfo, answer.json())
+    def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+        answer = self.transport.request("GET", "/v1/usage")
+        return from_json(HostUsage, answer.json())
+
 
 
 def long_work(transport: Transport, path: str, body: Any, on_progress: OnProgress | None) -> Any:
