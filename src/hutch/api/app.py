@@ -12,7 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import __version__
-from hutch.api import execs, files, images, kernels, run, sandboxes, streams, system, templates
+from hutch.api import (
+    execs,
+    files,
+    images,
+    kernels,
+    pools,
+    run,
+    sandboxes,
+    streams,
+    system,
+    templates,
+)
 from hutch.api.bodies import ErrorBody, invalid
 from hutch.api.operations import Operations
 from hutch.api.responses import answer, error_body
@@ -38,7 +49,7 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
     # exec takes is mostly what happens around it.
     for streaming in (streams, run):
         app.router.routes += streaming.routes(operations).routes
-    for module in (sandboxes, execs, files, images, kernels, templates):
+    for module in (sandboxes, execs, files, images, kernels, templates, pools):
         app.include_router(module.routes(operations))
     app.include_router(system.routes(operations, on_stop))
     app.add_exception_handler(HutchError, _answer_error)

@@ -185,6 +185,21 @@ class TemplateBuildBody:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolWarmBody:
+    """How many clones are to be ready, of what image, and for sandboxes of what size.
+
+    `wait` is whether the answer comes only once they are.
+    """
+
+    image: str
+    size: int = 1
+    cpus: int | None = None
+    memory: int | None = None
+    pull: PullPolicy = PullPolicy.MISSING
+    wait: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStopBody:
     """Whether the sandboxes are stopped too, or go on without a daemon."""
 

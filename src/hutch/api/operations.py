@@ -20,6 +20,7 @@ from hutch.models import (
     HostUsage,
     ImageInfo,
     KernelInfo,
+    PoolInfo,
     ProcessInfo,
     Removed,
     SandboxInfo,
@@ -234,6 +235,27 @@ class Templates(Protocol):
         """Drop all templates that no sandbox is based on."""
 
 
+class Pools(Protocol):
+    """Clones that are started and warm before anybody asks for them.
+
+    A sandbox that is made takes over one that fits, and its id. A pool outlives the daemon, and is
+    filled again then.
+    """
+
+    async def list(self) -> Sequence[PoolInfo]:
+        """Return all pools, in the order of their making."""
+
+    async def warm(self, spec: SandboxSpec, size: int, report: Report, *, wait: bool) -> PoolInfo:
+        """Have `size` clones for sandboxes like `spec` ready from now on.
+
+        With `wait` return once there are so many; when that is cancelled, the pool stays. Raises
+        InvalidInput (bad_size, bad_setting) where there can be none, and why one was not made.
+        """
+
+    async def drain(self, image: str | None = None) -> Removed:
+        """End the pools of an image (None: all). Raises NotFound (pool_not_found)."""
+
+
 class System(Protocol):
     """The daemon itself."""
 
@@ -287,6 +309,10 @@ class Operations(Protocol):
         """Frozen machines that sandboxes begin as clones of."""
 
     @property
+    def pools(self) -> Pools:
+        """Clones that are started and warm before anybody asks for them."""
+
+    @property
     def system(self) -> System:
         """The daemon itself."""
 
@@ -302,6 +328,7 @@ __all__ = [
     "LogQuery",
     "LogRecord",
     "Operations",
+    "Pools",
     "SandboxFilter",
     "Sandboxes",
     "SessionEvent",

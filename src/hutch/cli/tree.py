@@ -44,6 +44,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "image": "images:image",
         "kernel": "kernels:kernel",
         "template": "templates:template",
+        "pool": "pools:pool",
     },
     "Hutch itself": {
         "doctor": "doctor:doctor",

@@ -42,6 +42,7 @@ from hutch.models import (
 from hutch.settings import Settings
 from hutch.tasks import Scope
 from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
+from tests.unit.api.fake_pools import FakePools
 from tests.unit.api.fake_programs import NOW, PROGRAMS, FakeExec, FakeSession
 
 
@@ -493,6 +494,7 @@ class FakeOperations:
         self.images = FakeImages()
         self.kernels = FakeKernels()
         self.templates = FakeTemplates()
+        self.pools = FakePools()
         self.system = FakeSystem(self, home)
 
     async def __aenter__(self) -> "FakeOperations":

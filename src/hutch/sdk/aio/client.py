@@ -14,6 +14,7 @@ from hutch.models import (
     HostUsage,
     ImageInfo,
     KernelInfo,
+    PoolInfo,
     Progress,
     Removed,
     SandboxInfo,
@@ -165,6 +166,42 @@ class AsyncTemplates:
         return from_json(Removed, await answer.json())
 
 
+class AsyncPools:
+    """Clones that are started and warm before anybody asks for them."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> list[PoolInfo]:
+        """Return all pools, in the order of their making."""
+        answer = await self._transport.request("GET", "/v1/pools")
+        return [from_json(PoolInfo, item) for item in await answer.json()]
+
+    async def warm(
+        self,
+        image: str,
+        size: int = 1,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> PoolInfo:
+        """Have `size` clones ready, from now on, for sandboxes of a size (`memory` in bytes).
+
+        With `wait` return once there are so many.
+        """
+        body = {"image": image, "size": size, "cpus": cpus, "memory": memory, "wait": wait}
+        result = await long_work(self._transport, "/v1/pools/warm", body, on_progress)
+        return from_json(PoolInfo, result)
+
+    async def drain(self, image: str | None = None) -> Removed:
+        """End the pools of an image (None: all) with the clones that wait in them."""
+        query = {} if image is None else {"image": image}
+        answer = await self._transport.request("DELETE", "/v1/pools", query)
+        return from_json(Removed, await answer.json())
+
+
 class AsyncClient:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -179,6 +216,7 @@ class AsyncClient:
         self.images = AsyncImages(self.transport)
         self.kernels = AsyncKernels(self.transport)
         self.templates = AsyncTemplates(self.transport)
+        self.pools = AsyncPools(self.transport)
 
     async def create(
         self, spec: SandboxSpec, *, on_progress: OnProgress | None = None

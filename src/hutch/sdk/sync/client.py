@@ -15,6 +15,7 @@ from hutch.models import (
     HostUsage,
     ImageInfo,
     KernelInfo,
+    PoolInfo,
     Progress,
     Removed,
     SandboxInfo,
@@ -164,6 +165,42 @@ class Templates:
         return from_json(Removed, answer.json())
 
 
+class Pools:
+    """Clones that are started and warm before anybody asks for them."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> list[PoolInfo]:
+        """Return all pools, in the order of their making."""
+        answer = self._transport.request("GET", "/v1/pools")
+        return [from_json(PoolInfo, item) for item in answer.json()]
+
+    def warm(
+        self,
+        image: str,
+        size: int = 1,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> PoolInfo:
+        """Have `size` clones ready, from now on, for sandboxes of a size (`memory` in bytes).
+
+        With `wait` return once there are so many.
+        """
+        body = {"image": image, "size": size, "cpus": cpus, "memory": memory, "wait": wait}
+        result = long_work(self._transport, "/v1/pools/warm", body, on_progress)
+        return from_json(PoolInfo, result)
+
+    def drain(self, image: str | None = None) -> Removed:
+        """End the pools of an image (None: all) with the clones that wait in them."""
+        query = {} if image is None else {"image": image}
+        answer = self._transport.request("DELETE", "/v1/pools", query)
+        return from_json(Removed, answer.json())
+
+
 class Client:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -178,6 +215,7 @@ class Client:
         self.images = Images(self.transport)
         self.kernels = Kernels(self.transport)
         self.templates = Templates(self.transport)
+        self.pools = Pools(self.transport)
 
     def create(self, spec: SandboxSpec, *, on_progress: OnProgress | None = None) -> SandboxInfo:
         """Make a sandbox and start it; when that fails, or is cancelled, nothing is left of it."""
