@@ -262,6 +262,9 @@ class System(Protocol):
     async def info(self) -> DaemonInfo:
         """Return the daemon's own state."""
 
+    async def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+
     async def doctor(self) -> Sequence[Check]:
         """Check everything that Hutch needs of the host."""
 
@@ -299,9 +302,6 @@ class Operations(Protocol):
 
     @property
     def kernels(self) -> Kernels:
-    async def usage(self) -> HostUsage:
-        """Return what the host has and what each sandbox takes of it."""
-
         """The kernel store."""
 
     @property
