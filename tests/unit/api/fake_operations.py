@@ -455,7 +455,6 @@ class FakeSystem:
         running = sum(info.state is SandboxState.RUNNING for info in rows)
         return DaemonInfo("0.1.0", "v1", 1, timestamp(0), self.home, len(rows), running, 1)
 
-    async def doctor(self) -> Sequence[Check]:
     async def usage(self) -> HostUsage:
         taken = [
             SandboxUsage(info.id, info.name, info.state, 9 << 20, 11 << 20)
@@ -463,6 +462,7 @@ class FakeSystem:
         ]
         return HostUsage(8 << 30, 6 << 30, 1 << 29, 0, 1 << 29, 32 << 30, 0, 9 << 30, 1, taken)
 
+    async def doctor(self) -> Sequence[Check]:
         return [Check("qemu", "fail", "not installed", "apt-get install qemu-system-x86")]
 
     def settings(self) -> Mapping[str, Mapping[str, Any]]:

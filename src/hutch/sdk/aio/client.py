@@ -300,6 +300,11 @@ class AsyncClient:
         answer = await self.transport.request("GET", "/v1/daemon")
         return from_json(DaemonInfo, await answer.json())
 
+    async def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+        answer = await self.transport.request("GET", "/v1/usage")
+        return from_json(HostUsage, await answer.json())
+
     async def doctor(self) -> Sequence[Check]:
         """Check everything that Hutch needs of the daemon's host."""
         answer = await self.transport.request("GET", "/v1/doctor")
@@ -350,11 +355,6 @@ async def long_work(
     try:
         async for line in answer.lines():
             if "progress" in line and on_progress is not None:
-    async def usage(self) -> HostUsage:
-        """Return what the host has and what each sandbox takes of it."""
-        answer = await self.transport.request("GET", "/v1/usage")
-        return from_json(HostUsage, await answer.json())
-
                 on_progress(from_json(Progress, line["progress"]))
             if "error" in line:
                 raise errors.from_json(line["error"])

@@ -297,6 +297,11 @@ class Client:
         answer = self.transport.request("GET", "/v1/daemon")
         return from_json(DaemonInfo, answer.json())
 
+    def usage(self) -> HostUsage:
+        """Return what the host has and what each sandbox takes of it."""
+        answer = self.transport.request("GET", "/v1/usage")
+        return from_json(HostUsage, answer.json())
+
     def doctor(self) -> Sequence[Check]:
         """Check everything that Hutch needs of the daemon's host."""
         answer = self.transport.request("GET", "/v1/doctor")
@@ -335,11 +340,6 @@ class Client:
         where = f"/v1/sandboxes/{quote(ref)}{path}"
         answer = self.transport.request(method, where, query, json=json)
         return from_json(SandboxInfo, answer.json())
-    def usage(self) -> HostUsage:
-        """Return what the host has and what each sandbox takes of it."""
-        answer = self.transport.request("GET", "/v1/usage")
-        return from_json(HostUsage, answer.json())
-
 
 
 def long_work(transport: Transport, path: str, body: Any, on_progress: OnProgress | None) -> Any:
