@@ -57,12 +57,14 @@ pub fn root(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
 ///
 /// # Errors
 /// `not_ready` before `mount.root`, `exists` when that has been done, `not_found` when the disk
-/// does not appear.
+/// does not appear, `io` when it does not get the size that the host says.
 pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     let _alone = agent.lock_machine();
     require_stage(agent, Stage::Root, "the writable disk is mounted already")?;
     let volumes = fields.bytes_list("volumes")?;
+    let size = fields.opt_u64("size")?;
     let device = devices::wait_for(fields.str("serial")?)?;
+    devices::renew(&device, size)?;
     let disk = Path::new(DISK);
     make_dir(DISK)?;
     if let Err(failure) = join(&device, &volumes, fields.bool("grow", false)?) {
@@ -167,8 +169,7 @@ fn prepare_upper(upper: &Path) -> io::Result<()> {
 
 fn grow_to_device(device: &str, disk: &Path) -> io::Result<()> {
     let name = Path::new(device).file_name().unwrap_or_default();
-    let sectors = fs::read_to_string(Path::new("/sys/class/block").join(name).join("size"))?;
-    let bytes = 512 * sectors.trim().parse::<u64>().map_err(io::Error::other)?;
+    let bytes = devices::read_size(&Path::new("/sys/class/block").join(name).join("size"))?;
     let opened = sys::open(disk, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
     let stat = sys::statvfs(opened.as_raw_fd())?;
     let mut blocks = bytes / stat.f_bsize.max(1);
