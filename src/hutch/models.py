@@ -91,7 +91,8 @@ class SandboxSpec:
 
     `env` maps names to values; sizes are bytes, `timeout` is seconds from each start (0: none),
     `idle` means no main process, `auto_remove` removes the sandbox when it stops. When nobody has
-    used it for `idle_timeout` seconds (0: never) `idle_action` is done. Without `template` it
+    used it for `idle_timeout` seconds (0: never) `idle_action` is done: in use is one with a
+    program beside its main process, a client, a file transfer or a tunnel. Without `template` it
     always boots cold. A `provisional` one, which `run` makes, is removed with the
     daemon's next start unless it has begun to run by then.
     """
@@ -119,8 +120,8 @@ class SandboxSpec:
     pull: PullPolicy = PullPolicy.MISSING
     template: bool = True
     provisional: bool = False
-    idle_timeout: float = 0.0
-    idle_action: IdleAction = IdleAction.PAUSE
+    idle_timeout: float | None = None
+    idle_action: IdleAction | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _row("boot_timeout", parse_duration, 60.0, "time in which the agent must answer at boot"),
     _row("stop_timeout", parse_duration, 10.0, "time between a stop's signal and its kill"),
+    _row(
+        "idle_timeout",
+        parse_duration,
+        0.0,
+        "time after which `idle_action` is done with a sandbox that nobody uses; 0: never",
+    ),
+    _row(
+        "idle_action",
+        one_of("pause", "park", "stop"),
+        "pause",
+        "pause, park (its memory goes to disk) or stop",
+    ),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
     _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
     _row("log_files", counted(1), 3, "rotated log files kept for each log"),
@@ -290,6 +302,8 @@ class Settings:
     disk_reserve: int
     boot_timeout: float
     stop_timeout: float
+    idle_timeout: float
+    idle_action: str
     exec_orphan_grace: float
     log_size: int
     log_files: int

@@ -101,6 +101,21 @@ class Sandboxes(Protocol):
     async def remove(self, ref: str, *, force: bool = False) -> Removed:
         """Delete a sandbox; with `force` also one that runs."""
 
+    async def pause(self, ref: str) -> SandboxInfo:
+        """Stop its CPUs; its memory stays. Raises Conflict (wrong_state)."""
+
+    async def resume(self, ref: str) -> SandboxInfo:
+        """Let a paused or parked one go on.
+
+        Raises Conflict (wrong_state), EngineError (parked_unusable).
+        """
+
+    async def park(self, ref: str) -> SandboxInfo:
+        """Write its memory to disk and end its VM, until it is used again or resumed.
+
+        Raises Conflict (wrong_state), NoCapacity (disk_full).
+        """
+
     async def rename(self, ref: str, name: str) -> SandboxInfo:
         """Give it another name."""
 
@@ -111,7 +126,7 @@ class Sandboxes(Protocol):
         """Return the sandboxes that match, newest first."""
 
     async def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
-        """Return once it is not starting, running or stopping.
+        """Return once it is created, stopped or failed; while it is paused or parked, it is not.
 
         When it removed itself, its last state. Raises GuestError (guest_timeout).
         """

@@ -51,9 +51,26 @@ def routes(operations: Operations) -> APIRouter:
         how = body or StartBody()
         return answer(await until_gone(request, sandboxes.start(ref, template=how.template)))
 
+    _add_rests(router, operations)
     _add_ends(router, operations)
     _add_views(router, operations)
     return router
+
+
+def _add_rests(router: APIRouter, operations: Operations) -> None:
+    sandboxes = operations.sandboxes
+
+    @router.post("/{ref}/pause", response_model=SandboxInfo)
+    async def pause_sandbox(ref: str) -> Response:
+        return answer(await sandboxes.pause(ref))
+
+    @router.post("/{ref}/resume", response_model=SandboxInfo)
+    async def resume_sandbox(ref: str) -> Response:
+        return answer(await sandboxes.resume(ref))
+
+    @router.post("/{ref}/park", response_model=SandboxInfo)
+    async def park_sandbox(ref: str) -> Response:
+        return answer(await sandboxes.park(ref))
 
 
 def _add_ends(router: APIRouter, operations: Operations) -> None:

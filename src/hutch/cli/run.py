@@ -24,6 +24,20 @@ SPEC = (
     Option(("-m", "--memory"), "memory", "Memory, like 512m or 2g.", "SIZE", kind="size"),
     Option(("--disk",), "disk", "Size of the writable disk.", "SIZE", kind="size"),
     Option(("--timeout",), "timeout", "Stop after TIME of running.", "TIME", kind="duration"),
+    Option(
+        ("--idle-timeout",),
+        "idle_timeout",
+        "Put it to rest when nobody has used it for TIME; 0: never.",
+        "TIME",
+        kind="duration",
+    ),
+    Option(
+        ("--idle-action",),
+        "idle_action",
+        "How: pause (default), park (its memory goes to disk) or stop.",
+        "ACTION",
+        choices=("pause", "park", "stop"),
+    ),
     Option(("-l", "--label"), "label", "Label.", "K=V", multiple=True),
     Option(("--hostname",), "hostname", "Host name in the sandbox.", "NAME"),
     Option(("--stop-signal",), "stop_signal", "Signal that asks it to stop.", "SIGNAL"),
@@ -59,7 +73,7 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
         "auto_remove": options["auto_remove"],
     }
     plain = ("name", "workdir", "user", "cpus", "memory", "disk", "timeout", "hostname")
-    for key in (*plain, "stop_signal", "kernel", "pull"):
+    for key in (*plain, "idle_timeout", "idle_action", "stop_signal", "kernel", "pull"):
         spec[key] = options[key]
     if options["no_template"]:
         spec["template"] = False

@@ -1,4 +1,4 @@
-"""Verbs on sandboxes: create, start, stop, restart, kill, rm, rename, wait.
+"""Verbs on sandboxes: create, start, stop, restart, pause, park, resume, kill, rm, rename, wait.
 
 Those that take several names go on after one fails, report each, and exit with 125 if any failed.
 """
@@ -116,6 +116,36 @@ def restart(app: App, names: tuple[str, ...], timeout: float | None, signal: str
     return for_each(
         app, names, lambda n: app.client.call("POST", sandbox_path(n, "restart"), json=body)
     )
+
+
+@command("pause", examples=["hutch pause web"])
+@names_argument
+@pass_app
+def pause(app: App, names: tuple[str, ...]) -> int:
+    """Stop the CPUs of sandboxes; their memory stays.
+
+    They go on with `hutch resume`, or when they are used: by exec, shell, cp and the like.
+    """
+    return for_each(app, names, lambda n: app.client.call("POST", sandbox_path(n, "pause")))
+
+
+@command("park", examples=["hutch park web"])
+@names_argument
+@pass_app
+def park(app: App, names: tuple[str, ...]) -> int:
+    """Write the memory of sandboxes to disk, and give it back to the host.
+
+    They go on where they were with `hutch resume`, or when they are used.
+    """
+    return for_each(app, names, lambda n: app.client.call("POST", sandbox_path(n, "park")))
+
+
+@command("resume", examples=["hutch resume web"])
+@names_argument
+@pass_app
+def resume(app: App, names: tuple[str, ...]) -> int:
+    """Let paused and parked sandboxes go on where they were."""
+    return for_each(app, names, lambda n: app.client.call("POST", sandbox_path(n, "resume")))
 
 
 @command("kill", examples=["hutch kill web", "hutch kill -s HUP web"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hutch.errors import HutchError, error
 from hutch.images.base import Image
-from hutch.models import ExecSpec, SandboxInfo, SandboxSpec, SandboxState, TtySize
+from hutch.models import ExecSpec, IdleAction, SandboxInfo, SandboxSpec, SandboxState, TtySize
 from hutch.service.names import check_name
 from hutch.settings import GIB, KIB, MIB, Settings
 
@@ -89,6 +89,8 @@ def resolve(
         exposed_ports=list(config.exposed_ports),
         volumes=list(config.volumes),
         stop_signal=signal_name(spec.stop_signal or _stop_signal(image, command)),
+        idle_timeout=settings.idle_timeout if spec.idle_timeout is None else spec.idle_timeout,
+        idle_action=spec.idle_action or IdleAction(settings.idle_action),
     )
 
 
@@ -102,6 +104,7 @@ def check_request(spec: SandboxSpec, settings: Settings, host: HostSize) -> None
     if not spec.image:
         raise error("bad_request", "no image is named")
     check_timeout(spec.timeout)
+    check_timeout(spec.idle_timeout or 0.0)
     check_arguments([*(spec.entrypoint or ()), *(spec.command or ())], spec.env)
     if spec.workdir is not None:
         check_directory(spec.workdir)

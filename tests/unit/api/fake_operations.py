@@ -208,6 +208,18 @@ class FakeSandboxes:
     ) -> SandboxInfo:
         return await self.start(ref)
 
+    async def pause(self, ref: str) -> SandboxInfo:
+        return await self.put(replace(self.running(ref), state=SandboxState.PAUSED))
+
+    async def park(self, ref: str) -> SandboxInfo:
+        return await self.put(replace(self.running(ref), state=SandboxState.PARKED))
+
+    async def resume(self, ref: str) -> SandboxInfo:
+        info = self.find(ref)
+        if info.state not in (SandboxState.PAUSED, SandboxState.PARKED):
+            raise error("wrong_state", f"{info.name} is not paused")
+        return await self.put(replace(info, state=SandboxState.RUNNING))
+
     async def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo:
         info = self.running(ref)
         ended = ExitStatus(StopReason.KILLED, 137)

@@ -281,6 +281,18 @@ class AsyncClient:
         """End a sandbox at once (KILL), or signal its main process."""
         return await self.sandbox_request("POST", ref, "/kill", json={"signal": signal})
 
+    async def pause(self, ref: str) -> SandboxInfo:
+        """Stop a sandbox's CPUs, until it is resumed or used; its memory stays."""
+        return await self.sandbox_request("POST", ref, "/pause")
+
+    async def resume(self, ref: str) -> SandboxInfo:
+        """Let a paused or parked sandbox go on. Raises EngineError (parked_unusable)."""
+        return await self.sandbox_request("POST", ref, "/resume")
+
+    async def park(self, ref: str) -> SandboxInfo:
+        """Write a sandbox's memory to disk and end its VM, until it is resumed or used."""
+        return await self.sandbox_request("POST", ref, "/park")
+
     async def rename(self, ref: str, name: str) -> SandboxInfo:
         """Give a sandbox another name."""
         return await self.sandbox_request("POST", ref, "/rename", json={"name": name})

@@ -278,6 +278,18 @@ class Client:
         """End a sandbox at once (KILL), or signal its main process."""
         return self.sandbox_request("POST", ref, "/kill", json={"signal": signal})
 
+    def pause(self, ref: str) -> SandboxInfo:
+        """Stop a sandbox's CPUs, until it is resumed or used; its memory stays."""
+        return self.sandbox_request("POST", ref, "/pause")
+
+    def resume(self, ref: str) -> SandboxInfo:
+        """Let a paused or parked sandbox go on. Raises EngineError (parked_unusable)."""
+        return self.sandbox_request("POST", ref, "/resume")
+
+    def park(self, ref: str) -> SandboxInfo:
+        """Write a sandbox's memory to disk and end its VM, until it is resumed or used."""
+        return self.sandbox_request("POST", ref, "/park")
+
     def rename(self, ref: str, name: str) -> SandboxInfo:
         """Give a sandbox another name."""
         return self.sandbox_request("POST", ref, "/rename", json={"name": name})

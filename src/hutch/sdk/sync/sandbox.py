@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 from hutch import errors
-from hutch.models import ProcessInfo, PullPolicy, SandboxInfo, SandboxSpec, SandboxStats, from_json
+from hutch.models import (
+    IdleAction,
+    ProcessInfo,
+    PullPolicy,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxStats,
+    from_json,
+)
 from hutch.sdk.http1 import quote
 from hutch.sdk.sync.client import Client, OnProgress
 from hutch.sdk.sync.commands import Commands, Pty
@@ -48,6 +56,8 @@ class Sandbox:
         memory: int | None = None,
         disk: int | None = None,
         timeout: float = 0.0,
+        idle_timeout: float | None = None,
+        idle_action: IdleAction | str | None = None,
         labels: Mapping[str, str] | None = None,
         hostname: str | None = None,
         kernel: str | None = None,
@@ -59,8 +69,9 @@ class Sandbox:
         """Make a sandbox of an image and start it.
 
         Without `command` it has no main process, and lives until it is stopped. `memory` and `disk`
-        are bytes, `timeout` is seconds from each start (0: none). Raises what the daemon raises:
-        NotFound (image_not_found), Conflict (name_taken), NoCapacity …
+        are bytes, `timeout` is seconds from each start (0: none). When nobody has used it for
+        `idle_timeout` seconds (0: never) `idle_action` is done: pause, park or stop. Raises what
+        the daemon raises: NotFound (image_not_found), Conflict (name_taken), NoCapacity …
         """
         spec = SandboxSpec(
             image=image,
@@ -75,6 +86,8 @@ class Sandbox:
             memory=memory,
             disk=disk,
             timeout=timeout,
+            idle_timeout=idle_timeout,
+            idle_action=None if idle_action is None else IdleAction(idle_action),
             auto_remove=auto_remove,
             labels=dict(labels or {}),
             hostname=hostname,
@@ -139,6 +152,21 @@ class Sandbox:
     def stop(self, *, timeout: float | None = None, signal: str | None = None) -> SandboxInfo:
         """Stop it; its files stay. After `timeout` seconds (None: the setting's) it is killed."""
         self.info = self.client.stop(self.id, timeout=timeout, signal=signal)
+        return self.info
+
+    def pause(self) -> SandboxInfo:
+        """Stop its CPUs, until it is resumed or used; its memory stays."""
+        self.info = self.client.pause(self.id)
+        return self.info
+
+    def resume(self) -> SandboxInfo:
+        """Let it go on after `pause` or `park`. Raises EngineError (parked_unusable)."""
+        self.info = self.client.resume(self.id)
+        return self.info
+
+    def park(self) -> SandboxInfo:
+        """Write its memory to disk and end its VM, until it is resumed or used."""
+        self.info = self.client.park(self.id)
         return self.info
 
     def kill(self, signal: str = "KILL") -> SandboxInfo:
