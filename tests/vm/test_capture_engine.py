@@ -6,16 +6,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hutch.engine.base import Frozen, Machine, MachineSpec, MachineType
+from hutch.engine.base import Frozen, Machine, MachineRecord, MachineSpec, MachineType
 from hutch.engine.qemu import QemuEngine
+from hutch.errors import EngineError
 from hutch.guest.base import Guest
+from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel
 from tests.vm.workshop import (
     SIZE,
@@ -24,7 +27,9 @@ from tests.vm.workshop import (
     build,
     clone_spec,
     cloned,
+    identity,
     new_engine,
+    set_up,
     sh,
 )
 
@@ -129,7 +134,7 @@ async def test_a_running_clone_is_captured_and_lives_on(
         assert await sh(first, "cat /root/disk; md5sum < /tmp/ram/file") == f"before\n{digest}"
         await sh(first, "echo child > /root/disk; echo 1 > /tmp/ram/own; sync")
         # Whoever comes late gets the same moment, not what the others have made of it.
-        late = child_spec(engine, replace(spec, drives=over_less(child)), short_tmp, "late")
+        late = child_spec(engine, parent(child), short_tmp, "late")
         late_machine, second = await stack.enter_async_context(running(engine, late, frozen))
         assert await sh(second, "cat /root/disk; ls /tmp/ram; md5sum < /tmp/ram/file") == (
             f"before\nfile\n{digest}"
@@ -150,7 +155,172 @@ async def test_a_running_clone_is_captured_and_lives_on(
     assert max(pauses) < 500
 
 
-def over_less(spec: MachineSpec) -> list[object]:
-    """Return the drives of what a spec is a child of."""
+async def test_a_machine_that_booted_is_captured(
+    workshop: Path, engine: QemuEngine, template: Template, short_tmp: Path
+) -> None:
+    base = template.spec.drives[1].backing
+    assert base is not None
+    disk = short_tmp / "disk.qcow2"
+    engine.create_disk(disk, SIZE, base)
+    drives = [template.spec.drives[0], replace(template.spec.drives[1], path=disk)]
+    spec = replace(template.spec, drives=drives, directory=short_tmp / "vm" / "booted")
+    spec = replace(spec, console_log=short_tmp / "booted.log", freezable=False)
+    machine = await engine.boot(spec)
+    source = await set_up(machine, template.rootfs)
+    digest = await sh(source, f"{DIRTY} && {FILL}; echo before > /root/disk")
+    frozen, spec, child = await captured(engine, machine, spec, short_tmp, "child")
+    await sh(source, f"echo source > /root/disk; {FILL}")
+    async with running(engine, child, frozen) as (_, guest):
+        # The source ended, the child has all that it needs.
+        await source.close()
+        await machine.kill()
+        assert await sh(guest, "cat /root/disk; md5sum < /tmp/ram/file") == f"before\n{digest}"
+    await engine.drop(frozen)
+
+
+async def test_a_paused_machine_stays_so_and_its_clone_runs(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    spec = new_clone("source")
+    async with cloned(engine, spec, template) as (machine, source):
+        await sh(source, "echo before > /root/disk")
+        times = []
+        for act in (machine.pause, machine.resume, machine.pause):
+            began = time.monotonic()
+            await act()
+            times.append(f"{(time.monotonic() - began) * 1000:.1f}")
+        print(f"pause, resume, pause: {times} ms")
+        frozen, _, child = await captured(engine, machine, spec, short_tmp, "child")
+        assert await machine.paused()
+        async with running(engine, child, frozen) as (_, guest):
+            assert await sh(guest, "cat /root/disk") == "before\n"
+        await engine.drop(frozen)
+        await machine.resume()
+        assert await sh(source, "cat /root/disk") == "before\n"
+
+
+async def test_what_was_kept_outlives_all_who_knew_it(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    spec = new_clone("source")
+    async with cloned(engine, spec, template) as (machine, source):
+        digest = await sh(source, f"{DIRTY} && {FILL}")
+        await sh(source, "echo before > /root/disk")
+        frozen, _, child = await captured(engine, machine, spec, short_tmp, "child")
+    began = time.monotonic()
+    await engine.keep(frozen)
+    print(f"kept in {(time.monotonic() - began) * 1000:.0f} ms")
+    await engine.drop(frozen)
+    later = new_engine()
+    async with running(later, child, frozen) as (_, guest):
+        assert await sh(guest, "cat /root/disk; md5sum < /tmp/ram/file") == f"before\n{digest}"
+    await later.drop(frozen)
+
+
+async def test_a_clone_is_captured_after_a_restart_of_the_daemon(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    spec = new_clone("source")
+    machine = await engine.clone(spec, template.frozen)
+    guest = await connect_guest(machine.agent_socket, timeout=20)
+    await guest.identify(identity("source"))
+    digest = await sh(guest, f"{DIRTY} && {FILL}")
+    await guest.close()
+    frozen, spec, _ = await captured(engine, machine, spec, short_tmp, "first")
+    await engine.drop(frozen)
+    await machine.release()
+    await engine.drop(template.frozen)
+    again = new_engine()
+    adopted = await again.adopt(MachineRecord.from_json(machine.record.to_json()))
+    assert adopted is not None
+    frozen, _, child = await captured(again, adopted, spec, short_tmp, "second")
+    async with running(again, child, frozen) as (_, guest):
+        assert await sh(guest, "md5sum < /tmp/ram/file") == digest
+    assert again.frozen_memory(frozen) > 80 << 20
+    await again.drop(frozen)
+    await adopted.kill()
+
+
+@pytest.mark.parametrize("harm", ["no disk", "no qcow2", "in use"])
+async def test_a_capture_that_fails_costs_the_source_nothing(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path, harm: str
+) -> None:
+    spec = new_clone("source")
+    bad = short_tmp / "bad.qcow2"
+    match harm:
+        case "no qcow2":
+            bad.write_bytes(os.urandom(1 << 20))
+        case "in use":
+            bad = spec.drives[1].path
+    async with cloned(engine, spec, template) as (machine, source):
+        pid = machine.record.process.pid
+        before = memory_files(pid)
+        for _ in range(2):
+            with pytest.raises(EngineError) as caught:
+                await engine.capture(machine, short_tmp / "frozen", next_disk=bad)
+            assert caught.value.code == "engine_failed"
+            assert not await machine.paused()
+        assert await sh(source, "echo on > /root/disk; sync; cat /root/disk") == "on\n"
+        assert memory_files(pid) == before
+        assert not (short_tmp / "frozen").exists()
+        frozen, _, child = await captured(engine, machine, spec, short_tmp, "child")
+        async with running(engine, child, frozen) as (_, guest):
+            assert await sh(guest, "cat /root/disk") == "on\n"
+        await engine.drop(frozen)
+
+
+async def test_a_source_that_is_killed_meanwhile(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    for number, delay in enumerate((0.0, 0.02, 0.05, 0.08, 0.1)):
+        spec = new_clone(f"source-{number}")
+        machine = await engine.clone(spec, template.frozen)
+        frozen = Frozen(short_tmp / "frozen", spec.memory)
+        async with asyncio.TaskGroup() as tasks:
+            capturing = tasks.create_task(outcome(engine.capture(machine, frozen.directory)))
+            await asyncio.wait({capturing}, timeout=delay)
+            await machine.kill()
+        if isinstance(failure := capturing.result(), EngineError):
+            assert failure.code == "sandbox_died", failure
+        await engine.drop(frozen)
+
+
+async def test_a_long_chain_of_disks(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    spec, frozen, child = new_clone("source"), None, None
+    async with cloned(engine, spec, template) as (machine, source):
+        for number in range(20):
+            await sh(source, f"echo {number} > /root/{number}; sync")
+            if frozen is not None:
+                await engine.drop(frozen)
+            frozen, spec, child = await captured(engine, machine, spec, short_tmp, f"c{number}")
+        assert frozen is not None
+        assert child is not None
+        assert len(child.drives[1].layers) == 21
+        await sh(source, "rm /root/*; sync")
+        everything = "cat /root/before; ls /root | wc -l; cd /root; cat 0 7 19"
+        async with running(engine, child, frozen) as (_, guest):
+            await sh(guest, "echo 3 > /proc/sys/vm/drop_caches")
+            assert await sh(guest, everything) == "the freeze\n21\n0\n7\n19\n"
+        await engine.drop(frozen)
+
+
+async def outcome(work: Awaitable[Any]) -> Any:
+    """Return what it returned, or its failure."""
+    try:
+        return await work
+    except EngineError as failure:
+        return failure
+
+
+def memory_files(pid: int) -> list[str]:
+    """Return the names of the files in memory that a process has open."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return sorted(link for link in links if "memfd" in link)
+
+
+def parent(spec: MachineSpec) -> MachineSpec:
+    """Return what a spec is a child of."""
     root, disk = spec.drives
-    return [root, replace(disk, path=disk.layers[0], layers=disk.layers[1:])]
+    return replace(spec, drives=[root, replace(disk, path=disk.layers[0], layers=disk.layers[1:])])

@@ -21,7 +21,7 @@ from hutch.engine.base import (
 from hutch.engine.qemu import QemuEngine
 from hutch.guest.base import Guest, GuestExec, Identity, Output
 from hutch.guest.session import connect_guest
-from hutch.images.base import Image, Kernel
+from hutch.images.base import Image, Kernel, RootFs
 from hutch.images.disk import base_disk
 from hutch.settings import load_settings
 
@@ -37,6 +37,7 @@ class Template:
     frozen: Frozen
     spec: MachineSpec
     disk: Path
+    rootfs: RootFs | None = None
 
 
 async def build(
@@ -64,10 +65,7 @@ async def build(
         freezable=True,
     )
     machine = await engine.boot(spec)
-    guest = await connect_guest(machine.agent_socket, timeout=90)
-    await guest.mount_root("root", busybox.rootfs.fstype)
-    await guest.mount_overlay("overlay")
-    await guest.identify(identity("template"))
+    guest = await set_up(machine, busybox.rootfs)
     await guest.files.write("/root/before", chunks(b"the freeze\n"))
     await guest.close()
     began = time.monotonic()
@@ -81,7 +79,17 @@ async def build(
     assert engine.frozen_memory(frozen) > 16 << 20
     await engine.drop(frozen)
     assert engine.frozen_memory(frozen) == 0
-    return Template(frozen, spec, disk)
+    return Template(frozen, spec, disk, busybox.rootfs)
+
+
+async def set_up(machine: Machine, rootfs: RootFs | None) -> Guest:
+    """Bring a machine that boots to where programs run in it."""
+    assert rootfs is not None
+    guest = await connect_guest(machine.agent_socket, timeout=90)
+    await guest.mount_root("root", rootfs.fstype)
+    await guest.mount_overlay("overlay")
+    await guest.identify(identity("template"))
+    return guest
 
 
 def new_engine() -> QemuEngine:

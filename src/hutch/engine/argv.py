@@ -96,6 +96,11 @@ def guest_cmdline(spec: MachineSpec) -> str:
     return " ".join([*words, *spec.cmdline])
 
 
+def drive_node(index: int) -> str:
+    """Return what QEMU knows the drive by that is at `index` of a machine's drives."""
+    return f"drive{index}"
+
+
 def _value(text: str) -> str:
     return text.replace(",", ",,")
 
@@ -177,7 +182,7 @@ def _devices() -> list[str]:
 
 
 def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
-    node = f"drive{index}"
+    node = drive_node(index)
     argv, backing = _backing(node, index, drive, files)
     argv += _file(f"{node}-file", 1 + index, files.image, read_only=drive.read_only)
     top = f"driver={_value(drive.format)},node-name={node},file={node}-file{backing}"

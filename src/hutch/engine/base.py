@@ -67,6 +67,9 @@ class Drive:
 
     `serial` is how the guest finds it. A `qcow2` drive names the raw file at the bottom of it, and
     the read-only qcow2 files in between, nearest first: what their headers say is never followed.
+
+    A clone's writable drive may have another `size` (bytes) than the frozen machine's had: its
+    guest is told. None: it is the same.
     """
 
     serial: str
@@ -75,6 +78,7 @@ class Drive:
     read_only: bool = False
     backing: Path | None = None
     layers: Sequence[Path] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,26 +47,26 @@ async def capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captu
 
 
 async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
-    async with contextlib.AsyncExitStack() as stack:
-        source = stack.enter_context(GuestMemory(process.pid))
-        await settle_in_thread(source.find)
-        memory = create_memory(source.size)
-        with contextlib.ExitStack() as on_error:
+    with contextlib.ExitStack() as on_error:
+        async with contextlib.AsyncExitStack() as stack:
+            source = stack.enter_context(GuestMemory(process.pid))
+            await settle_in_thread(source.find)
+            memory = create_memory(source.size)
             on_error.callback(os.close, memory)
-            await settle_in_thread(source.copy_base, memory)
+            await settle_in_thread(source.begin_copy, memory)
             disk = None
             if next_disk is not None:
                 disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
             file = await stack.enter_async_context(StateFile.of(qmp))
-            await settle(_take(qmp, file, source, memory, disk))
+            await settle(_take(qmp, file, source, disk))
             state = await in_thread(file.read)
-            await seal(memory)
-            on_error.pop_all()
+        await seal(memory)
+        on_error.pop_all()
     return Captured(state, memory)
 
 
 async def _take(
-    qmp: Qmp, file: StateFile, source: GuestMemory, memory: int, disk: disks.NextDisk | None
+    qmp: Qmp, file: StateFile, source: GuestMemory, disk: disks.NextDisk | None
 ) -> None:
     """Do what has to be done at once, of a machine that stands still for it."""
     ran = (await qmp.execute("query-status"))["running"]
@@ -74,7 +74,7 @@ async def _take(
     try:
         await qmp.execute("stop")
         await file.save()
-        copied = await settle_in_thread(source.copy_rest, memory)
+        copied = await settle_in_thread(source.finish_copy)
         if disk is not None:
             # Last, so that a machine whose capture failed has kept its disk.
             await disk.switch()

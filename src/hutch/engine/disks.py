@@ -7,10 +7,12 @@ is known after a restart of the daemon. The files come open, for QEMU has access
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from hutch.engine.argv import drive_node
+from hutch.engine.base import Drive
 from hutch.engine.failures import os_failure
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, error
@@ -65,6 +67,18 @@ async def opened(qmp: Qmp, path: Path) -> AsyncIterator[NextDisk]:
                     await qmp.execute("blockdev-del", {"node-name": node})
     finally:
         await qmp.remove_fd(number)
+
+
+async def announce_sizes(qmp: Qmp, drives: Sequence[Drive]) -> None:
+    """Tell a clone's guest the sizes of its drives that may not be those of the frozen machine.
+
+    It learns them by an interrupt, some time after it runs. Raises EngineError.
+    """
+    for index, drive in enumerate(drives):
+        if drive.size is not None:
+            # The file has that size already; it is the guest that remembers another.
+            resized = {"node-name": drive_node(index), "size": drive.size}
+            await qmp.execute("block_resize", resized)
 
 
 async def active_node(qmp: Qmp) -> str:

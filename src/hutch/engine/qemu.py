@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch import process
-from hutch.engine import jail, migration
+from hutch.engine import disks, jail, migration
 from hutch.engine.accel import AcceleratorProbe
 from hutch.engine.argv import build_argv
 from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, MachineSpec, Verdict
@@ -89,6 +89,7 @@ class QemuEngine:
                 try:
                     if state is not None:
                         await migration.load(qmp, state)
+                        await disks.announce_sizes(qmp, spec.drives)
                     # Only now is the console's reader accepted for sure, and the guest may write
                     # its first byte.
                     await qmp.execute("cont")

@@ -111,10 +111,10 @@ async def test_a_memory_that_cannot_be_read_costs_the_machine_nothing(
     machine = await engine.boot(new_spec("a"))
     ours = held()
 
-    def refuse(self: GuestMemory, target: int) -> int:
+    def refuse(self: GuestMemory) -> int:
         raise error("engine_failed", "told to")
 
-    monkeypatch.setattr(guest_memory.GuestMemory, "copy_rest", refuse)
+    monkeypatch.setattr(guest_memory.GuestMemory, "finish_copy", refuse)
     with pytest.raises(EngineError, match="told to"):
         await engine.capture(machine, short_tmp / "captured")
     assert not await machine.paused()

@@ -77,8 +77,8 @@ def copy(pid: int) -> tuple[dict[int, bytes], int, int]:
         with GuestMemory(pid) as source:
             source.find()
             assert source.size == SIZE
-            source.copy_base(target)
-            copied = source.copy_rest(target)
+            source.begin_copy(target)
+            copied = source.finish_copy()
         data, target_size = os.pread(target, SIZE, 0), os.fstat(target).st_blocks * 512
     finally:
         os.close(target)
@@ -152,11 +152,11 @@ def test_a_process_that_ends_meanwhile(hold: Hold) -> None:
     target = create_memory(SIZE)
     with GuestMemory(pid) as source:
         source.find()
-        source.copy_base(target)
+        source.begin_copy(target)
         os.kill(pid, 9)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(EngineError, match="cannot be read"):
-            source.copy_rest(target)
+            source.finish_copy()
     os.close(target)
 
 
