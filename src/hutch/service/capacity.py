@@ -9,6 +9,7 @@ tell it through `count`.
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,11 +161,11 @@ class Capacity:
         if refusal.details["resource"] == "disk":
             return refusal
         uses = await in_thread(_uses, self._holdings())
-        largest = sorted(uses, reverse=True)[:LARGEST]
+        largest = [(name, size) for name, size in uses.most_common(LARGEST) if size]
         details = refusal.details | {
-            "largest": [{"name": name, "bytes": size} for size, name in largest if size]
+            "largest": [{"name": name, "bytes": size} for name, size in largest]
         }
-        names = ", ".join(f"{name} ({_size(size)})" for size, name in largest if size)
+        names = ", ".join(f"{name} ({_size(size)})" for name, size in largest)
         message = refusal.message + (f"; most is used by {names}" if names else "")
         return error("no_capacity", message, hint=refusal.hint, details=details)
 
@@ -175,8 +176,12 @@ def file_system_room(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _uses(holdings: list[Holding]) -> list[tuple[int, str]]:
-    return [(holding.use(), holding.name) for holding in holdings]
+def _uses(holdings: list[Holding]) -> Counter[str]:
+    """Return what VMs take, those of one name (a pool's) together."""
+    uses: Counter[str] = Counter()
+    for holding in holdings:
+        uses[holding.name] += holding.use()
+    return uses
 
 
 def _no_memory(need: Need, room: Room) -> HutchError:

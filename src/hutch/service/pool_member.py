@@ -22,6 +22,7 @@ from hutch.models import SandboxInfo
 from hutch.process import ProcessId
 from hutch.service.ahead import Ahead
 from hutch.service.boot import Late, Stalled
+from hutch.service.capacity import Holding
 from hutch.service.machine import Booted, Booter, set_up_clone
 from hutch.service.names import EXEC_PREFIX, ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
@@ -92,6 +93,11 @@ class _Record:
     def __init__(self, parts: Parts, row: SandboxRow) -> None:
         self._store = parts.store
         self.row = row
+        self.vm: Machine | None = None
+
+    def memory_use(self) -> int:
+        """Return what its VM takes of the host's memory (0: it is not up yet). Blocking."""
+        return 0 if self.vm is None else self.vm.memory_use()
 
     async def machine(self, machine: Mapping[str, Any] | None) -> None:
         """Keep none: the VM's sockets are found by its directory's name when the daemon dies.
@@ -115,9 +121,16 @@ class Members:
         self._records: dict[str, _Record] = {}
         self._ends = Scope("members", grace=10.0)
         booter.layers.add_holder(self._layers)
+        parts.capacity.count(self._holdings)
 
     def _layers(self) -> Iterable[str | None]:
         return [record.row.layer for record in self._records.values()]
+
+    def _holdings(self) -> Iterable[Holding]:
+        for member_id, record in self._records.items():
+            info = record.row.info
+            name = f"the pool of {info.image}"
+            yield Holding(member_id, name, info.memory, record.memory_use)
 
     # ---- making
 
@@ -151,6 +164,7 @@ class Members:
         record = self._records[member_id] = _Record(parts, row)
         await settle_in_thread(parts.places.sandbox(member_id).mkdir, mode=0o700, parents=True)
         machine, guest = await self._booter.clone(row, record, ahead.recipe, template, _warm)
+        record.vm = machine
         undo.push_async_callback(machine.kill)
         undo.push_async_callback(guest.close)
         await machine.pause()

@@ -214,3 +214,22 @@ async def test_machines_found_again_count(short: World) -> None:
     async with short.service() as service:
         await service.sandboxes.create(spec(name="two", idle=True, memory=GIB), no_report)
         await expect("no_capacity", service.sandboxes.start("two"))
+
+
+async def test_members_of_pools_count_until_they_are_gone(short: World) -> None:
+    async with short.service() as service:
+        await service.pools.warm(spec(), 2, no_report, wait=True)
+        assert (await service.system.usage()).memory_promised == GIB
+        await service.sandboxes.create(spec(name="big", idle=True, memory=GIB), no_report)
+        failure = await expect("no_capacity", service.sandboxes.start("big"))
+        (most,) = failure.details["largest"]
+        assert most["name"] == "the pool of busybox"
+        assert most["bytes"] == 2 * (512 * MIB // 10)
+        # One that becomes a sandbox is that, and no member any more.
+        await service.sandboxes.create(spec(name="one"), no_report)
+        await service.sandboxes.start("one")
+        await service.pools.drain()
+        assert (await service.system.usage()).memory_promised == 512 * MIB
+        await service.sandboxes.start("big")
+        await service.sandboxes.remove("big", force=True)
+        await service.sandboxes.remove("one", force=True)
