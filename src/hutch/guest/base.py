@@ -346,11 +346,17 @@ class Guest(Protocol):
         """Mount the read-only root from the disk with that serial."""
 
     async def mount_overlay(
-        self, serial: str, *, volumes: Sequence[str] = (), grow: bool = False
+        self,
+        serial: str,
+        *,
+        volumes: Sequence[str] = (),
+        grow: bool = False,
+        size: int | None = None,
     ) -> None:
         """Mount the writable disk over the root and switch to it.
 
-        `volumes` are paths kept on the disk itself; `grow` fits its file system to its size.
+        `volumes` are paths kept on the disk itself; `grow` fits its file system to its size, which
+        must be `size` bytes by then: that of a clone's disk may just have changed.
         """
 
     async def identify(self, identity: Identity) -> bool:

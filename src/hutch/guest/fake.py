@@ -56,6 +56,8 @@ class FakeAgent:
         self.services: dict[int, bytes] = {}
         """Ports that answer a tunnel: what a peer says before it echoes."""
         self.identity: dict[str, Any] = {}
+        self.mounted: dict[str, Any] = {}
+        """What it was asked to mount as its writable disk, and how."""
         self.clock_error_ns = 0
         """How far its clock is ahead of the host's, until an identity sets it."""
         self.frozen = False
@@ -159,6 +161,7 @@ class FakeAgent:
         if self.stage != "root":
             raise FakeError("not_ready" if self.stage == "boot" else "busy", "not now")
         self.stage = "ready"
+        self.mounted = request
         return {}
 
     def _identity(self, request: dict[str, Any]) -> Reply:

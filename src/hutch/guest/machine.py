@@ -64,13 +64,19 @@ class Machine:
         await self.refresh_info()
 
     async def mount_overlay(
-        self, serial: str, *, volumes: Sequence[str] = (), grow: bool = False
+        self,
+        serial: str,
+        *,
+        volumes: Sequence[str] = (),
+        grow: bool = False,
+        size: int | None = None,
     ) -> None:
         """Mount the writable disk over the root and switch to it; `info.stage` becomes ready."""
         request = {
             "serial": serial,
             "volumes": [fields.path_bytes(path) for path in volumes],
             "grow": grow,
+            "size": size,
         }
         await self._call("mount.overlay", f"disk {serial}", request, seconds=_MOUNT_TIMEOUT)
         await self.refresh_info()

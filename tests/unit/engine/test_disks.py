@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hutch.engine import disks
+from hutch.engine.base import Drive
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError
 from tests.unit.engine.test_migration import Refusal, session
@@ -43,7 +44,7 @@ class Peer:
                 self.said.append(arguments)
             case "blockdev-del":
                 self.nodes.remove(arguments["node-name"])
-            case "blockdev-snapshot":
+            case "blockdev-snapshot" | "block_resize":
                 self.said.append(arguments)
         return {}
 
@@ -116,3 +117,22 @@ async def test_a_disk_that_is_not_there_is_named(tmp_path: Path) -> None:
                 pass
 
     assert await session(Peer(ROOT, DISK), use) == ["query-block"]
+
+
+async def test_a_guest_is_told_the_sizes_that_are_not_those_it_knows() -> None:
+    peer, nowhere = Peer(), Path("/")
+    drives = [Drive("root", nowhere), Drive("disk", nowhere, "qcow2", size=3 << 30)]
+
+    async def use(qmp: Qmp) -> None:
+        await disks.announce_sizes(qmp, drives)
+
+    assert await session(peer, use) == ["block_resize"]
+    assert peer.said == [{"node-name": "drive1", "size": 3 << 30}]
+
+
+async def test_a_size_that_qemu_refuses() -> None:
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(EngineError, match="told to"):
+            await disks.announce_sizes(qmp, [Drive("disk", Path("/"), "qcow2", size=1 << 30)])
+
+    assert await session(Peer(refuse="block_resize"), use) == ["block_resize"]

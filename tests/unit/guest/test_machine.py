@@ -26,8 +26,10 @@ async def test_a_guest_boots_in_stages(agent: FakeAgent) -> None:
     assert caught.value.details["guest_code"] == "not_ready"
     await guest.mount_root("root", "squashfs")
     assert guest.info.stage == "root"
-    await guest.mount_overlay("disk", volumes=["/data"], grow=True)
+    await guest.mount_overlay("disk", volumes=["/data"], grow=True, size=1 << 30)
     assert guest.info.stage == "ready"
+    asked = {"serial": "disk", "volumes": [b"/data"], "grow": True, "size": 1 << 30}
+    assert agent.mounted == asked
     await guest.spawn_exec(GuestExec("a", ["true"]))
     await guest.close()
 
