@@ -22,7 +22,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a
 @pytest.fixture
 def small(new_hutch: NewHutch) -> Iterator[Hutch]:
     """A home with kernel and image, on a file system with 40 MiB to spare."""
-    hutch = new_hutch()
+    hutch = new_hutch(disk_reserve="0")
     used = sum(path.stat().st_size for path in hutch.home.rglob("*") if path.is_file())
     size = used + 40 * MIB
     aside = hutch.home.with_name(hutch.home.name + "-aside")

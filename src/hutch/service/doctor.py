@@ -8,7 +8,6 @@ import os
 import platform
 import pwd
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ from hutch.images.agent import agent_binary
 from hutch.images.base import Kernels, no_report
 from hutch.images.kernel import KernelStore
 from hutch.models import Check
-from hutch.settings import GIB, Settings
+from hutch.service.capacity import boot_need, file_system_room
+from hutch.service.hostmemory import host_memory
+from hutch.settings import GIB, MIB, Settings
 from hutch.tasks import in_thread
 
 QEMU_MIN: Final = (7, 2)
@@ -162,7 +163,12 @@ async def _accelerator(engine: Engine, kernels: Kernels) -> Check:
 
 
 def _places(settings: Settings) -> list[Check]:
-    return [_space(settings.home), _home(settings.home), _runtime(settings.runtime_dir)]
+    return [
+        _memory(settings),
+        _space(settings.home),
+        _home(settings.home),
+        _runtime(settings.runtime_dir),
+    ]
 
 
 def _existing(path: Path) -> Path:
@@ -171,8 +177,21 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _memory(settings: Settings) -> Check:
+    found = host_memory()
+    limit = f" (limited by the control group {found.group})" if found.group else ""
+    free, total = f"{found.available / GIB:.1f} GiB", f"{found.total / GIB:.1f} GiB"
+    message = f"{free} of {total} are available{limit}, {settings.memory_reserve / MIB:.0f} MiB of"
+    message += " them kept in reserve"
+    need = boot_need("", "", settings.memory).expected
+    if found.available - settings.memory_reserve >= need:
+        return Check("memory", OK, message)
+    fix = "stop what takes it (`hutch ps -s`), or lower the setting memory_reserve"
+    return Check("memory", FAIL, f"{message}: too little to start a sandbox", fix)
+
+
 def _space(home: Path) -> Check:
-    free = shutil.disk_usage(_existing(home)).free
+    free = file_system_room(_existing(home))
     message = f"{free / GIB:.1f} GiB are free for {home}"
     status = FAIL if free < SPACE_FAIL else WARN if free < SPACE_WARN else OK
     fix = None if status == OK else "free some space, or set HUTCH_HOME to a larger file system"

@@ -11,7 +11,8 @@ from hutch import process
 from hutch.errors import error
 from hutch.models import Check, KernelInfo
 from hutch.service import doctor
-from hutch.settings import Settings
+from hutch.service.hostmemory import HostMemory
+from hutch.settings import GIB, Settings
 from tests.unit.service.world import World
 
 
@@ -79,8 +80,7 @@ async def test_places(check: Any, world: World, monkeypatch: pytest.MonkeyPatch)
     world.settings.runtime_dir.rmdir()
     world.settings.runtime_dir.write_text("")
     assert (await check())["runtime directory"].status == "fail"
-    usage = doctor.shutil.disk_usage("/")._replace(free=1)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(doctor, "file_system_room", lambda path: 1)
     assert (await check())["disk space"].status == "fail"
 
 
@@ -89,3 +89,16 @@ def test_without_a_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     names = [check.name for check in doctor.run_checks(world.settings)]
     assert names[:2] == ["python", "qemu"]
     assert not (world.settings.home / "hutch.db").exists()
+
+
+async def test_memory(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = HostMemory(8 * GIB, 4 * GIB)
+    monkeypatch.setattr(doctor, "host_memory", lambda: here)
+    found = (await check())["memory"]
+    assert found.status == "ok"
+    assert "4.0 GiB of 8.0 GiB are available" in found.message
+    here = HostMemory(GIB, 100 << 20, "/sys/fs/cgroup/small")
+    found = (await check())["memory"]
+    assert found.status == "fail"
+    assert "/sys/fs/cgroup/small" in found.message
+    assert found.fix
