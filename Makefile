@@ -34,6 +34,7 @@ test-vm: setup
 	@scripts/test vm
 
 bench: setup
+	-@scripts/packages bench
 	.venv/bin/python -m tests.bench
 
 docs: setup

@@ -10,17 +10,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.bench import results
-from tests.bench.boots import cold_boot, daemon_start, from_template
+from tests.bench.boots import cold_boot, daemon_start
+from tests.bench.clones import from_template
 from tests.bench.copies import large_files
 from tests.bench.execs import command_line, round_trip
 from tests.bench.idle import idle_daemon
 from tests.bench.lab import Lab, laboratory
+from tests.bench.pools import pool_claims
+from tests.bench.rests import pause_and_resume
 from tests.bench.samples import Measured
+from tests.bench.shells import from_the_shell
 
 PARTS: Mapping[str, Callable[[Lab], Measured]] = {
     "start": daemon_start,
     "boot": cold_boot,
     "template": from_template,
+    "pool": pool_claims,
+    "run": from_the_shell,
+    "pause": pause_and_resume,
     "exec": round_trip,
     "cli": command_line,
     "copy": large_files,

@@ -33,8 +33,12 @@ class AgentError(Exception):
 class AgentClient:
     """A connection to the agent behind a unix socket."""
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
-        """Connect, and say HELLO until the agent answers. Raises TimeoutError, OSError."""
+    def __init__(self, path: Path, *, timeout: float, pause: float = _HELLO_PAUSE) -> None:
+        """Connect, and say HELLO until the agent answers. Raises TimeoutError, OSError.
+
+        A machine that is no longer booting answers the first one: its `pause` may be long.
+        """
+        self._pause = pause
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(str(path))
         self._rest = bytearray()
@@ -60,7 +64,7 @@ class AgentClient:
             body = _PREAMBLE.pack(_MAGIC, _HELLO, _VERSION, 0, nonce)
             self._socket.settimeout(None)
             self._socket.sendall(body + zlib.crc32(body).to_bytes(4, "little"))
-            pause = time.monotonic() + _HELLO_PAUSE
+            pause = time.monotonic() + self._pause
             while (left := pause - time.monotonic()) > 0:
                 self._socket.settimeout(left)
                 try:

@@ -1,11 +1,13 @@
-"""The bare boot: the very command line that the daemon runs, started by hand. The yardstick.
+"""The bare machine: the very command line that the daemon runs, started by hand. The yardstick.
 
-No daemon, no engine object, no asyncio: descriptors opened, QEMU spawned, `cont` said, HELLO
-answered. What Hutch takes longer than this is Hutch's own. The machine that comes of it also serves
-the raw round trip and the raw channel.
+No daemon, no engine object, no asyncio: descriptors opened, QEMU spawned, its state loaded if it is
+a clone, `cont` said, HELLO answered. What Hutch takes longer than this is Hutch's own. The machine
+that comes of it also serves the raw round trip and the raw channel.
 """
 
+import array
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -19,20 +21,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hutch import process
 from hutch.engine import jail
 from hutch.engine.argv import Descriptors, build_argv
-from hutch.engine.base import BootFiles, Drive, MachineSpec, MachineType, Verdict
+from hutch.engine.base import BootFiles, Drive, Frozen, MachineSpec, MachineType, Verdict
+from hutch.engine.memories import copy_sparse, create_memory, read_state
 from hutch.engine.qcow2 import create_overlay
 from hutch.images import disk
 from hutch.images.base import Image, Kernel
 from hutch.models import SandboxInfo
+from hutch.service.parts import TEMPLATE_DISK
 from hutch.settings import Settings
 from tests.bench.agent import AgentClient
 
 ROOT, DISK = "hutch-root", "hutch-disk"
 _BOOT_LIMIT = 90.0
+_POLL = 0.001
 _NUMBERS = re.compile(r"(?<=fd=)\d+|(?<=/proc/self/fd/)\d+|(?<=guest=)[^,]+")
 
 
@@ -61,42 +67,106 @@ class BareMachine:
         """Mount the disks and give it an identity, so that programs can run."""
         self.agent.call("mount.root", serial=ROOT, fstype=fstype)
         self.agent.call("mount.overlay", serial=DISK, volumes=[], grow=False)
+        self.identify()
+
+    def identify(self) -> str:
+        """Send the one frame that makes it a machine of its own; return its new machine id."""
+        machine_id = secrets.token_hex(16)
         self.agent.call(
             "identity",
             realtime_ns=time.time_ns(),
             entropy=os.urandom(64),
             hostname="bare",
-            machine_id=secrets.token_hex(16).encode(),
+            machine_id=machine_id.encode(),
             hosts=[["127.0.0.1", "localhost"]],
             nameservers=[],
             generation=1,
             nonce=os.urandom(16),
         )
+        return machine_id
 
 
 @contextmanager
 def boot(recipe: Recipe) -> Iterator[BareMachine]:
     """Boot by hand, for the length of the block. Disk and directory are made before the clock."""
-    directory = Path(tempfile.mkdtemp(prefix="bare-", dir="/tmp"))
-    try:
+    with _scratch() as directory:
         spec = machine_spec(recipe, directory)
         create_overlay(spec.drives[1].path, recipe.like.disk, _backing(spec))
-        started = time.monotonic()
-        with jail.prepare(spec) as handover:
-            argv = command_line(recipe, spec, handover.fds)
-            child = _spawn(argv, spec, handover.inherited)
-            try:
-                _cont(handover.qmp)
-                agent = AgentClient(directory / jail.AGENT_SOCKET, timeout=_BOOT_LIMIT)
-                yield BareMachine(child, agent, time.monotonic() - started)
-                agent.close()
-            finally:
-                child.kill()
-                child.wait()
-                handover.qmp.close()
-                handover.console.close()
+        with _start(recipe, spec) as machine:
+            yield machine
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template of the daemon, loaded: what a clone by hand is made of."""
+
+    disk: Path
+    state: bytes
+    memory: int
+    """The descriptor of its memory."""
+
+
+@contextmanager
+def template(directory: Path, like: SandboxInfo) -> Iterator[Template]:
+    """Have the template in a directory in memory, as the daemon has it, for the block."""
+    frozen = Frozen(directory, like.memory)
+    memory = create_memory(like.memory)
+    try:
+        with open(frozen.image, "rb") as image:
+            copy_sparse(image.fileno(), memory, like.memory)
+        yield Template(directory / TEMPLATE_DISK, read_state(frozen).state, memory)
+    finally:
+        os.close(memory)
+
+
+@contextmanager
+def clone(recipe: Recipe, template: Template) -> Iterator[BareMachine]:
+    """Start a clone by hand, for the length of the block. Its disk is made before the clock."""
+    with _scratch() as directory:
+        spec = machine_spec(recipe, directory)
+        root, disk = spec.drives
+        disk = dataclasses.replace(disk, layers=[template.disk])
+        spec = dataclasses.replace(spec, drives=[root, disk])
+        create_overlay(disk.path, recipe.like.disk, template.disk, "qcow2")
+        with _start(recipe, spec, template) as machine:
+            yield machine
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="bare-", dir="/tmp"))
+    try:
+        yield directory
     finally:
         shutil.rmtree(directory)
+
+
+@contextmanager
+def _start(
+    recipe: Recipe, spec: MachineSpec, template: Template | None = None
+) -> Iterator[BareMachine]:
+    """Start a machine that boots, or one that takes up a template's state."""
+    started = time.monotonic()
+    memory = None if template is None else template.memory
+    with jail.prepare(spec, memory=memory, incoming=template is not None) as handover:
+        argv = command_line(recipe, spec, handover.fds)
+        child = _spawn(argv, spec, handover.inherited)
+        try:
+            control = _Control(handover.qmp)
+            if template is not None:
+                control.load(template.state)
+            control("cont")
+            # What goes on at once answers the first HELLO; what boots may not have heard it.
+            pause = {} if template is None else {"pause": _BOOT_LIMIT}
+            socket_path = spec.directory / jail.AGENT_SOCKET
+            agent = AgentClient(socket_path, timeout=_BOOT_LIMIT, **pause)
+            yield BareMachine(child, agent, time.monotonic() - started)
+            agent.close()
+        finally:
+            child.kill()
+            child.wait()
+            handover.qmp.close()
+            handover.console.close()
 
 
 def machine_spec(recipe: Recipe, directory: Path) -> MachineSpec:
@@ -166,13 +236,38 @@ def _spawn(
     )
 
 
-def _cont(control: socket.socket) -> None:
-    """Let the machine run: it waits for this before its first instruction."""
-    control.settimeout(30.0)
-    with control.makefile("rwb") as lines:
-        lines.readline()
-        for command in ("qmp_capabilities", "cont"):
-            lines.write(json.dumps({"execute": command}).encode() + b"\n")
-            lines.flush()
-            while "return" not in json.loads(lines.readline()):
-                pass
+class _Control:
+    """QMP, one blocking command after the other."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(30.0)
+        self._socket = connection
+        self._lines = connection.makefile("rb")
+        self._lines.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command: str, *, fd: int | None = None, **arguments: Any) -> Any:
+        """Run a command, handing over `fd` with it; return its answer."""
+        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        ancillary = [] if fd is None else [_descriptor(fd)]
+        self._socket.sendmsg([line], ancillary)
+        while "return" not in (answer := json.loads(self._lines.readline())):
+            assert "error" not in answer, answer
+        return answer["return"]
+
+    def load(self, state: bytes) -> None:
+        """Give a state to a machine that waits for one."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self("getfd", fd=theirs.fileno(), fdname="state")
+            theirs.close()
+            self("migrate-incoming", uri="fd:state")
+            ours.sendall(state)
+            ours.shutdown(socket.SHUT_WR)
+            while (status := self("query-status")["status"]) == "inmigrate":
+                time.sleep(_POLL)
+        assert status == "paused", status
+
+
+def _descriptor(fd: int) -> tuple[int, int, bytes]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes()

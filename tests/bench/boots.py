@@ -17,7 +17,6 @@ from tests.bench.samples import Check, Measured, Series, alternate, ratio
 
 _BOOT_LIMIT = 1.25
 _START_LIMIT = 1.5
-_CLONE_LIMIT = 0.2
 
 
 class _Boots:
@@ -40,22 +39,13 @@ class _Boots:
 
     def hutch(self) -> float:
         """Have the daemon make and boot a sandbox."""
-        seconds, boot_id = self._start(template=False)
-        self._note(boot_id)
-        return seconds
 
-    def clone(self) -> float:
-        """Have the daemon make a sandbox that is the clone of a template."""
-        seconds, _ = self._start(template=True)
-        return seconds
-
-    def _start(self, *, template: bool) -> tuple[float, str]:
         async def sample(client: AsyncClient) -> tuple[float, str]:
             started = time.monotonic()
-            info = await client.create(self._lab.spec(template=template))
+            info = await client.create(self._lab.spec())
             seconds = time.monotonic() - started
             try:
-                assert (info.template is not None) is template, info
+                assert info.template is None, info
                 box = await AsyncSandbox.connect(info.id, client=client)
                 said = await box.commands.run(
                     ["cat", "/proc/sys/kernel/random/boot_id", "/etc/machine-id"]
@@ -66,7 +56,9 @@ class _Boots:
                 await client.remove(info.id, force=True)
             return seconds, boot_id
 
-        return self._lab.with_client(sample)
+        seconds, boot_id = self._lab.with_client(sample)
+        self._note(boot_id)
+        return seconds
 
     def _note(self, boot_id: str) -> None:
         assert boot_id not in self._boot_ids, "a machine that had been booted before answered"
@@ -93,22 +85,11 @@ def cold_boot(lab: Lab) -> Measured:
     )
 
 
-def from_template(lab: Lab) -> Measured:
-    """Measure the start of clones of a template against the cold boot by hand."""
-    with lab.sandbox() as like:
-        recipe = lab.recipe(like)
+def cold(lab: Lab, recipe: Recipe) -> Series:
+    """Take the yardstick of what is no cold boot: bare ones, to the agent's first answer."""
     boots = _Boots(lab, recipe)
-    boots.clone()  # makes the template
-    takers = {"bare": boots.bare, "clone": boots.clone}
-    found = alternate(takers, lab.rounds(9, 2), warm=lab.rounds(1, 0))
-    hand = Series("bare QEMU, cold, to the agent's first answer", "s", found["bare"])
-    clone = Series("hutch, a clone, request to reply", "s", found["clone"])
-    return Measured(
-        "Start from a template",
-        [hand, clone],
-        [ratio("start from a template, of a cold boot by hand", clone, hand, _CLONE_LIMIT)],
-        "A clone's figure has its disk, its own identity and the daemon's records in it.",
-    )
+    taken = [boots.bare() for _ in range(lab.rounds(5, 1))]
+    return Series("bare QEMU, cold, to the agent's first answer", "s", taken)
 
 
 def daemon_start(lab: Lab) -> Measured:

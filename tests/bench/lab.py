@@ -45,6 +45,22 @@ class Usage:
     peak: int
 
 
+class Session:
+    """One connected client, and the loop it lives on: what a program that uses the SDK has."""
+
+    def __init__(self, runner: asyncio.Runner, client: AsyncClient) -> None:
+        self._runner = runner
+        self._client = client
+
+    def __call__(self, call: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """Run something with the client."""
+
+        async def run() -> T:
+            return await call(self._client)
+
+        return self._runner.run(run())
+
+
 @dataclass(frozen=True, slots=True)
 class Lab:
     """The surroundings of all parts of the benchmark."""
@@ -61,9 +77,9 @@ class Lab:
     # ---- the daemon's side
 
     @contextmanager
-    def sandbox(self) -> Iterator[SandboxInfo]:
+    def sandbox(self, *, template: bool = False) -> Iterator[SandboxInfo]:
         """Have an idle sandbox for the length of the block."""
-        info = self.with_client(lambda client: client.create(self.spec()))
+        info = self.with_client(lambda client: client.create(self.spec(template=template)))
         try:
             yield info
         finally:
@@ -84,6 +100,17 @@ class Lab:
                 return await call(client)
 
         return asyncio.run(run())
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Have a client for the length of the block, which has its connection already."""
+        with asyncio.Runner() as runner:
+            client = AsyncClient(self.settings)
+            try:
+                runner.run(client.info())
+                yield Session(runner, client)
+            finally:
+                runner.run(client.close())
 
     def put_marker(self, info: SandboxInfo) -> str:
         """Put a program that only this sandbox has into it; return its path.

@@ -86,6 +86,11 @@ def ratio(what: str, figure: Series, base: Series, limit: float, *, at_most: boo
     return Check(what, figure.median / base.median, limit, "x", at_most)
 
 
+def part_of(what: str, figure: Series, whole: Series, part: int) -> Check:
+    """Return the check that one median is at most a `part`-th of another."""
+    return ratio(what, figure, whole, 1 / part)
+
+
 def alternate(
     takers: Mapping[str, Callable[[], float]], rounds: int, *, warm: int = 0
 ) -> dict[str, list[float]]:

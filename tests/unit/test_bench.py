@@ -13,7 +13,7 @@ from hutch.guest.fake import FakeAgent
 from tests.bench import results
 from tests.bench.agent import AgentClient, AgentError
 from tests.bench.bare import shape
-from tests.bench.samples import Check, Measured, Series, alternate, ratio
+from tests.bench.samples import Check, Measured, Series, alternate, part_of, ratio
 
 T = TypeVar("T")
 
@@ -28,6 +28,12 @@ def test_a_check_fails_on_the_wrong_side_of_its_limit() -> None:
 def test_a_ratio_is_one_of_medians() -> None:
     base = Series("base", "s", [1.0, 2.0, 99.0])
     assert ratio("r", Series("own", "s", [50.0, 3.0, 3.0]), base, 2.0).figure == 1.5
+
+
+def test_a_part_is_one_of_medians_too() -> None:
+    whole = Series("whole", "s", [8.0, 2.0, 8.0])
+    assert part_of("p", Series("own", "s", [1.0, 1.0]), whole, 8).passed
+    assert not part_of("p", Series("own", "s", [1.1, 1.1]), whole, 8).passed
 
 
 def test_samples_alternate_in_turning_order_and_warm_ones_do_not_count() -> None:
