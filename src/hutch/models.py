@@ -146,8 +146,7 @@ class ErrorInfo:
 class SandboxInfo:
     """A sandbox as `inspect` shows it.
 
-    `template` is the one that it began as a clone of, whose disk is behind its own (None: it booted
-    cold). `origin` is the id of the snapshot that it was restored from, or of the sandbox that it
+    `template` is the one that it first began as a clone of (None: it booted cold). `origin` is the id of the snapshot that it was restored from, or of the sandbox that it
     was forked from. `boot_seconds` is how long its last start took.
     """
 
@@ -394,17 +393,26 @@ class KernelInfo:
     active: bool
 
 
+class TemplatePoint(StrEnum):
+    """How far a machine had come when it was frozen, in this order."""
+
+    BARE = "bare"  # its image's root is mounted: clones bring a disk of any size, new or used
+    FRESH = "fresh"  # an empty disk of the default size, too: clones are ready at once
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateInfo:
     """A machine that was frozen when it had booted an image, for sandboxes to begin as its clones.
 
     `id` begins with `key`'s first digits; `key` stands for all that went into it. `sandboxes` are
-    those whose disks are based on it, `running` those that run. `disk_bytes` is what it takes on
-    disk, `memory_bytes` what of it is held in memory, shared by all clones.
+    those that began as its clones, `running` those of them that run. `disk` is the size of the disk
+    that it was frozen with, which those of a bare one's clones need not have. `disk_bytes` is what
+    it takes on disk, `memory_bytes` what of it is held in memory, shared by all clones.
     """
 
     id: str
     key: str
+    point: TemplatePoint
     image: str
     image_id: str
     kernel: str
@@ -464,6 +472,24 @@ class SnapshotInfo:
     disk_bytes: int = 0
     memory_bytes: int = 0
     pause_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailure:
+    """A child of a fork that did not come up, and why."""
+
+    name: str
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """What a fork has made of a sandbox; `pause_seconds` is how long its programs stood still."""
+
+    source: str
+    children: list[SandboxInfo]
+    failed: list[ForkFailure]
+    pause_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ frozen by this. What is made of the moment is the caller's; it must not know of 
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from hutch.errors import HutchError, error
 from hutch.service.layers import Layers
 from hutch.service.lifecycle import PARKED, PAUSED, RUNNING, wrong_state
 from hutch.service.lives import Lives
+from hutch.service.logfile import copy_logs
 from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import settle
+from hutch.tasks import settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +31,14 @@ log = logging.getLogger(__name__)
 class Point:
     """What was taken of a machine: its memory, and the uppermost layer of its disk.
 
-    `row` is its sandbox as it was then.
+    `row` is its sandbox as it was then; `seconds` is how long its programs stood still.
     """
 
     row: SandboxRow
     machine: Machine
     frozen: Frozen
     layer: str
+    seconds: float
 
 
 class Captures:
@@ -78,9 +81,10 @@ class Source:
 
     @property
     def layer(self) -> str:
-        """The uppermost layer of its disk. Raises wrong_state when it has none yet."""
-        if (layer := self._entry.row.layer) is None:
-            raise wrong_state(self._entry.info, "running")
+        """The uppermost layer of its disk. Raises wrong_state when there is nothing on it yet."""
+        info, layer = self._entry.info, self._entry.row.layer
+        if layer is None or (info.started_at is None and info.origin is None):
+            raise wrong_state(info, "running")
         return layer
 
     @property
@@ -88,19 +92,24 @@ class Source:
         """Whether it has a VM whose memory can be captured."""
         return self._entry.sandbox is not None and self._entry.info.state in (RUNNING, PAUSED)
 
-    async def capture(self, directory: Path, *, freeze: bool = True, sync: bool = False) -> Point:
+    async def capture(
+        self, directory: Path, *, logs: Path | None, freeze: bool = True, sync: bool = False
+    ) -> Point:
         """Take memory and disk; the sandbox goes on with a new layer over its disk.
 
-        Its programs are frozen meanwhile. Only what is never to be taken up may be captured without
-        `freeze`: in a clone they would run before it has an identity. With `sync` the disk is of
-        use without the memory. That is held by the engine for `directory`, and the caller's to
-        drop. Carried out to its end also when this is cancelled.
+        Its programs are frozen meanwhile, and their logs of that moment copied to `logs`. Only what
+        is never to be taken up may be captured without `freeze`: in a clone they would run before
+        it has an identity. With `sync` the disk is of use without the memory. That is held by the
+        engine for `directory`, and the caller's to drop. Carried out to its end also when this is
+        cancelled.
 
         Raises wrong_state, guest_timeout, disk_full, engine_failed, sandbox_died.
         """
-        return await settle(self._capture(directory, freeze=freeze, sync=sync))
+        return await settle(self._capture(directory, logs, freeze=freeze, sync=sync))
 
-    async def _capture(self, directory: Path, *, freeze: bool, sync: bool) -> Point:
+    async def _capture(
+        self, directory: Path, logs: Path | None, *, freeze: bool, sync: bool
+    ) -> Point:
         entry, sandbox = self._entry, self._entry.sandbox
         if sandbox is None or not self.alive or sandbox.ending:
             raise wrong_state(entry.info, "running")
@@ -108,11 +117,25 @@ class Source:
         with self._layers.pinned(before):
             async with self._next_layer() as disk, _answering(entry, sandbox):
                 async with _still(sandbox, freeze=freeze, sync=sync):
+                    began = time.monotonic()
                     disk.used = True
                     frozen = await self._parts.engine.capture(
                         sandbox.machine, directory, next_disk=disk.path
                     )
-        return Point(row, sandbox.machine, frozen, before)
+                    try:
+                        if logs is not None:
+                            await self._copy_logs(logs)
+                    except BaseException:
+                        await self._parts.engine.drop(frozen)
+                        raise
+        seconds = round(time.monotonic() - began, 4)
+        return Point(row, sandbox.machine, frozen, before, seconds)
+
+    async def _copy_logs(self, target: Path) -> None:
+        # Before the programs go on: what they write from now on is not in the moment.
+        with host_errors():
+            source = self._parts.places.logs(self._entry.info.id)
+            await settle_in_thread(copy_logs, source, target)
 
     async def switch(self) -> str:
         """Give a sandbox without a VM a new layer; returns the one below it, not written again.
@@ -133,7 +156,7 @@ class Source:
         Once the engine knows of it nobody can tell whether it is written to. It stays then: over
         the layer below, a disk with an empty one and a disk without it say the same.
         """
-        parts, before = self._parts, self.layer
+        before = self.layer
         layer = self._layers.plan(parent=before)
         disk = _Disk(self._layers.path(layer.id))
         try:
@@ -141,7 +164,7 @@ class Source:
             yield disk
         finally:
             if not disk.used:
-                await self._take_back(layer.id, before, parts)
+                await self._take_back(layer.id, before)
 
     async def _put(self, layer: LayerRow) -> None:
         parts, info = self._parts, self._entry.info
@@ -151,10 +174,10 @@ class Source:
             await self._layers.make(layer, info.disk, base)
         self._entry.row = await parts.store.put_layer(info.id, layer, template=info.template)
 
-    async def _take_back(self, layer_id: str, before: str, parts: Parts) -> None:
+    async def _take_back(self, layer_id: str, before: str) -> None:
         entry = self._entry
         try:
-            entry.row = await parts.store.set_layer(entry.info.id, before)
+            entry.row = await self._parts.store.set_layer(entry.info.id, before)
         except HutchError as failure:
             log.warning("the layer %s stays over %s: %s", layer_id, before, failure)
             entry.row = dataclasses.replace(entry.row, layer=layer_id)

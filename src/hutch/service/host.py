@@ -19,14 +19,18 @@ from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
 from hutch.service.capacity import Capacity
+from hutch.service.capture import Captures
 from hutch.service.connection import ConnectGuest
 from hutch.service.content import HostImages, HostKernels, HostTemplates
 from hutch.service.events import EventLog
+from hutch.service.forks import Forks
 from hutch.service.lives import Lives
 from hutch.service.parts import MakeBaseDisk, Parts, Places
 from hutch.service.reconcile import reconcile
 from hutch.service.registry import Registry
+from hutch.service.revival import Revivals
 from hutch.service.sandboxes import HostExecs, HostFiles, HostSandboxes
+from hutch.service.snapshots import Snapshots
 from hutch.service.spec import HostSize
 from hutch.service.system import HostSystem
 from hutch.settings import SETTINGS, Settings, resolve_settings
@@ -82,11 +86,17 @@ class HostService:
         self.images = HostImages(parts, registry, self.pools)
         self.kernels = HostKernels(parts, registry)
         self.templates = HostTemplates(parts, self._lives.booter)
+        revivals, captures = Revivals(parts, registry, self._lives), Captures(parts, self._lives)
+        self.snapshots = Snapshots(parts, registry, self._lives, captures, revivals)
+        self.forks = Forks(parts, registry, self._lives, captures, revivals)
+        self._revivals = revivals
         self.system = HostSystem(parts, registry, self._lives.booter, known, timestamp())
 
     async def __aenter__(self) -> Self:
         await self._parts.store.open()
         try:
+            await self.snapshots.open()
+            await self.forks.open()
             await reconcile(self._parts, self._registry, self._lives)
             await self.pools.open()
         except BaseException:
@@ -100,6 +110,7 @@ class HostService:
 
     async def _close(self, *, stop_sandboxes: bool) -> None:
         try:
+            await self._revivals.close()
             await self._lives.close(stop_sandboxes=stop_sandboxes)
         finally:
             self._parts.events.close()

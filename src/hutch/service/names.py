@@ -3,6 +3,7 @@
 Pure but for the random choice. It must not know what names are taken: callers ask again.
 """
 
+import itertools
 import secrets
 from collections.abc import Container
 
@@ -11,6 +12,8 @@ from hutch.models import NAME_PATTERN
 
 ID_PREFIX = "sb_"
 EXEC_PREFIX = "ex_"
+SNAPSHOT_PREFIX = "sn_"
+NAME_MAX = 63
 
 _TRAITS = (  # noqa: SIM905 - a list would take a hundred lines
     "agile amber ample apt bold brave bright brisk calm candid civil clear clever cosy crisp daring"
@@ -35,21 +38,34 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(6)
 
 
-def check_name(name: str) -> str:
-    """Return the name if a sandbox may have it. Raises InvalidInput (bad_name)."""
+def check_name(name: str, what: str = "sandbox", prefix: str = ID_PREFIX) -> str:
+    """Return the name if a sandbox, or `what` else, may have it. Raises InvalidInput (bad_name).
+
+    `prefix` is what its ids begin with.
+    """
     if NAME_PATTERN.fullmatch(name) is None:
         raise error(
             "bad_name",
-            f"{name!r} cannot be the name of a sandbox",
+            f"{name!r} cannot be the name of a {what}",
             hint="use 1 to 63 letters, digits, dots, dashes, underscores; the first no mark",
         )
-    if name.startswith(ID_PREFIX):
+    if name.startswith(prefix):
         raise error(
             "bad_name",
-            f"{name!r} cannot be the name of a sandbox: {ID_PREFIX} begins ids",
+            f"{name!r} cannot be the name of a {what}: {prefix} begins ids",
             hint="choose a name that does not look like an id",
         )
     return name
+
+
+def numbered_name(stem: str, taken: Container[str]) -> str:
+    """Return a name such as `web-1` that is not in `taken`."""
+    for number in itertools.count(1):
+        end = f"-{number}"
+        name = stem[: NAME_MAX - len(end)] + end
+        if name not in taken:
+            return name
+    raise AssertionError("there is an end of numbers")
 
 
 def friendly_name(taken: Container[str]) -> str:

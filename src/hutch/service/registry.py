@@ -7,7 +7,8 @@ know how a sandbox gets from one state to another; `lives.py` does.
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from hutch.errors import HutchError, error
@@ -110,6 +111,7 @@ class Registry:
         self._names: dict[str, str] = {}
         self._reserved: set[str] = set()
         self._last: OrderedDict[str, Entry] = OrderedDict()
+        self._needed: list[Callable[[], Iterable[SandboxInfo]]] = []
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._entries.values()))
@@ -170,10 +172,15 @@ class Registry:
                     return entry
             raise
 
+    @property
+    def taken(self) -> AbstractSet[str]:
+        """The names that sandboxes have, or are about to have."""
+        return self._names.keys() | self._reserved
+
     @contextlib.contextmanager
     def reserve(self, name: str | None) -> Iterator[str]:
         """Hold a name (None: a friendly one) while a sandbox is made. Raises name_taken."""
-        taken = self._names.keys() | self._reserved
+        taken = self.taken
         if name is None:
             name = friendly_name(taken)
         elif name in taken:
@@ -194,9 +201,18 @@ class Registry:
             if entry.row.machine is not None:
                 yield Holding(entry.info.id, entry.info.name, entry.info.memory, entry.memory_use)
 
+    def also_needs(self, others: Callable[[], Iterable[SandboxInfo]]) -> None:
+        """Count what sandboxes need that can be made again, now and later."""
+        self._needed.append(others)
+
+    def _all_infos(self) -> Iterator[SandboxInfo]:
+        yield from (entry.info for entry in self._entries.values())
+        for others in self._needed:
+            yield from others()
+
     def used_images(self) -> Sequence[str]:
         """Return the ids of all images that sandboxes need."""
-        return sorted({entry.info.image_id for entry in self._entries.values()})
+        return sorted({info.image_id for info in self._all_infos()})
 
     def based_on(self, template_id: str) -> Sequence[SandboxInfo]:
         """Return the sandboxes whose disks are based on a template's."""
@@ -209,7 +225,7 @@ class Registry:
 
     def used_kernels(self) -> Sequence[str]:
         """Return the names of all kernels that sandboxes ask for or run on."""
-        return sorted({e.info.kernel for e in self._entries.values() if e.info.kernel})
+        return sorted({info.kernel for info in self._all_infos() if info.kernel})
 
 
 def _not_found(ref: str) -> HutchError:

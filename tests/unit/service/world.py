@@ -1,14 +1,15 @@
 """What is around a service under test: engine, agents and stores, which outlive it as VMs do."""
 
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from hutch.engine.base import ExitKind, MachineExit
-from hutch.engine.fake import FakeEngine
+from hutch.engine.base import ExitKind, MachineExit, MachineSpec
+from hutch.engine.fake import FakeEngine, Serve
 from hutch.errors import HutchError
 from hutch.guest.base import Channel, Output, OutputGap
 from hutch.guest.fake import FakeAgent
@@ -77,6 +78,7 @@ class World:
         self.deaf_clones = False
         """Whether nothing in a clone answers."""
         self.engine = FakeEngine(self._serve, self._serve_clone)
+        self.engine.serve_child = self._serve_child
         self.deny_entropy = False
         self.images: Any = TinyImages(settings.home)
         self.kernels: Any = TinyKernels(settings.home)
@@ -94,8 +96,21 @@ class World:
         async with self._agent(path, ready=True):
             yield
 
+    def _serve_child(self, spec: MachineSpec) -> Serve:
+        """Keep an agent as it is now; its programs are not in what is made of it."""
+        source = self.agents[spec.id]
+        frozen, files = source.frozen, copy.deepcopy(source.files)
+
+        @contextlib.asynccontextmanager
+        async def serve(path: Path) -> AsyncIterator[None]:
+            async with self._agent(path, ready=True) as agent:
+                agent.frozen, agent.files = frozen, copy.deepcopy(files)
+                yield
+
+        return serve
+
     @contextlib.asynccontextmanager
-    async def _agent(self, path: Path, *, ready: bool) -> AsyncIterator[None]:
+    async def _agent(self, path: Path, *, ready: bool) -> AsyncIterator[FakeAgent]:
         sandbox_id = path.parent.name
 
         def power_off(action: str) -> None:
@@ -108,7 +123,7 @@ class World:
         agent.deny_entropy = self.deny_entropy
         self.agents[sandbox_id] = agent
         async with agent:
-            yield
+            yield agent
 
     def end_machine(self, sandbox_id: str, end: MachineExit) -> None:
         """End a VM from outside, in the background."""

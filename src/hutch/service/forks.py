@@ -1,0 +1,158 @@
+"""Forks: running children of a running sandbox, all from one moment of it.
+
+The moment is captured once and held in memory until the last child has it. A child that does not
+come up is undone alone. It must not know how a moment is captured or a sandbox begins from one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+from collections.abc import Sequence
+from typing import Final
+
+from hutch.errors import HutchError, error
+from hutch.models import ErrorInfo, Forked, ForkFailure, SandboxInfo
+from hutch.service.capture import Captures, Point
+from hutch.service.lifecycle import wrong_state
+from hutch.service.lives import Lives
+from hutch.service.names import check_name, numbered_name
+from hutch.service.parts import Parts, host_errors
+from hutch.service.registry import Entry, Registry
+from hutch.service.revival import Origin, Revivals
+from hutch.tasks import in_thread, settle
+
+log = logging.getLogger(__name__)
+
+PREFIX: Final = "fk_"
+"""How the names of directories begin that a fork uses while it is under way."""
+
+AT_ONCE: Final = 2
+"""Children that are started at once; others wait."""
+
+CHILDREN_MAX: Final = 1000
+
+
+class Forks:
+    """Forks the sandboxes of one host."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        registry: Registry,
+        lives: Lives,
+        captures: Captures,
+        revivals: Revivals,
+    ) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._lives = lives
+        self._captures = captures
+        self._revivals = revivals
+
+    async def fork(self, ref: str, names: Sequence[str] = (), count: int | None = None) -> Forked:
+        """Make children of a sandbox, which goes on; return them, and why others did not come up.
+
+        `names` are those of the first ones, `count` is how many there shall be (None: as many as
+        names, or one). When this is cancelled none is left. Raises wrong_state, name_taken,
+        bad_request, guest_timeout, disk_full, engine_failed, sandbox_died, and when no child came
+        up the failure of the first.
+        """
+        entry = self._registry.find(ref)
+        number = max(len(names), 1) if count is None else count
+        if not max(len(names), 1) <= number <= CHILDREN_MAX:
+            raise error(
+                "bad_request",
+                f"{number} children cannot be made with {len(names)} names",
+                hint=f"ask for 1 to {CHILDREN_MAX}, and for as many as there are names at least",
+            )
+        directory = self._parts.places.machine(PREFIX + secrets.token_hex(6))
+        layers = self._lives.booter.layers
+        with contextlib.ExitStack() as stack:
+            chosen = self._reserve(stack, entry, names, number)
+            async with self._captures.hold(entry) as source:
+                if not source.alive:
+                    raise wrong_state(source.row.info, "running or paused")
+                layer = source.layer
+                stack.enter_context(layers.pinned(layer))
+                try:
+                    with host_errors():
+                        point = await source.capture(directory, logs=directory / "logs")
+                except BaseException:
+                    await settle(in_thread(shutil.rmtree, directory, ignore_errors=True))
+                    raise
+            try:
+                forked = await self._children(point, chosen)
+            finally:
+                await settle(self._let_go(point))
+        await layers.release(layer)
+        self._parts.events.emit(
+            "sandbox.forked",
+            point.row.info.id,
+            point.row.info.name,
+            children=[child.id for child in forked.children],
+        )
+        return forked
+
+    def _reserve(
+        self, stack: contextlib.ExitStack, entry: Entry, names: Sequence[str], number: int
+    ) -> list[str]:
+        """Hold the names of all children before anything is done. Raises name_taken, bad_name."""
+        chosen = [check_name(name) for name in names]
+        for name in chosen:
+            stack.enter_context(self._registry.reserve(name))
+        while len(chosen) < number:
+            name = numbered_name(entry.info.name, self._registry.taken)
+            stack.enter_context(self._registry.reserve(name))
+            chosen.append(name)
+        return chosen
+
+    async def _children(self, point: Point, names: Sequence[str]) -> Forked:
+        places, made = asyncio.Semaphore(AT_ONCE), dict[str, SandboxInfo]()
+        failures: dict[str, HutchError] = {}
+        origin = Origin(point.row, point.row.info.id, point.layer, point.frozen.directory / "logs")
+
+        async def make(name: str) -> None:
+            async with places:
+                try:
+                    child = await self._revivals.go_on(
+                        name, origin, point.frozen, point.machine.record.machine
+                    )
+                except HutchError as cause:
+                    log.warning("the fork %s of %s failed: %s", name, point.row.info.name, cause)
+                    failures[name] = cause
+                else:
+                    made[name] = child.info
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(make(name))
+        except asyncio.CancelledError:
+            await settle(self._undo(list(made.values())))
+            raise
+        if not made:
+            raise next(iter(failures.values()))
+        failed = [
+            ForkFailure(name, ErrorInfo(cause.code, cause.message, cause.hint))
+            for name, cause in failures.items()
+        ]
+        children = [made[name] for name in names if name in made]
+        return Forked(point.row.info.id, children, failed, point.seconds)
+
+    async def _undo(self, children: Sequence[SandboxInfo]) -> None:
+        """Remove children that nobody waits for any more."""
+        for child in children:
+            with contextlib.suppress(HutchError):
+                await self._lives.remove(self._registry.find(child.id), force=True)
+
+    async def _let_go(self, point: Point) -> None:
+        await self._parts.engine.drop(point.frozen)
+        await in_thread(shutil.rmtree, point.frozen.directory, ignore_errors=True)
+
+    async def open(self) -> None:
+        """Remove what a fork has left that was under way when a daemon died."""
+        runtime = self._parts.places.runtime
+        for directory in await in_thread(lambda: sorted(runtime.glob(f"{PREFIX}*"))):
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -1,0 +1,405 @@
+"""The snapshots of one host: made of living sandboxes, kept on disk, restored, removed.
+
+Each is a row, a directory with the memory and a manifest that comes last, and a layer that nobody
+writes any more. The row comes first and is ready last; one that is not ready is undone at the next
+start. It must not know how a moment is captured, nor how a sandbox begins from one.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from hutch.engine.base import Frozen, MachineType
+from hutch.errors import HutchError, error
+from hutch.models import Removed, SandboxInfo, SnapshotInfo, SnapshotKind, timestamp
+from hutch.service.capture import Captures, Point, Source
+from hutch.service.lifecycle import wrong_state
+from hutch.service.lives import Lives
+from hutch.service.manifest import (
+    FORMAT,
+    Manifest,
+    check_files,
+    check_needs,
+    damaged,
+    digests_of,
+    needs_of,
+    read_manifest,
+    write_manifest,
+)
+from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id, numbered_name
+from hutch.service.parts import Parts, host_errors
+from hutch.service.registry import Registry
+from hutch.service.revival import AT_FAULT, Origin, Revivals
+from hutch.service.stats import disk_use
+from hutch.state.base import SandboxRow, SnapshotRow
+from hutch.tasks import in_thread, settle, settle_in_thread
+
+log = logging.getLogger(__name__)
+
+LOGS: Final = "logs"
+"""The directory in a snapshot's with the logs of the programs that are in it."""
+
+_PREFIX_MIN: Final = 4
+
+
+class Snapshots:
+    """All snapshots of one host.
+
+    Invariant: what is on the shelf is on record, and its layer is kept.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        registry: Registry,
+        lives: Lives,
+        captures: Captures,
+        revivals: Revivals,
+    ) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._lives = lives
+        self._layers = lives.booter.layers
+        self._captures = captures
+        self._revivals = revivals
+        self._shelf: dict[str, SnapshotRow] = {}
+        self._sources: dict[str, SandboxInfo] = {}
+        self._users: Counter[str] = Counter()
+        self._layers.add_holder(self._held)
+        registry.also_needs(self._sources.values)
+
+    def _held(self) -> Iterable[str | None]:
+        return [row.layer for row in self._shelf.values()]
+
+    # ---- making
+
+    async def create(
+        self, ref: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+    ) -> SnapshotInfo:
+        """Make a snapshot of a sandbox, which goes on; nothing is left of it when that fails.
+
+        Raises wrong_state, name_taken, guest_timeout, disk_full, engine_failed, sandbox_died.
+        """
+        entry = self._registry.find(ref)
+        if name is not None:
+            check_name(name, "snapshot", SNAPSHOT_PREFIX)
+        if not freeze and not disk_only:
+            raise error(
+                "bad_request",
+                "the programs must stand still for a snapshot with memory",
+                hint="leave out --no-freeze, or take the disk alone with --disk-only",
+            )
+        kind = SnapshotKind.DISK if disk_only else SnapshotKind.FULL
+        snapshot_id = new_id(SNAPSHOT_PREFIX)
+        try:
+            with host_errors():
+                async with self._captures.hold(entry) as source:
+                    if not source.alive and not disk_only:
+                        raise _cannot_run(source.row.info)
+                    row = await self._begin(snapshot_id, source, name, kind)
+                    taken = await self._take(row, source, freeze=freeze)
+                return await self._complete(row, *taken)
+        except BaseException:
+            await settle(self._discard(snapshot_id))
+            raise
+
+    async def _begin(
+        self, snapshot_id: str, source: Source, name: str | None, kind: SnapshotKind
+    ) -> SnapshotRow:
+        info, layer = source.row.info, source.layer
+        if source.alive or kind is SnapshotKind.FULL:
+            recipe = await self._lives.booter.recipe(info)
+            version, rate = recipe.verdict.engine_version, recipe.verdict.tsc_khz
+        else:
+            version, rate = "", None  # no engine is asked for a disk
+        taken = {row.info.name for row in self._shelf.values()}
+        snapshot = SnapshotInfo(
+            id=snapshot_id,
+            name=name or numbered_name(info.name, taken),
+            kind=kind,
+            sandbox_id=info.id,
+            sandbox_name=info.name,
+            image=info.image,
+            image_id=info.image_id,
+            created_at=timestamp(),
+            cpus=info.cpus,
+            memory=info.memory,
+            disk=info.disk,
+            engine=self._parts.engine.name,
+            engine_version=version,
+            machine=info.machine or "",
+            accelerator=info.accelerator or "",
+            tsc_khz=rate,
+            labels=dict(info.labels),
+            parent=self._nearest(layer),
+        )
+        return await settle(self._put_on_record(snapshot, layer, info))
+
+    async def _put_on_record(
+        self, snapshot: SnapshotInfo, layer: str, source: SandboxInfo
+    ) -> SnapshotRow:
+        row = await self._parts.store.add_snapshot(snapshot, layer)
+        self._shelf[snapshot.id] = row
+        self._sources[snapshot.id] = source
+        return row
+
+    def _nearest(self, layer: str) -> str | None:
+        """Return the snapshot that the disk with that uppermost layer was last a part of."""
+        by_layer = {row.layer: row.info.id for row in self._shelf.values() if row.ready}
+        chain = [each.id for each in self._layers.chain(layer)]
+        return next((by_layer[each] for each in chain if each in by_layer), None)
+
+    async def _take(
+        self, row: SnapshotRow, source: Source, *, freeze: bool
+    ) -> tuple[SandboxRow, Point | None]:
+        directory = self._parts.places.snapshot(row.info.id)
+        await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
+        if not source.alive:
+            before = source.row
+            await source.switch()
+            return before, None
+        full = row.info.kind is SnapshotKind.FULL
+        logs = directory / LOGS if full else None
+        point = await source.capture(directory, logs=logs, freeze=freeze, sync=True)
+        if not full:
+            await self._parts.engine.drop(point.frozen)
+        return point.row, point
+
+    async def _complete(
+        self, row: SnapshotRow, source: SandboxRow, point: Point | None
+    ) -> SnapshotInfo:
+        directory = self._parts.places.snapshot(row.info.id)
+        snapshot, needs, digests = row.info, None, dict[str, str]()
+        if point is not None:
+            snapshot = dataclasses.replace(snapshot, pause_seconds=point.seconds)
+        if point is not None and snapshot.kind is SnapshotKind.FULL:
+            try:
+                recipe = await self._lives.booter.recipe(source.info)
+                spec = self._lives.booter.machine_spec(source, recipe, point.layer)
+                record = point.machine.record
+                spec = dataclasses.replace(
+                    spec, machine=record.machine, accelerator=record.accelerator
+                )
+                await self._parts.engine.keep(point.frozen)
+                needs = await in_thread(needs_of, self._parts.engine, spec, recipe)
+                digests = await in_thread(digests_of, point.frozen)
+                held = await in_thread(_allocated, point.frozen.image)
+                snapshot = dataclasses.replace(
+                    snapshot,
+                    machine=record.machine.value,
+                    accelerator=record.accelerator.value,
+                    memory_bytes=held,
+                )
+            finally:
+                await self._parts.engine.drop(point.frozen)
+        manifest = Manifest(
+            FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
+        )
+        await settle_in_thread(write_manifest, directory, manifest)
+        self._shelf[snapshot.id] = await settle(self._finish(snapshot))
+        self._parts.events.emit(
+            "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
+        )
+        return await self.info(snapshot.id)
+
+    async def _finish(self, snapshot: SnapshotInfo) -> SnapshotRow:
+        return await self._parts.store.finish_snapshot(snapshot)
+
+    async def _discard(self, snapshot_id: str) -> None:
+        """Remove what there is of a snapshot that was not finished."""
+        row = self._shelf.get(snapshot_id)
+        if row is not None:
+            directory = self._parts.places.snapshot(snapshot_id)
+            await self._parts.engine.drop(Frozen(directory, row.info.memory))
+            await self._forget(row)
+
+    # ---- looking
+
+    def find(self, ref: str) -> SnapshotRow:
+        """Find a snapshot by id, name, or the beginning of an id. Raises snapshot_not_found."""
+        ready = [row for row in self._shelf.values() if row.ready]
+        for row in ready:
+            if ref in (row.info.id, row.info.name):
+                return row
+        prefix = ref if ref.startswith(SNAPSHOT_PREFIX) else SNAPSHOT_PREFIX + ref
+        found = [row for row in ready if row.info.id.startswith(prefix)]
+        if len(ref) >= _PREFIX_MIN and len(prefix) > len(SNAPSHOT_PREFIX) and len(found) == 1:
+            return found[0]
+        raise error(
+            "snapshot_not_found",
+            f"there is no snapshot {ref}",
+            hint="`hutch snapshot ls` lists all of them",
+        )
+
+    async def info(self, ref: str) -> SnapshotInfo:
+        """Return one snapshot with what it takes on disk now. Raises snapshot_not_found."""
+        row = self.find(ref)
+        directory = self._parts.places.snapshot(row.info.id)
+        own = (await self._layers.sizes(row.layer)).own
+        return dataclasses.replace(row.info, disk_bytes=await in_thread(disk_use, directory) + own)
+
+    async def infos(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
+        return [await self.info(row.info.id) for row in self._of(sandbox)]
+
+    def _of(self, sandbox: str | None) -> list[SnapshotRow]:
+        ready = [row for row in self._shelf.values() if row.ready]
+        if sandbox is None:
+            return ready
+        with contextlib.suppress(HutchError):
+            sandbox = self._registry.find(sandbox).info.id
+        return [r for r in ready if sandbox in (r.info.sandbox_id, r.info.sandbox_name)]
+
+    # ---- restoring
+
+    async def restore(
+        self, ref: str, name: str | None = None, *, disk_only: bool = False
+    ) -> SandboxInfo:
+        """Make a sandbox that goes on from a snapshot, or boots from its disk; return it running.
+
+        Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible, image_not_found,
+        name_taken, no_capacity, disk_full, boot_failed; nothing is left of the sandbox then.
+        """
+        row = self.find(ref)
+        directory = self._parts.places.snapshot(row.info.id)
+        if name is not None:
+            check_name(name)
+        with self._used(row), self._registry.reserve(name) as new_name:
+            manifest = await in_thread(read_manifest, directory, row.info.name)
+            source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
+            if row.layer is None:
+                raise damaged(row.info.name, "its disk is gone")
+            origin = Origin(source, row.info.id, row.layer)
+            if disk_only or row.info.kind is SnapshotKind.DISK:
+                entry = await self._revivals.boot(new_name, origin)
+            else:
+                origin = dataclasses.replace(origin, logs=directory / LOGS)
+                async with self._checked(manifest, origin, directory) as frozen:
+                    board = MachineType(manifest.snapshot.machine)
+                    entry = await self._revivals.go_on(new_name, origin, frozen, board)
+        self._parts.events.emit(
+            "snapshot.restored", row.info.id, row.info.name, sandbox=entry.info.id
+        )
+        return entry.info
+
+    @contextlib.asynccontextmanager
+    async def _checked(
+        self, manifest: Manifest, origin: Origin, directory: Path
+    ) -> AsyncIterator[Frozen]:
+        """Refuse a memory that would not go on here; let go of it when the last user is done."""
+        booter, engine, name = self._lives.booter, self._parts.engine, manifest.snapshot.name
+        if manifest.needs is None:
+            raise damaged(name, "its manifest names nothing that it needs")
+        recipe = await booter.recipe(manifest.info)
+        spec = booter.machine_spec(origin.source, recipe, origin.layer)
+        spec = dataclasses.replace(spec, machine=MachineType(manifest.snapshot.machine))
+        with host_errors():
+            now = await in_thread(needs_of, engine, spec, recipe)
+        check_needs(manifest, now, recipe, engine.name)
+        frozen = Frozen(directory, manifest.info.memory)
+        try:
+            await in_thread(check_files, manifest, frozen)
+            yield frozen
+        except HutchError as cause:
+            if cause.code == "engine_failed" and cause.details.get(AT_FAULT):
+                raise damaged(name, cause.message) from cause
+            raise
+        finally:
+            if self._users[manifest.snapshot.id] == 1:
+                await engine.drop(frozen)
+
+    @contextlib.contextmanager
+    def _used(self, row: SnapshotRow) -> Iterator[None]:
+        self._users[row.info.id] += 1
+        try:
+            yield
+        finally:
+            self._users[row.info.id] -= 1
+
+    # ---- removing
+
+    async def remove(self, ref: str) -> Removed:
+        """Remove a snapshot; what was restored from it goes on. Raises in_use."""
+        row = self.find(ref)
+        if self._users[row.info.id] > 0:
+            raise error(
+                "in_use",
+                f"the snapshot {row.info.name} is being restored",
+                hint="try again in a moment",
+            )
+        freed = await settle(self._forget(row))
+        self._parts.events.emit("snapshot.removed", row.info.id, row.info.name)
+        return Removed([row.info.id], freed)
+
+    async def collect(self, keep: int, sandbox: str | None = None) -> Removed:
+        """Remove all but the `keep` newest snapshots of each sandbox, or of one."""
+        if keep < 0:
+            raise error("bad_request", f"{keep} snapshots cannot be kept", hint="keep 0 or more")
+        groups: defaultdict[str, list[SnapshotRow]] = defaultdict(list)
+        for row in self._of(sandbox):
+            groups[row.info.sandbox_id].append(row)
+        removed = Removed([])
+        for rows in groups.values():
+            for row in rows[: max(0, len(rows) - keep)]:
+                if not self._users[row.info.id]:
+                    one = await self.remove(row.info.id)
+                    removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
+        return removed
+
+    async def _forget(self, row: SnapshotRow) -> int:
+        snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)
+        freed = await in_thread(disk_use, directory)
+        try:
+            await self._parts.store.remove_snapshot(snapshot_id)
+        except HutchError as failure:
+            if failure.code != "disk_full":
+                raise
+            # The records need a little room themselves: make it first.
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            await self._parts.store.remove_snapshot(snapshot_id)
+        self._shelf.pop(snapshot_id, None)
+        self._sources.pop(snapshot_id, None)
+        # From here on a crash leaves a directory without a row, which the next start removes.
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        return freed + await self._layers.release(row.layer)
+
+    # ---- at the start of the daemon
+
+    async def open(self) -> None:
+        """Take up what is complete, and undo the rest; before the layers are opened."""
+        for row in await self._parts.store.snapshots():
+            directory = self._parts.places.snapshot(row.info.id)
+            if not row.ready:
+                log.warning("undoing the snapshot %s, which was being made", row.info.name)
+                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+                await self._parts.store.remove_snapshot(row.info.id)
+                continue
+            self._shelf[row.info.id] = row
+            try:
+                manifest = await in_thread(read_manifest, directory, row.info.name)
+                self._sources[row.info.id] = manifest.info
+            except HutchError as failure:
+                log.warning("%s", failure)
+        for directory in await in_thread(_directories, self._parts.places.snapshots):
+            if directory.name not in self._shelf:
+                log.warning("removing what is left of %s", directory.name)
+                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _cannot_run(info: SandboxInfo) -> HutchError:
+    failure = wrong_state(info, "running or paused")
+    failure.hint = f"take its disk alone with --disk-only, or start it: `hutch start {info.name}`"
+    return failure
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def _directories(parent: Path) -> list[Path]:
+    return sorted(parent.iterdir()) if parent.is_dir() else []
