@@ -1,0 +1,20 @@
+"""What tests of pausing, parking and idleness look at: a program that counts, and states."""
+
+from typing import Any
+
+from tests.harness.hutch import Hutch
+
+COUNTER = "echo $$ >/run/pid; i=0; while :; do i=$((i+1)); echo $i >/run/count; sleep 0.02; done"
+
+
+def look(hutch: Hutch, name: str) -> dict[str, Any]:
+    """Return a sandbox as `inspect` shows it, which does not wake it."""
+    [found] = hutch.json("inspect", name)
+    return dict(found)
+
+
+def count(hutch: Hutch, name: str) -> tuple[int, int]:
+    """Return the counting program's pid and how far it is; wakes the sandbox."""
+    script = "cat /run/pid; while ! [ -s /run/count ]; do :; done; cat /run/count"
+    pid, number = hutch.run("exec", name, "sh", "-c", script).text.split()
+    return int(pid), int(number)
