@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import hypothesis
 import pytest
 
 pytest_plugins = ["tests.harness.fixtures"]
+
+# A shell starts what goes into the background with SIGINT ignored, which the programs under test
+# would inherit, and never be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes slow examples, not wrong ones.
 hypothesis.settings.register_profile("hutch", deadline=None)
