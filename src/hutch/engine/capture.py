@@ -48,27 +48,32 @@ async def capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captu
 
 async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
     with contextlib.ExitStack() as on_error:
-        async with contextlib.AsyncExitStack() as stack:
-            source = stack.enter_context(GuestMemory(process.pid))
+        with GuestMemory(process.pid) as source:
             await settle_in_thread(source.find)
             memory = create_memory(source.size)
             on_error.callback(os.close, memory)
             await settle_in_thread(source.begin_copy, memory)
-            disk = None
-            if next_disk is not None:
-                disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
-            file = await stack.enter_async_context(StateFile.of(qmp))
-            await settle(_take(qmp, file, source, disk))
-            state = await in_thread(file.read)
+            # From here on QEMU has things open of which it must not be left with any.
+            state = await settle(_take(qmp, source, next_disk))
         await seal(memory)
         on_error.pop_all()
     return Captured(state, memory)
 
 
-async def _take(
+async def _take(qmp: Qmp, source: GuestMemory, next_disk: Path | None) -> bytes:
+    """Have QEMU ready, do what has to be done at once, and return the state."""
+    async with contextlib.AsyncExitStack() as stack:
+        disk = None
+        if next_disk is not None:
+            disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
+        file = await stack.enter_async_context(StateFile.of(qmp))
+        await _take_at_once(qmp, file, source, disk)
+        return await in_thread(file.read)
+
+
+async def _take_at_once(
     qmp: Qmp, file: StateFile, source: GuestMemory, disk: disks.NextDisk | None
 ) -> None:
-    """Do what has to be done at once, of a machine that stands still for it."""
     ran = (await qmp.execute("query-status"))["running"]
     began = time.monotonic()
     try:
