@@ -165,6 +165,11 @@ UNARY: list[tuple[str, Message, Message]] = [
     ),
     ("freeze", {"timeout_ms": 100}, {}),
     ("thaw", {}, {}),
+    (
+        "prefetch",
+        {"programs": [b"/usr/bin/env", b"sh"], "limit": 33_554_432},
+        {"files": 5, "bytes": 3_145_728},
+    ),
     ("sync", {}, {}),
     ("stats", {}, STATS),
     ("processes", {}, {"processes": [PROCESS, PROCESS | {"pid": 1, "ppid": 0, "exec_id": None}]}),

@@ -48,11 +48,13 @@ impl Workloads {
         Ok(Workloads { dir: Arc::new(dir) })
     }
 
-    /// Makes the group of an exec. One that is an init hands all controllers on.
-    pub fn group(&self, serial: u64, init: bool) -> io::Result<Group> {
-        if init {
-            delegate(self.dir.as_fd(), &CONTROLLERS);
-        }
+    /// Hands all controllers on, to the groups that there are and to those to come.
+    pub fn delegate_all(&self) {
+        delegate(self.dir.as_fd(), &CONTROLLERS);
+    }
+
+    /// Makes the group of an exec.
+    pub fn group(&self, serial: u64) -> io::Result<Group> {
         let name = CString::new(format!("exec-{serial}"))?;
         let dir = make(self.dir.as_fd(), &name)?;
         Ok(Group { parent: self.dir.clone(), name, dir })

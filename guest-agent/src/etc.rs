@@ -101,7 +101,10 @@ fn write_hosts(path: &Path, last: Option<&[u8]>, lines: &[u8]) -> io::Result<()>
 ///
 /// In place, not by renaming: a program that watches or binds the file keeps seeing it. Not truncated
 /// first: ext4 would write to the disk at once when such a file is closed.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// What the file system says.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (mut file, length) = match open(path) {
         Ok((file, meta)) if meta.is_file() => (file, meta.len()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

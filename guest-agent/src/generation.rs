@@ -8,6 +8,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::etc;
+
 /// Where programs read it.
 const DIRECTORY: &str = "run/hutch";
 const NAME: &str = "generation";
@@ -53,13 +55,18 @@ impl Generation {
         std::mem::take(&mut state.untold).then_some(state.number)
     }
 
-    /// Puts the number where programs find it, replacing the file as a whole: whoever reads it
-    /// sees the old number or the new one, and whoever watches the directory is woken.
+    /// Puts the number where programs find it. Where programs run (`lived`), the file is replaced as
+    /// a whole: whoever reads it sees the old number or the new one, and whoever watches the directory
+    /// is woken. Otherwise it is written in place, which costs a clone less.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn publish(&self, root: &Path) -> io::Result<()> {
+    pub fn publish(&self, root: &Path, lived: bool) -> io::Result<()> {
         let directory = root.join(DIRECTORY);
+        let text = format!("{}\n", self.number());
+        if !lived {
+            return etc::replace(&directory.join(NAME), text.as_bytes());
+        }
         fs::create_dir_all(&directory)?;
         let beside = directory.join(".generation.new");
         // Whatever a program has put there must neither be written through nor waited for.
@@ -67,7 +74,7 @@ impl Generation {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        fs::write(&beside, format!("{}\n", self.number()))?;
+        fs::write(&beside, text)?;
         fs::rename(&beside, directory.join(NAME))
     }
 
@@ -111,12 +118,12 @@ mod tests {
         let scratch = Scratch::new("generation");
         let generation = Generation::default();
         generation.renew(3, SOURCE, false);
-        generation.publish(scratch.path()).unwrap();
+        generation.publish(scratch.path(), false).unwrap();
         let file = scratch.path().join("run/hutch/generation");
         let before = fs::File::open(&file).unwrap();
         std::os::unix::fs::symlink("/dev/full", file.with_file_name(".generation.new")).unwrap();
         generation.renew(4, SOURCE, false);
-        generation.publish(scratch.path()).unwrap();
+        generation.publish(scratch.path(), true).unwrap();
         assert_eq!(io::read_to_string(before).unwrap(), "3\n");
         assert_eq!(fs::read_to_string(file).unwrap(), "4\n");
     }

@@ -68,7 +68,7 @@ pub fn set(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
             destroyed = sockets::destroy_leaving().context(|| "end inherited connections")?;
         }
         if renewed && ready {
-            agent.generation.publish(root).context(|| "write /run/hutch/generation")?;
+            agent.generation.publish(root, lived).context(|| "write /run/hutch/generation")?;
         }
     }
     Ok(map! {

@@ -1,5 +1,6 @@
 //! PID 1: from the kernel's hand-over in the initramfs to an open port. What comes after, the host asks
-//! for (`mount.root`, `mount.overlay`).
+//! for (`mount.root`, `mount.overlay`). The kernel never takes PID 1 for an OOM kill, so nothing is done
+//! about that.
 
 use std::fs;
 use std::io;
@@ -50,7 +51,6 @@ pub fn run() -> Result<(), InitError> {
     if canary::requested() {
         canary::run().map_err(InitError::Canary)?;
     }
-    become_unkillable();
     raise_limits();
     if let Err(error) = pit::stop() {
         log(format_args!("cannot stop the timer that nobody uses: {error}"));
@@ -86,12 +86,6 @@ fn mount_kernel_file_systems() -> Result<(), InitError> {
         }
     }
     Ok(())
-}
-
-fn become_unkillable() {
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
-        log(format_args!("cannot protect the agent from OOM kills: {error}"));
-    }
 }
 
 /// Execs inherit the agent's limits where their request names none.

@@ -30,6 +30,7 @@ pub mod oom;
 pub mod parser;
 pub mod pit;
 pub mod preamble;
+pub mod prefetch;
 pub mod reaper;
 pub mod scratch;
 pub mod session;

@@ -17,7 +17,7 @@ use crate::parser::{Input, Parser};
 use crate::preamble::Hello;
 use crate::stream::{Connection, Stream};
 use crate::sys::{self, Epoll};
-use crate::{files, freeze, identity, mount, shutdown, stats, tar, tunnel};
+use crate::{files, freeze, identity, mount, prefetch, shutdown, stats, tar, tunnel};
 
 /// What the end of the port's bytes means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +187,7 @@ fn unary(agent: &Arc<Agent>, op: &str, fields: &Fields) -> Option<Result<Value, 
         "identity" => identity::set(agent, fields),
         "freeze" => freeze::freeze(agent, fields),
         "thaw" => freeze::thaw(agent),
+        "prefetch" => prefetch::prefetch(agent, fields),
         "sync" => mount::sync(agent),
         "stats" => stats::stats(agent),
         "processes" => stats::processes::processes(agent),

@@ -82,6 +82,7 @@ fn bad_requests_have_codes() {
     early.hello();
     assert_eq!(early.call(map! { "op" => "fs.stat", "path" => "/" }), Err("not_ready".into()));
     assert_eq!(early.call(op("sync")), Err("not_ready".into()));
+    assert_eq!(early.call(op("prefetch")), Err("not_ready".into()));
 }
 
 #[test]

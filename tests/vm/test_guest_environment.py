@@ -143,9 +143,10 @@ def test_cgroups_are_delegated(box: Box) -> None:
 
 
 def test_a_workload_cannot_reach_its_keeper(box: Box) -> None:
-    """The agent is PID 1: signals without a handler do not end it, and it is not killed first."""
+    """The agent is PID 1: neither signals without a handler end it, nor does the OOM killer."""
     assert box.sh("kill -9 1; kill -TERM 1; kill -STOP 1; echo on").text == "on"
-    assert box.sh("cat /proc/1/oom_score_adj").text == "-1000"
+    # The kernel is told to kill the largest process now, which may well be this shell.
+    box.sh("echo f >/proc/sysrq-trigger; sleep 1", expect=None)
     assert box.sh("echo still").text == "still"
 
 

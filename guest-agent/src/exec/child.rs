@@ -292,7 +292,6 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
     let setup = |result: i32| at(Step::Setup, i64::from(result));
     // SAFETY: plain system calls on data that the plan keeps alive.
     unsafe {
-        adjust_oom_score();
         setup(libc::setsid())?;
         for (target, fd) in plan.stdio.iter().enumerate() {
             // dup2 of a descriptor onto itself would keep close-on-exec; ours are above 2.
@@ -326,21 +325,6 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, close_on_exec);
     }
     Ok(())
-}
-
-/// The agent's own score must not be inherited. Without the right to change it, ours is 0 anyway.
-///
-/// # Safety
-/// As for [`run`].
-unsafe fn adjust_oom_score() {
-    // SAFETY: plain system calls on constants.
-    unsafe {
-        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
-        if file >= 0 {
-            libc::write(file, c"0".as_ptr().cast(), 1);
-            libc::close(file);
-        }
-    }
 }
 
 /// Sets the limit of open files; without the right to raise the hard one, as near as possible.

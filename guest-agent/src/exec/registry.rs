@@ -4,10 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 
 use crate::cgroup::{Group, Workloads};
 use crate::codec::Value;
+use crate::console::log;
 use crate::events::Events;
 use crate::exec::child::Namespaces;
 use crate::exec::io_loop::IoLoop;
@@ -22,6 +24,52 @@ const MAX_RUNNING: usize = 1024;
 /// Ended sessions that are kept for the host to ask about.
 const MAX_ENDED: usize = 256;
 
+/// Groups that are kept in stock.
+const SPARES: usize = 4;
+
+/// Groups with their numbers, made ahead of the sessions that take them.
+#[derive(Default)]
+struct Spares {
+    stock: Mutex<Stock>,
+    wanted: Condvar,
+}
+
+#[derive(Default)]
+struct Stock {
+    groups: VecDeque<(u64, Group)>,
+    refilling: bool,
+}
+
+impl Spares {
+    fn take(&self) -> Option<(u64, Group)> {
+        self.lock().groups.pop_front()
+    }
+
+    fn put(&self, spare: (u64, Group)) {
+        self.lock().groups.push_back(spare);
+    }
+
+    fn refill(&self) {
+        let mut stock = self.lock();
+        stock.refilling = stock.groups.len() < SPARES;
+        if stock.refilling {
+            self.wanted.notify_one();
+        }
+    }
+
+    fn wait_for_room(&self) {
+        let mut stock = self.lock();
+        while !stock.refilling || stock.groups.len() >= SPARES {
+            stock.refilling = false;
+            stock = self.wanted.wait(stock).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What all sessions share.
 pub struct Shared {
     /// The thread that moves their bytes.
@@ -32,6 +80,7 @@ pub struct Shared {
     workloads: OnceLock<Arc<Workloads>>,
     serial: AtomicU64,
     lived: AtomicBool,
+    spares: Spares,
     table: Mutex<Table>,
 }
 
@@ -62,13 +111,24 @@ impl Shared {
             workloads: OnceLock::new(),
             serial: AtomicU64::new(1),
             lived: AtomicBool::new(false),
+            spares: Spares::default(),
             table: Mutex::default(),
         })
     }
 
     /// From now on sessions get a cgroup each.
-    pub fn use_cgroups(&self, workloads: Arc<Workloads>) {
+    ///
+    /// # Errors
+    /// When the first of them cannot be made.
+    pub fn use_cgroups(self: &Arc<Self>, workloads: Arc<Workloads>) -> io::Result<()> {
+        for _ in 0..SPARES {
+            self.spares.put(self.new_group(&workloads)?);
+        }
+        let (own, all) = (self.clone(), workloads.clone());
+        let keeper = thread::Builder::new().name("groups".into()).stack_size(64 << 10);
+        keeper.spawn(move || own.keep_spares(&all))?;
         let _ = self.workloads.set(workloads);
+        Ok(())
     }
 
     /// The group of all workloads, where there is one.
@@ -81,12 +141,40 @@ impl Shared {
         self.lived.load(Ordering::Relaxed)
     }
 
-    /// A number for the next session, and its cgroup.
+    /// A number for the next session, and its cgroup. For one that is an init all controllers are
+    /// handed on.
     pub(crate) fn prepare(&self, init: bool) -> io::Result<(u64, Option<Group>)> {
         self.lived.store(true, Ordering::Relaxed);
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let group = self.workloads.get().map(|all| all.group(serial, init)).transpose()?;
-        Ok((serial, group))
+        let Some(workloads) = self.workloads.get() else { return Ok((self.next_serial(), None)) };
+        if init {
+            workloads.delegate_all();
+        }
+        let (serial, group) = match self.spares.take() {
+            Some(spare) => spare,
+            None => self.new_group(workloads)?,
+        };
+        Ok((serial, Some(group)))
+    }
+
+    fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn new_group(&self, workloads: &Workloads) -> io::Result<(u64, Group)> {
+        let serial = self.next_serial();
+        Ok((serial, workloads.group(serial)?))
+    }
+
+    /// Keeps groups in stock for ever: making one is a good part of a start.
+    fn keep_spares(&self, workloads: &Workloads) {
+        loop {
+            self.spares.wait_for_room();
+            match self.new_group(workloads) {
+                Ok(spare) => self.spares.put(spare),
+                // A program has mounted or removed what we need: each start tries, and tells.
+                Err(error) => return log(format_args!("no more groups in stock: {error}")),
+            }
+        }
     }
 
     /// Takes the id for `exec`.
@@ -136,6 +224,8 @@ impl Shared {
         if exec.about.main {
             self.events.emit(&map! { "event" => "main.exit", "result" => result });
         }
+        // Now that the host has its answer, there is time.
+        self.spares.refill();
     }
 
     /// The session with that id.

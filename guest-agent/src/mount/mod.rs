@@ -93,7 +93,7 @@ pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
         log(format_args!("cannot limit the workloads' tasks: {error}"));
     }
     let workloads = std::sync::Arc::new(workloads);
-    agent.execs.use_cgroups(workloads.clone());
+    agent.execs.use_cgroups(workloads.clone()).context(|| "prepare cgroups")?;
     crate::oom::watch(agent.events.clone(), agent.execs.clone(), workloads);
     agent.set_stage(Stage::Ready);
     log(format_args!("ready: {device}"));

@@ -378,6 +378,9 @@ class Guest(Protocol):
     async def thaw(self) -> None:
         """Let frozen workloads go on; that none were frozen is no error."""
 
+    async def prefetch(self, programs: Sequence[str]) -> int:
+        """Read programs (paths or names) with their libraries into memory; returns the bytes."""
+
     async def sync(self) -> None:
         """Write all dirty pages of the guest to its disks."""
 

@@ -61,6 +61,8 @@ class FakeAgent:
         self.clock_error_ns = 0
         """How far its clock is ahead of the host's, until an identity sets it."""
         self.frozen = False
+        self.prefetched: list[str] = []
+        """Programs that were to be read ahead."""
         self.generation = 0
         """What programs see: at least what the host counts, and never twice the same."""
         self.connections_to_outside: int | None = 0
@@ -206,6 +208,11 @@ class FakeAgent:
             self.emit("generation", generation=self.generation, hooks=0, failed=[])
         return {}
 
+    def _prefetch(self, request: dict[str, Any]) -> Reply:
+        self.ready_files()
+        self.prefetched += [program.decode() for program in request["programs"]]
+        return {"files": len(request["programs"]), "bytes": 4096 * len(request["programs"])}
+
     def _stats(self, request: dict[str, Any]) -> Reply:
         used = 64 << 20
         size = 10 << 30
@@ -334,6 +341,7 @@ _UNARY: Final[dict[str, Callable[[FakeAgent, dict[str, Any]], Reply]]] = {
     "identity": FakeAgent._identity,
     "freeze": FakeAgent._freeze,
     "thaw": FakeAgent._thaw,
+    "prefetch": FakeAgent._prefetch,
     "sync": FakeAgent._nothing,
     "stats": FakeAgent._stats,
     "processes": FakeAgent._processes,

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _MOUNT_TIMEOUT: Final = 60.0
 _SYNC_TIMEOUT: Final = 60.0
+_PREFETCH_TIMEOUT: Final = 30.0
 _MARGIN: Final = 5.0
 """Seconds that an answer may take beyond a limit which the guest itself keeps."""
 _MOST_COMPENSATION: Final = 0.01
@@ -150,6 +151,19 @@ class Machine:
         """Let the workloads go on; that none were frozen is no error."""
         await self._call("thaw", "thawing the workloads", {})
         self.info = replace(self.info, frozen=False)
+
+    async def prefetch(self, programs: Sequence[str]) -> int:
+        """Read programs (paths or names) with their libraries into memory; return the bytes.
+
+        What does not exist is left out.
+        """
+        return await self._link.call(
+            "prefetch",
+            "reading programs ahead",
+            {"programs": [fields.to_bytes(program) for program in programs]},
+            lambda reply: fields.integer(reply, "bytes"),
+            seconds=_PREFETCH_TIMEOUT,
+        )
 
     async def sync(self) -> None:
         """Write the writable file system to its disk."""

@@ -139,6 +139,10 @@ async def test_stats_are_plausible(session: Guest) -> None:
     assert len(stats["load"]) == 3
 
 
+async def test_programs_are_read_ahead(session: Guest) -> None:
+    assert await session.prefetch(["sh", "/none/such"]) > 0
+
+
 async def test_the_next_connection_goes_on(subject: Subject) -> None:
     first = await subject.connect()
     await first.spawn_exec(GuestExec("kept", ["sleep", "60"], env=ENV))

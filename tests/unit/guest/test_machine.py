@@ -135,6 +135,17 @@ async def test_the_disk_is_synced(guest: Guest) -> None:
     await guest.sync()
 
 
+async def test_programs_are_read_ahead_by_their_bytes(scripted: ScriptedGuest) -> None:
+    guest = await scripted.connect()
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(guest.prefetch(["sh", "/opt/caf\udce9"]))
+        request = await scripted.request("prefetch")
+        reply = {"files": 3, "bytes": 70_000}
+        scripted.send(message(FrameType.REPLY, request.stream, reply))
+    assert request.message()["programs"] == [b"sh", b"/opt/caf\xe9"]
+    assert reading.result() == 70_000
+
+
 async def test_processes_and_figures_are_json(agent: FakeAgent, guest: Guest) -> None:
     await guest.spawn_exec(GuestExec("s", ["sleep", "60"]))
     rows = await guest.processes()
