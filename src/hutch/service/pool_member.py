@@ -35,15 +35,18 @@ from hutch.tasks import Scope, in_thread, settle_in_thread
 log = logging.getLogger(__name__)
 
 NOBODY: Final = "pool"
-"""The host name of a member."""
+"""How the host name of a member begins."""
 
 ANSWER_SECONDS: Final = 3.0
 """A member that is claimed must have taken its identity by then, or it is thrown away."""
 
 _WARM_SECONDS: Final = 30.0
 _PROGRAMS: Final = (("/bin/sh", "-c", "echo warm"), ("/bin/true",), ("/hutch-warm",))
-"""What is run once in each member, the first that there is: that emulation has seen the way of a
-program from its start to its output is most of what a member is for. There is never the last."""
+"""What is run in each member, the first that there is: that emulation has seen the way of a program
+from its start to its output is most of what a member is for. There is never the last."""
+
+_ROUNDS: Final = 3
+"""How often each is done: emulation takes a few rounds until it is as fast as it gets."""
 
 _ABSENT: Final = frozenset({"command_not_found", "command_not_executable"})
 
@@ -270,9 +273,22 @@ class Members:
 
 
 async def _warm(guest: Guest) -> None:
-    """Make a clone its own, and walk the way that its first program will take."""
+    """Make a clone its own, and walk the way that its first program will take, to and fro."""
+    async with asyncio.timeout(_WARM_SECONDS):
+        await _identify(guest)
+        await guest.files.mkdir("/", parents=True)
+        for _ in range(_ROUNDS):
+            await _run_any(guest)
+        # A machine in which programs have run takes its next identity another way.
+        for _ in range(_ROUNDS):
+            await _identify(guest)
+        # What is dirty now would be written just when it is claimed.
+        await guest.sync()
+
+
+async def _identify(guest: Guest) -> None:
     identity = Identity(
-        hostname=NOBODY,
+        hostname=f"{NOBODY}-{secrets.token_hex(2)}",  # a new one, or it would not be written
         machine_id=secrets.token_hex(16),
         entropy=secrets.token_bytes(64),
         nonce=secrets.token_bytes(16),
@@ -281,17 +297,17 @@ async def _warm(guest: Guest) -> None:
     )
     if not await guest.identify(identity):
         raise Stalled("the clone did not renew its random numbers")
-    async with asyncio.timeout(_WARM_SECONDS):
-        await guest.files.stat("/")
-        for program in _PROGRAMS:
-            try:
-                await _run(guest, program)
-                break
-            except HutchError as failure:
-                if failure.code not in _ABSENT:
-                    raise
-        # What is dirty now would be written just when it is claimed.
-        await guest.sync()
+
+
+async def _run_any(guest: Guest) -> None:
+    for program in _PROGRAMS:
+        try:
+            await _run(guest, program)
+        except HutchError as failure:
+            if failure.code not in _ABSENT:
+                raise
+        else:
+            return
 
 
 async def _run(guest: Guest, program: tuple[str, ...]) -> None:
