@@ -97,14 +97,17 @@ class World:
             yield
 
     def _serve_child(self, spec: MachineSpec) -> Serve:
-        """Keep an agent as it is now; its programs are not in what is made of it."""
+        """Keep an agent as it is now; in what is made of it, its programs begin anew."""
         source = self.agents[spec.id]
         frozen, files = source.frozen, copy.deepcopy(source.files)
+        running = [each.request for each in source.sessions.values() if each.result is None]
 
         @contextlib.asynccontextmanager
         async def serve(path: Path) -> AsyncIterator[None]:
             async with self._agent(path, ready=True) as agent:
                 agent.frozen, agent.files = frozen, copy.deepcopy(files)
+                for request in running:
+                    agent.start_program(request)
                 yield
 
         return serve
