@@ -20,6 +20,7 @@ from hutch.api import (
     pools,
     run,
     sandboxes,
+    snapshots,
     streams,
     system,
     templates,
@@ -49,7 +50,7 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
     # exec takes is mostly what happens around it.
     for streaming in (streams, run):
         app.router.routes += streaming.routes(operations).routes
-    for module in (sandboxes, execs, files, images, kernels, templates, pools):
+    for module in (sandboxes, execs, files, images, kernels, templates, pools, snapshots):
         app.include_router(module.routes(operations))
     app.include_router(system.routes(operations, on_stop))
     app.add_exception_handler(HutchError, _answer_error)

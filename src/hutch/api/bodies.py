@@ -200,6 +200,40 @@ class PoolWarmBody:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotBody:
+    """What to take: `freeze` off leaves the programs running, which a disk alone allows."""
+
+    sandbox: str
+    name: str | None = None
+    disk_only: bool = False
+    freeze: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotCollectBody:
+    """How many of the newest snapshots of each sandbox (None: of all) are kept."""
+
+    keep: int
+    sandbox: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreBody:
+    """The new sandbox's name (None: a friendly one), and whether it boots from the disk alone."""
+
+    name: str | None = None
+    disk_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForkBody:
+    """The names of the first children, and how many there shall be (None: as many, or one)."""
+
+    names: list[str] = field(default_factory=list)
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStopBody:
     """Whether the sandboxes are stopped too, or go on without a daemon."""
 

@@ -17,6 +17,7 @@ from hutch.models import (
     Event,
     ExecInfo,
     ExecSpec,
+    Forked,
     HostUsage,
     ImageInfo,
     KernelInfo,
@@ -26,6 +27,7 @@ from hutch.models import (
     SandboxInfo,
     SandboxSpec,
     SandboxStats,
+    SnapshotInfo,
     TemplateInfo,
     TtySize,
 )
@@ -271,6 +273,50 @@ class Pools(Protocol):
         """End the pools of an image (None: all). Raises NotFound (pool_not_found)."""
 
 
+class Snapshots(Protocol):
+    """Points in time of sandboxes. A snapshot's `ref` is its id, name or unique id prefix."""
+
+    async def create(
+        self, ref: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+    ) -> SnapshotInfo:
+        """Take a snapshot of the sandbox `ref`, which goes on; of its disk alone also at rest.
+
+        Its programs stand still meanwhile. Without `freeze`, for a disk alone, only its VM does.
+        Raises wrong_state, name_taken, guest_timeout, disk_full.
+        """
+
+    async def list(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
+
+    async def get(self, ref: str) -> SnapshotInfo:
+        """Return one snapshot."""
+
+    async def remove(self, ref: str) -> Removed:
+        """Remove a snapshot. What was restored from it goes on."""
+
+    async def collect(self, keep: int, sandbox: str | None = None) -> Removed:
+        """Remove all but the `keep` newest of each sandbox, or of one."""
+
+    async def restore(
+        self, ref: str, name: str | None = None, *, disk_only: bool = False
+    ) -> SandboxInfo:
+        """Make a sandbox that goes on from a snapshot, or boots from its disk; return it running.
+
+        Raises snapshot_damaged, snapshot_incompatible, name_taken, no_capacity, boot_failed.
+        """
+
+
+class Forks(Protocol):
+    """Children of running sandboxes."""
+
+    async def fork(self, ref: str, names: Sequence[str] = (), count: int | None = None) -> Forked:
+        """Make running children of a sandbox, all from one moment of it; it goes on.
+
+        `names` are those of the first, `count` is how many there shall be. Raises what became of
+        the first when none came up; wrong_state, name_taken, guest_timeout.
+        """
+
+
 class System(Protocol):
     """The daemon itself."""
 
@@ -324,6 +370,14 @@ class Operations(Protocol):
         """Frozen machines that sandboxes begin as clones of."""
 
     @property
+    def snapshots(self) -> Snapshots:
+        """Points in time of sandboxes."""
+
+    @property
+    def forks(self) -> Forks:
+        """Children of running sandboxes."""
+
+    @property
     def pools(self) -> Pools:
         """Clones that are started and warm before anybody asks for them."""
 
@@ -338,6 +392,7 @@ __all__ = [
     "Execs",
     "FileEntry",
     "Files",
+    "Forks",
     "Images",
     "Kernels",
     "LogQuery",
@@ -347,6 +402,7 @@ __all__ = [
     "SandboxFilter",
     "Sandboxes",
     "SessionEvent",
+    "Snapshots",
     "System",
     "Templates",
 ]

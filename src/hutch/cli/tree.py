@@ -32,6 +32,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "stats": "stats:stats",
         "top": "stats:top",
     },
+    "Snapshots and forks": {
+        "snapshot": "snapshots:snapshot",
+        "restore": "snapshots:restore",
+        "fork": "snapshots:fork",
+    },
     "Programs": {
         "exec": "exec:EXEC",
         "shell": "shell:shell",
@@ -72,6 +77,7 @@ ALIASES: dict[str, str] = {
     "rmi": "images:remove",
     "kernels": "kernels:list_kernels",
     "templates": "templates:list_templates",
+    "snapshots": "snapshots:list_snapshots",
 }
 
 

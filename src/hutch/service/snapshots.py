@@ -205,7 +205,7 @@ class Snapshots:
         self._parts.events.emit(
             "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
         )
-        return await self.info(snapshot.id)
+        return await self.get(snapshot.id)
 
     async def _finish(self, snapshot: SnapshotInfo) -> SnapshotRow:
         return await self._parts.store.finish_snapshot(snapshot)
@@ -236,18 +236,18 @@ class Snapshots:
             hint="`hutch snapshot ls` lists all of them",
         )
 
-    async def info(self, ref: str) -> SnapshotInfo:
+    async def get(self, ref: str) -> SnapshotInfo:
         """Return one snapshot with what it takes on disk now. Raises snapshot_not_found."""
         row = self.find(ref)
         directory = self._parts.places.snapshot(row.info.id)
         own = (await self._layers.sizes(row.layer)).own
         return dataclasses.replace(row.info, disk_bytes=await in_thread(disk_use, directory) + own)
 
-    async def infos(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
+    async def list(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
         """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
-        return [await self.info(row.info.id) for row in self._of(sandbox)]
+        return [await self.get(row.info.id) for row in self._of(sandbox)]
 
-    def _of(self, sandbox: str | None) -> list[SnapshotRow]:
+    def _of(self, sandbox: str | None) -> Sequence[SnapshotRow]:
         ready = [row for row in self._shelf.values() if row.ready]
         if sandbox is None:
             return ready

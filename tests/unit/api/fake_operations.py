@@ -44,6 +44,7 @@ from hutch.tasks import Scope
 from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
 from tests.unit.api.fake_pools import FakePools
 from tests.unit.api.fake_programs import NOW, PROGRAMS, FakeExec, FakeSession
+from tests.unit.api.fake_snapshots import FakeForks, FakeSnapshots
 
 
 class FakeExecs:
@@ -507,6 +508,8 @@ class FakeOperations:
         self.kernels = FakeKernels()
         self.templates = FakeTemplates()
         self.pools = FakePools()
+        self.snapshots = FakeSnapshots(self.sandboxes)
+        self.forks = FakeForks(self.snapshots)
         self.system = FakeSystem(self, home)
 
     async def __aenter__(self) -> "FakeOperations":

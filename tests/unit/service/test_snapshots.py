@@ -70,7 +70,7 @@ async def test_it_outlives_its_source_and_the_daemon(world: World) -> None:
         await service.sandboxes.remove(source.id, force=True)
         assert len(world.layers()) == 1
     async with world.service() as service:
-        (found,) = await service.snapshots.infos()
+        (found,) = await service.snapshots.list()
         assert found == replace(taken, disk_bytes=found.disk_bytes)
         assert found.disk_bytes > taken.disk_bytes  # nobody shares its disk any more
         assert service._registry.used_images() == [source.image_id]
@@ -147,19 +147,18 @@ async def test_listing_and_collecting(world: World, service: HostService) -> Non
         await run(service, name=name)
         for _ in range(3):
             await service.snapshots.create(name)
-    names = [info.name for info in await service.snapshots.infos()]
+    names = [info.name for info in await service.snapshots.list()]
     assert names == ["web-1", "web-2", "web-3", "db-1", "db-2", "db-3"]
-    infos = await service.snapshots.infos("db")
+    infos = await service.snapshots.list("db")
     assert [info.name for info in infos] == names[3:]
     assert infos[2].parent == infos[1].id
     assert len((await service.snapshots.collect(1, "web")).removed) == 2
     assert len((await service.snapshots.collect(2)).removed) == 1
-    assert [info.name for info in await service.snapshots.infos()] == ["web-3", "db-2", "db-3"]
+    assert [info.name for info in await service.snapshots.list()] == ["web-3", "db-2", "db-3"]
     assert len(directories(world)) == 3
 
 
-def broken(name: str, damage: Any) -> Any:
-    return pytest.param(damage, id=name)
+OTHERS = {"program": "q", "layout": "x", "files": {}}
 
 
 @pytest.mark.parametrize(
@@ -170,10 +169,7 @@ def broken(name: str, damage: Any) -> Any:
         (lambda d: (d / MANIFEST).unlink(), "snapshot_damaged"),
         (lambda d: (d / MANIFEST).write_bytes(b"{"), "snapshot_damaged"),
         (lambda d: edit(d, format=99), "snapshot_incompatible"),
-        (
-            lambda d: edit(d, needs={"program": "q", "layout": "x", "files": {}}),
-            "snapshot_incompatible",
-        ),
+        (lambda d: edit(d, needs=OTHERS), "snapshot_incompatible"),
         (lambda d: edit(d, needs=None), "snapshot_damaged"),
         (lambda d: flip(d / "memory"), "snapshot_damaged"),
     ],
@@ -222,7 +218,7 @@ async def test_an_engine_that_fails(world: World, service: HostService, knob: st
     await expect("disk_full", service.snapshots.create("web"))
     setattr(world.engine, knob, None)
     assert directories(world) == []
-    assert list(await service.snapshots.infos()) == []
+    assert list(await service.snapshots.list()) == []
     assert not world.agent(info).frozen
     assert not world.engine.running()[0].paused
     assert (await service.snapshots.create("web")).name == "web-1"
@@ -272,10 +268,10 @@ async def test_a_snapshot_that_is_cancelled_at_any_moment(
         await asyncio.wait_for(service.snapshots.create("web"), delay)
     assert not world.agent(info).frozen
     assert not world.engine.running()[0].paused
-    made = await service.snapshots.infos()
+    made = await service.snapshots.list()
     assert directories(world) == [each.id for each in made]
     await service.snapshots.create("web")
-    for each in await service.snapshots.infos():
+    for each in await service.snapshots.list():
         await service.snapshots.remove(each.id)
     await service.sandboxes.remove("web", force=True)
     assert world.leftovers() == []
@@ -337,15 +333,15 @@ async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
         assert (await after.sandboxes.get("web")).state is RUNNING
         assert not world.engine.running()[0].paused
         await until(lambda: not world.agent(info).frozen)
-        names = [each.name for each in await after.snapshots.infos()]
+        names = [each.name for each in await after.snapshots.list()]
         assert names == (["one"] if finished else names)
-        assert directories(world) == [each.id for each in await after.snapshots.infos()]
+        assert directories(world) == [each.id for each in await after.snapshots.list()]
         taken = await after.snapshots.create("web", name="two")
         restored = await after.snapshots.restore(taken.id, "new")
         assert restored.state is RUNNING
         for name in ("web", "new"):
             await after.sandboxes.remove(name, force=True)
-        for each in await after.snapshots.infos():
+        for each in await after.snapshots.list():
             await after.snapshots.remove(each.id)
     assert world.leftovers() == []
     making.cancel()

@@ -11,6 +11,7 @@ from hutch.models import (
     Check,
     DaemonInfo,
     Event,
+    Forked,
     HostUsage,
     ImageInfo,
     KernelInfo,
@@ -19,6 +20,7 @@ from hutch.models import (
     Removed,
     SandboxInfo,
     SandboxSpec,
+    SnapshotInfo,
     TemplateInfo,
     from_json,
     to_json,
@@ -202,6 +204,53 @@ class AsyncPools:
         return from_json(Removed, await answer.json())
 
 
+class AsyncSnapshots:
+    """Points in time of sandboxes, by id, name or unique id prefix."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self, sandbox: str | None = None) -> list[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
+        answer = await self._transport.request("GET", "/v1/snapshots", {"sandbox": sandbox})
+        return [from_json(SnapshotInfo, item) for item in await answer.json()]
+
+    async def create(
+        self, sandbox: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+    ) -> SnapshotInfo:
+        """Take a snapshot of a sandbox, which goes on; `disk_only` without its memory.
+
+        `freeze` off, with `disk_only`, leaves its programs running meanwhile.
+        """
+        body = {"sandbox": sandbox, "name": name, "disk_only": disk_only, "freeze": freeze}
+        answer = await self._transport.request("POST", "/v1/snapshots", json=body)
+        return from_json(SnapshotInfo, await answer.json())
+
+    async def get(self, ref: str) -> SnapshotInfo:
+        """Return a snapshot. Raises NotFound."""
+        answer = await self._transport.request("GET", f"/v1/snapshots/{quote(ref)}")
+        return from_json(SnapshotInfo, await answer.json())
+
+    async def restore(
+        self, ref: str, name: str | None = None, *, disk_only: bool = False
+    ) -> SandboxInfo:
+        """Make a sandbox that goes on from a snapshot; with `disk_only` it boots from its disk."""
+        path, body = f"/v1/snapshots/{quote(ref)}/restore", {"name": name, "disk_only": disk_only}
+        answer = await self._transport.request("POST", path, json=body)
+        return from_json(SandboxInfo, await answer.json())
+
+    async def remove(self, ref: str) -> Removed:
+        """Remove a snapshot. What was restored from it goes on."""
+        answer = await self._transport.request("DELETE", f"/v1/snapshots/{quote(ref)}")
+        return from_json(Removed, await answer.json())
+
+    async def collect(self, keep: int, sandbox: str | None = None) -> Removed:
+        """Remove all but the `keep` newest snapshots of each sandbox, or of one."""
+        body = {"keep": keep, "sandbox": sandbox}
+        answer = await self._transport.request("POST", "/v1/snapshots/gc", json=body)
+        return from_json(Removed, await answer.json())
+
+
 class AsyncClient:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -216,6 +265,7 @@ class AsyncClient:
         self.images = AsyncImages(self.transport)
         self.kernels = AsyncKernels(self.transport)
         self.templates = AsyncTemplates(self.transport)
+        self.snapshots = AsyncSnapshots(self.transport)
         self.pools = AsyncPools(self.transport)
 
     async def create(
@@ -276,6 +326,18 @@ class AsyncClient:
         """Stop a sandbox, if it runs, and start it."""
         body = {"timeout": timeout, "signal": None}
         return await self.sandbox_request("POST", ref, "/restart", json=body)
+
+    async def fork(
+        self, ref: str, names: Sequence[str] = (), *, count: int | None = None
+    ) -> Forked:
+        """Make running children of a sandbox, which goes on, all from one moment of it.
+
+        `names` are those of the first, `count` is how many there shall be (None: as many, or one).
+        """
+        body = {"names": list(names), "count": count}
+        path = f"/v1/sandboxes/{quote(ref)}/fork"
+        answer = await self.transport.request("POST", path, json=body)
+        return from_json(Forked, await answer.json())
 
     async def kill(self, ref: str, signal: str = "KILL") -> SandboxInfo:
         """End a sandbox at once (KILL), or signal its main process."""

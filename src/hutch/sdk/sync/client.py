@@ -12,6 +12,7 @@ from hutch.models import (
     Check,
     DaemonInfo,
     Event,
+    Forked,
     HostUsage,
     ImageInfo,
     KernelInfo,
@@ -20,6 +21,7 @@ from hutch.models import (
     Removed,
     SandboxInfo,
     SandboxSpec,
+    SnapshotInfo,
     TemplateInfo,
     from_json,
     to_json,
@@ -201,6 +203,51 @@ class Pools:
         return from_json(Removed, answer.json())
 
 
+class Snapshots:
+    """Points in time of sandboxes, by id, name or unique id prefix."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, sandbox: str | None = None) -> list[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
+        answer = self._transport.request("GET", "/v1/snapshots", {"sandbox": sandbox})
+        return [from_json(SnapshotInfo, item) for item in answer.json()]
+
+    def create(
+        self, sandbox: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+    ) -> SnapshotInfo:
+        """Take a snapshot of a sandbox, which goes on; `disk_only` without its memory.
+
+        `freeze` off, with `disk_only`, leaves its programs running meanwhile.
+        """
+        body = {"sandbox": sandbox, "name": name, "disk_only": disk_only, "freeze": freeze}
+        answer = self._transport.request("POST", "/v1/snapshots", json=body)
+        return from_json(SnapshotInfo, answer.json())
+
+    def get(self, ref: str) -> SnapshotInfo:
+        """Return a snapshot. Raises NotFound."""
+        answer = self._transport.request("GET", f"/v1/snapshots/{quote(ref)}")
+        return from_json(SnapshotInfo, answer.json())
+
+    def restore(self, ref: str, name: str | None = None, *, disk_only: bool = False) -> SandboxInfo:
+        """Make a sandbox that goes on from a snapshot; with `disk_only` it boots from its disk."""
+        path, body = f"/v1/snapshots/{quote(ref)}/restore", {"name": name, "disk_only": disk_only}
+        answer = self._transport.request("POST", path, json=body)
+        return from_json(SandboxInfo, answer.json())
+
+    def remove(self, ref: str) -> Removed:
+        """Remove a snapshot. What was restored from it goes on."""
+        answer = self._transport.request("DELETE", f"/v1/snapshots/{quote(ref)}")
+        return from_json(Removed, answer.json())
+
+    def collect(self, keep: int, sandbox: str | None = None) -> Removed:
+        """Remove all but the `keep` newest snapshots of each sandbox, or of one."""
+        body = {"keep": keep, "sandbox": sandbox}
+        answer = self._transport.request("POST", "/v1/snapshots/gc", json=body)
+        return from_json(Removed, answer.json())
+
+
 class Client:
     """A daemon's client; the daemon is started when it is first needed.
 
@@ -215,6 +262,7 @@ class Client:
         self.images = Images(self.transport)
         self.kernels = Kernels(self.transport)
         self.templates = Templates(self.transport)
+        self.snapshots = Snapshots(self.transport)
         self.pools = Pools(self.transport)
 
     def create(self, spec: SandboxSpec, *, on_progress: OnProgress | None = None) -> SandboxInfo:
@@ -273,6 +321,16 @@ class Client:
         """Stop a sandbox, if it runs, and start it."""
         body = {"timeout": timeout, "signal": None}
         return self.sandbox_request("POST", ref, "/restart", json=body)
+
+    def fork(self, ref: str, names: Sequence[str] = (), *, count: int | None = None) -> Forked:
+        """Make running children of a sandbox, which goes on, all from one moment of it.
+
+        `names` are those of the first, `count` is how many there shall be (None: as many, or one).
+        """
+        body = {"names": list(names), "count": count}
+        path = f"/v1/sandboxes/{quote(ref)}/fork"
+        answer = self.transport.request("POST", path, json=body)
+        return from_json(Forked, answer.json())
 
     def kill(self, ref: str, signal: str = "KILL") -> SandboxInfo:
         """End a sandbox at once (KILL), or signal its main process."""

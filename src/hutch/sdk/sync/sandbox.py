@@ -12,6 +12,7 @@ from hutch.models import (
     SandboxInfo,
     SandboxSpec,
     SandboxStats,
+    SnapshotInfo,
     from_json,
 )
 from hutch.sdk.http1 import quote
@@ -168,6 +169,20 @@ class Sandbox:
         """Write its memory to disk and end its VM, until it is resumed or used."""
         self.info = self.client.park(self.id)
         return self.info
+
+    def snapshot(self, name: str | None = None, *, disk_only: bool = False) -> SnapshotInfo:
+        """Take a snapshot of it: `client.snapshots.restore` makes sandboxes that go on from it."""
+        return self.client.snapshots.create(self.id, name=name, disk_only=disk_only)
+
+    def fork(self, names: Sequence[str] = (), *, count: int | None = None) -> Sequence[Self]:
+        """Return running children of it, all from one moment; `names` are those of the first.
+
+        Each is removed at the end of its context. Those that did not come up are left out.
+        """
+        forked = self.client.fork(self.id, names, count=count)
+        return [
+            type(self)(info, self.client, owned=True, own_client=False) for info in forked.children
+        ]
 
     def kill(self, signal: str = "KILL") -> SandboxInfo:
         """End it at once (KILL), or signal its main process."""

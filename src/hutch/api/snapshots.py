@@ -1,0 +1,53 @@
+"""Routes of snapshots and forks."""
+
+from fastapi import APIRouter, Request, Response
+
+from hutch.api.bodies import ForkBody, RestoreBody, SnapshotBody, SnapshotCollectBody
+from hutch.api.operations import Operations
+from hutch.api.responses import answer, until_gone
+from hutch.models import Forked, Removed, SandboxInfo, SnapshotInfo
+
+
+def routes(operations: Operations) -> APIRouter:
+    """Return the routes of this module."""
+    router = APIRouter(prefix="/v1", tags=["snapshots"])
+    snapshots = operations.snapshots
+
+    @router.get("/snapshots", response_model=list[SnapshotInfo])
+    async def list_snapshots(sandbox: str | None = None) -> Response:
+        return answer(list(await snapshots.list(sandbox)))
+
+    @router.post("/snapshots", status_code=201, response_model=SnapshotInfo)
+    async def create_snapshot(request: Request, body: SnapshotBody) -> Response:
+        work = snapshots.create(
+            body.sandbox, name=body.name, disk_only=body.disk_only, freeze=body.freeze
+        )
+        return answer(await until_gone(request, work), 201)
+
+    @router.post("/snapshots/gc", response_model=Removed)
+    async def collect_snapshots(body: SnapshotCollectBody) -> Response:
+        return answer(await snapshots.collect(body.keep, body.sandbox))
+
+    @router.get("/snapshots/{ref}", response_model=SnapshotInfo)
+    async def inspect_snapshot(ref: str) -> Response:
+        return answer(await snapshots.get(ref))
+
+    @router.delete("/snapshots/{ref}", response_model=Removed)
+    async def remove_snapshot(ref: str) -> Response:
+        return answer(await snapshots.remove(ref))
+
+    @router.post("/snapshots/{ref}/restore", status_code=201, response_model=SandboxInfo)
+    async def restore_snapshot(
+        request: Request, ref: str, body: RestoreBody | None = None
+    ) -> Response:
+        how = body or RestoreBody()
+        work = snapshots.restore(ref, how.name, disk_only=how.disk_only)
+        return answer(await until_gone(request, work), 201)
+
+    @router.post("/sandboxes/{ref}/fork", status_code=201, response_model=Forked)
+    async def fork_sandbox(request: Request, ref: str, body: ForkBody | None = None) -> Response:
+        how = body or ForkBody()
+        work = operations.forks.fork(ref, how.names, how.count)
+        return answer(await until_gone(request, work), 201)
+
+    return router

@@ -1,0 +1,165 @@
+"""`hutch snapshot` (create, ls, inspect, rm, gc), `hutch restore` and `hutch fork`."""
+
+from typing import Any
+
+import click
+
+from hutch.cli.app import App
+from hutch.cli.client import sandbox_path
+from hutch.cli.failures import write_failure
+from hutch.cli.options import Group, command, example_text, pass_app, sandbox_argument
+from hutch.cli.render import print_json, size, table
+from hutch.cli.sandboxes import for_each
+from hutch.errors import HutchError
+from hutch.errors import from_json as error_from
+from hutch.models import SnapshotInfo, from_json
+from hutch.sdk.http1 import quote
+
+
+def snapshot_path(ref: str, verb: str = "") -> str:
+    """Return the path of a snapshot in the API."""
+    return f"/v1/snapshots/{quote(ref)}" + (f"/{verb}" if verb else "")
+
+
+@click.group(
+    "snapshot",
+    cls=Group,
+    aliases={"list": "ls", "take": "create", "remove": "rm", "delete": "rm", "prune": "gc"},
+    epilog=example_text(
+        ["hutch snapshot create web", "hutch snapshot ls", "hutch restore web-1 w2"]
+    ),
+)
+def snapshot() -> None:
+    """Points in time of sandboxes: memory, disk and settings.
+
+    `hutch restore` makes sandboxes that go on from one, any number of times.
+    """
+
+
+@command(
+    "create",
+    examples=["hutch snapshot create web", "hutch snapshot create --disk-only --name base web"],
+)
+@click.option("--name", "title", metavar="NAME", help="Name of the snapshot (NAME-1, ...).")
+@click.option("--disk-only", is_flag=True, help="Without the memory: what is restored boots.")
+@click.option(
+    "--no-freeze", is_flag=True, help="With --disk-only: do not stop its programs for a moment."
+)
+@sandbox_argument()
+@pass_app
+def create(app: App, /, name: str, title: str | None, disk_only: bool, no_freeze: bool) -> None:
+    """Take a snapshot of a sandbox, which goes on; print its name.
+
+    One that is stopped has only its disk to take.
+    """
+    body = {"sandbox": name, "name": title, "disk_only": disk_only, "freeze": not no_freeze}
+    info = app.client.call("POST", "/v1/snapshots", json=body)
+    if app.json:
+        print_json(info)
+    else:
+        click.echo(info["name"])
+
+
+@command("ls", examples=["hutch snapshot ls", "hutch snapshot ls web"])
+@click.argument("sandbox", required=False)
+@pass_app
+def list_snapshots(app: App, /, sandbox: str | None) -> None:
+    """List snapshots, oldest first; with SANDBOX its own, also when it is gone."""
+    answer = app.client.call("GET", "/v1/snapshots", {"sandbox": sandbox})
+    if app.json:
+        print_json(answer)
+        return
+    infos = [from_json(SnapshotInfo, item) for item in answer]
+    table(
+        ["NAME", "ID", "SANDBOX", "IMAGE", "KIND", "CREATED", "DISK USE"],
+        [
+            (
+                info.name,
+                info.id,
+                info.sandbox_name,
+                info.image,
+                info.kind.value,
+                info.created_at[:19].replace("T", " "),
+                size(info.disk_bytes),
+            )
+            for info in infos
+        ],
+    )
+
+
+@command("inspect", examples=["hutch snapshot inspect web-1"])
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+@pass_app
+def inspect(app: App, /, names: tuple[str, ...]) -> None:
+    """Show all that is known of snapshots, as JSON."""
+    print_json([app.client.call("GET", snapshot_path(name)) for name in names])
+
+
+@command("rm", examples=["hutch snapshot rm web-1 web-2"])
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+@pass_app
+def remove(app: App, /, names: tuple[str, ...]) -> int:
+    """Remove snapshots; what was restored from them goes on."""
+    return for_each(app, names, lambda name: app.client.call("DELETE", snapshot_path(name)))
+
+
+@command("gc", examples=["hutch snapshot gc --keep 5", "hutch snapshot gc --keep 1 --sandbox web"])
+@click.option("--keep", type=int, required=True, metavar="N", help="How many stay, the newest.")
+@click.option("--sandbox", metavar="NAME", help="Only those of this sandbox.")
+@pass_app
+def collect(app: App, /, keep: int, sandbox: str | None) -> None:
+    """Remove all but the newest snapshots of each sandbox."""
+    body = {"keep": keep, "sandbox": sandbox}
+    answer = app.client.call("POST", "/v1/snapshots/gc", json=body)
+    if app.json:
+        print_json(answer)
+        return
+    for ref in answer["removed"]:
+        click.echo(ref)
+    click.echo(f"freed {size(answer['bytes'])}")
+
+
+@command("restore", examples=["hutch restore web-1 web2", "hutch restore --disk-only web-1 fresh"])
+@click.option("--disk-only", is_flag=True, help="Boot from its disk, without its memory.")
+@click.argument("snapshot_name", metavar="SNAPSHOT")
+@click.argument("name", required=False, metavar="[NEW]")
+@pass_app
+def restore(app: App, /, snapshot_name: str, name: str | None, disk_only: bool) -> None:
+    """Make a sandbox that goes on from a snapshot; print its name.
+
+    Its programs run on where they were. It has the settings of then, and its own identity.
+    """
+    body = {"name": name, "disk_only": disk_only}
+    info = app.client.call("POST", snapshot_path(snapshot_name, "restore"), json=body)
+    if app.json:
+        print_json(info)
+    else:
+        click.echo(info["name"])
+
+
+@command(
+    "fork", examples=["hutch fork web", "hutch fork web left right", "hutch fork --count 8 web"]
+)
+@click.option("--count", type=int, metavar="N", help="How many children (as many as names, or 1).")
+@sandbox_argument()
+@click.argument("children", nargs=-1, metavar="[CHILD]...")
+@pass_app
+def fork(app: App, /, name: str, children: tuple[str, ...], count: int | None) -> int:
+    """Make running children of a sandbox, all from one moment of it; print their names.
+
+    Their programs run on where its own were; each has memory, disk and identity of its own.
+    """
+    body: dict[str, Any] = {"names": list(children), "count": count}
+    answer = app.client.call("POST", sandbox_path(name, "fork"), json=body)
+    if app.json:
+        print_json(answer)
+    else:
+        for child in answer["children"]:
+            click.echo(child["name"])
+        for failed in answer["failed"]:
+            write_failure(error_from(failed["error"]))
+    return HutchError.exit_code if answer["failed"] else 0
+
+
+for _verb in (create, list_snapshots, inspect, remove, collect):
+    snapshot.add_command(_verb)

@@ -1,0 +1,49 @@
+"""The routes of snapshots and forks, and what the SDK makes of them."""
+
+import pytest
+
+from hutch.errors import InvalidInput, NotFound
+from hutch.models import SandboxSpec, SnapshotKind
+from hutch.sdk import AsyncClient, AsyncSandbox
+from tests.unit.api.contract import ask, refused
+
+BASE = "/v1/snapshots"
+
+
+async def test_the_routes(api: str) -> None:
+    await ask(api, "POST", "/v1/sandboxes", json={"image": "busybox", "name": "web"})
+    taken = await ask(api, "POST", BASE, json={"sandbox": "web", "name": "one"})
+    assert (await ask(api, "GET", BASE))[0] == taken
+    assert await ask(api, "GET", BASE, {"sandbox": "other"}) == []
+    assert (await ask(api, "GET", f"{BASE}/one"))["id"] == taken["id"]
+    restored = await ask(api, "POST", f"{BASE}/one/restore", json={"name": "again"})
+    assert (restored["name"], restored["origin"]) == ("again", taken["id"])
+    forked = await ask(api, "POST", "/v1/sandboxes/web/fork", json={"names": ["a", "bad"]})
+    assert [child["name"] for child in forked["children"]] == ["a"]
+    assert forked["failed"][0]["error"]["code"] == "no_capacity"
+    assert (await ask(api, "POST", f"{BASE}/gc", json={"keep": 1}))["removed"] == []
+    assert (await ask(api, "DELETE", f"{BASE}/one"))["removed"] == [taken["id"]]
+    assert (await refused(api, "GET", f"{BASE}/one")).code == "snapshot_not_found"
+    assert (await refused(api, "POST", f"{BASE}/gc", json={})).code == "bad_request"
+
+
+async def test_the_sdk(api: str) -> None:
+    async with AsyncClient(socket=api) as client:
+        await client.create(SandboxSpec("busybox", name="web", idle=True))
+        box = await AsyncSandbox.connect("web", client=client)
+        taken = await box.snapshot("one")
+        disk = await client.snapshots.create("web", disk_only=True, freeze=False)
+        assert (taken.kind, disk.kind) == (SnapshotKind.FULL, SnapshotKind.DISK)
+        with pytest.raises(InvalidInput):
+            await client.snapshots.create("web", freeze=False)
+        assert await client.snapshots.list("web") == [taken, disk]
+        assert await client.snapshots.get("one") == taken
+        assert (await client.snapshots.restore("one", "again")).origin == taken.id
+        children = await box.fork(["left"], count=2)
+        assert [child.name for child in children] == ["left", "web-1"]
+        forked = await client.fork("web", ["bad", "good"])
+        assert [failure.name for failure in forked.failed] == ["bad"]
+        assert (await client.snapshots.collect(1)).removed == [taken.id]
+        await client.snapshots.remove(disk.id)
+        with pytest.raises(NotFound):
+            await client.snapshots.remove(disk.id)

@@ -1,0 +1,173 @@
+"""Forks: one moment, any number of children, each undone alone when it does not come up."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from hutch.errors import HutchError, error
+from hutch.images.base import no_report
+from hutch.models import SandboxInfo, SandboxState
+from hutch.service.forks import PREFIX
+from hutch.service.host import HostService
+from hutch.service.values import SandboxFilter
+from tests.unit.service.world import World, expect, spec
+
+RUNNING, PAUSED = SandboxState.RUNNING, SandboxState.PAUSED
+
+
+@pytest.fixture
+async def service(world: World) -> AsyncIterator[HostService]:
+    async with world.service() as service:
+        yield service
+
+
+async def run(service: HostService, **fields: Any) -> SandboxInfo:
+    info = await service.sandboxes.create(spec(idle=True, **fields), no_report)
+    return await service.sandboxes.start(info.id)
+
+
+async def test_children_of_one_moment(world: World, service: HostService) -> None:
+    source = await run(service, name="web", env={"A": "1"})
+    forked = await service.forks.fork("web", ["left"], 3)
+    assert [child.name for child in forked.children] == ["left", "web-1", "web-2"]
+    assert (forked.source, forked.failed) == (source.id, [])
+    assert len(world.engine.captured) == 1
+    entropies = set()
+    for child in forked.children:
+        assert (child.state, child.origin, child.env["A"]) == (RUNNING, source.id, "1")
+        identity = world.agent(child).identity
+        assert (identity["hostname"], identity["generation"]) == (child.name, 2)
+        assert not world.agent(child).frozen
+        entropies.add(identity["entropy"])
+    assert len(entropies) == 3
+    # Each has a layer of its own over the one that the source has left.
+    disks = [process.spec.drives[1] for process in world.engine.running()]
+    assert len({disk.path for disk in disks}) == 4
+    assert len({disk.layers for disk in disks[1:]}) == 1
+    assert world.engine.frozen_memory(world.engine.captured[0]) == 0
+    assert not list(world.settings.runtime_dir.glob(f"{PREFIX}*"))
+
+
+async def test_forks_of_forks_and_what_they_leave(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    await service.forks.fork("web", ["child"])
+    (grandchild,) = (await service.forks.fork("child", ["grandchild"])).children
+    assert len(world.engine.running()[-1].spec.drives[1].layers) == 2
+    await service.sandboxes.remove("web", force=True)
+    await service.sandboxes.remove("child", force=True)
+    assert len(world.layers()) == 3
+    await service.sandboxes.stop(grandchild.id)
+    await service.sandboxes.start(grandchild.id)
+    assert len(world.engine.booted[-1].drives[1].layers) == 2
+    await service.sandboxes.remove(grandchild.id, force=True)
+    assert world.leftovers() == []
+
+
+async def test_a_paused_source_stays_paused(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    await service.sandboxes.pause("web")
+    (child,) = (await service.forks.fork("web")).children
+    assert child.state is RUNNING
+    assert (await service.sandboxes.get("web")).state is PAUSED
+
+
+async def test_a_child_that_fails_is_undone_alone(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    start, seen = world.engine.clone, 0
+
+    async def clone(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise error("disk_full", "told to")
+        return await start(*args, **kwargs)
+
+    world.engine.clone = clone  # type: ignore[method-assign]
+    forked = await service.forks.fork("web", ["a", "b", "c"])
+    assert len(forked.children) == 2
+    assert [failure.error.code for failure in forked.failed] == ["disk_full"]
+    assert len(await service.sandboxes.list(SandboxFilter(all=True))) == 3
+    seen = 1
+    await expect("disk_full", service.forks.fork("web", ["d"]))
+    for left in await service.sandboxes.list(SandboxFilter(all=True)):
+        await service.sandboxes.remove(left.id, force=True)
+    assert world.leftovers() == []
+
+
+async def test_what_cannot_be_asked_for(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    for names, count in (([], 0), (["a", "b"], 1), ([], 100_000)):
+        await expect("bad_request", service.forks.fork("web", names, count))
+    await expect("name_taken", service.forks.fork("web", ["a", "a"]))
+    await expect("name_taken", service.forks.fork("web", ["web"]))
+    await expect("bad_name", service.forks.fork("web", ["sb_1"]))
+    await service.sandboxes.stop("web")
+    await expect("wrong_state", service.forks.fork("web"))
+    assert world.engine.captured == []
+    world.engine.fail_capture = error("engine_failed", "told to")
+    await service.sandboxes.start("web")
+    await expect("engine_failed", service.forks.fork("web"))
+    assert not world.agent(await service.sandboxes.get("web")).frozen
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.04, 0.08])
+async def test_a_fork_that_is_cancelled_at_any_moment(
+    world: World, service: HostService, delay: float
+) -> None:
+    info = await run(service, name="web")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(service.forks.fork("web", ["a", "b", "c"]), delay)
+    assert not world.agent(info).frozen
+    left = await service.sandboxes.list(SandboxFilter(all=True))
+    assert len(left) in (1, 4)
+    assert len(world.engine.running()) == len(left)
+    for each in left:
+        await service.sandboxes.remove(each.id, force=True)
+    assert world.leftovers() == []
+
+
+@pytest.mark.parametrize("at", range(12))
+async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
+    service = world.service()
+    await service.__aenter__()
+    await run(service, name="web")
+    store: Any = service._parts.store
+    hang = asyncio.get_running_loop().create_future()
+    reached, steps = asyncio.Event(), [0]
+
+    class Dying:
+        def __getattr__(self, name: str) -> Any:
+            method = getattr(store, name)
+
+            async def call(*args: Any, **kwargs: Any) -> Any:
+                if reached.is_set():
+                    await hang
+                result = await method(*args, **kwargs)
+                steps[0] += 1
+                if steps[0] > at:
+                    reached.set()
+                    await hang
+                return result
+
+            return call
+
+    object.__setattr__(service._parts, "store", Dying())
+    making = asyncio.ensure_future(service.forks.fork("web", ["a", "b"]))
+    done = asyncio.ensure_future(reached.wait())
+    await asyncio.wait({making, done}, return_when=asyncio.FIRST_COMPLETED)
+    async with world.service() as after:
+        for info in await after.sandboxes.list(SandboxFilter(all=True)):
+            assert info.state is RUNNING, info  # nothing half made
+            with contextlib.suppress(HutchError):
+                await after.forks.fork(info.name)
+        for info in await after.sandboxes.list(SandboxFilter(all=True)):
+            await after.sandboxes.remove(info.id, force=True)
+    assert world.leftovers() == []
+    assert not list(world.settings.runtime_dir.glob(f"{PREFIX}*"))
+    for task in (making, done):
+        task.cancel()
+    hang.cancel()
+    await asyncio.wait({making})
