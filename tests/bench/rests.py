@@ -58,6 +58,7 @@ async def _resume(client: AsyncClient, info: SandboxInfo) -> float:
 
 def _assert_stands(info: SandboxInfo) -> None:
     assert info.pid is not None
+    pause()  # its process may still be about what it has answered
     before = cpu_seconds(info.pid)
     for _ in range(_LOOKS):
         pause()

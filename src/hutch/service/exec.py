@@ -263,6 +263,11 @@ class SandboxExecs:
         """The main process's pump, if there is a main process."""
         return self._pumps.get(MAIN)
 
+    @property
+    def done(self) -> bool:
+        """Whether the main process and every other program have ended, and their output is here."""
+        return self.main is not None and all(pump.ended.is_set() for pump in self._pumps.values())
+
     def live_log(self, name: str) -> Log | None:
         """Return the log that is being written under that name."""
         pump = self._pumps.get(name)

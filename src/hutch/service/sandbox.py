@@ -290,8 +290,9 @@ class Sandbox:
     ) -> None:
         """Begin to end the VM, once: the agent, then the power button, then the hard way.
 
-        `grace` is how many seconds programs have between the signal and their kill. The first
-        reason counts. `wait_end` tells when it is over.
+        One that is done and will be removed is ended the hard way at once. `grace` is how many
+        seconds programs have between the signal and their kill. The first reason counts. `wait_end`
+        tells when it is over.
         """
         if self._reason is None:
             self._reason, self._message = reason, message
@@ -300,6 +301,11 @@ class Sandbox:
             self._ending = self._scope.start("end", self._power_off(number, grace))
 
     async def _power_off(self, signal: int, grace: float) -> None:
+        if self._info().auto_remove and self.execs.done:
+            # Its disk goes with it, so there is nothing to bring to rest.
+            self.connection.last = True
+            await self.machine.kill()
+            return
         with contextlib.suppress(HutchError, TimeoutError):
             async with asyncio.timeout(grace + POWER_OFF_SLACK):
                 if self.connection.held:

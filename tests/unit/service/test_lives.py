@@ -11,7 +11,7 @@ from hutch.engine.base import ExitKind, MachineExit
 from hutch.errors import HutchError, error
 from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
-from hutch.models import ExecSpec, SandboxState, StopReason
+from hutch.models import ExecSpec, ExitStatus, SandboxState, StopReason
 from hutch.service.host import DATABASE, HostService
 from hutch.service.values import SandboxFilter
 from hutch.settings import Settings
@@ -76,6 +76,17 @@ async def test_auto_remove_tells_its_waiters_the_last_state(
     assert last.exit.code == 0
     assert world.leftovers() == []
     assert (await service.sandboxes.wait(info.name, timeout=5)).id == info.id
+
+
+async def test_what_is_done_and_removed_is_not_asked_to_power_off(
+    world: World, service: HostService
+) -> None:
+    world.obeys_shutdown = False
+    info = await service.sandboxes.create(spec("false", auto_remove=True), no_report)
+    await service.sandboxes.start(info.id)
+    last = await service.sandboxes.wait(info.id, timeout=5)
+    assert last.exit == ExitStatus(StopReason.EXITED, 1, None)
+    assert world.leftovers() == []
 
 
 async def test_start_after_stop_keeps_the_disk(world: World, service: HostService) -> None:
