@@ -37,6 +37,27 @@ DIRTY = "mkdir -p /tmp/ram && mount -t tmpfs -o size=100m none /tmp/ram"
 FILL = "head -c 67108864 /dev/urandom > /tmp/ram/file; md5sum < /tmp/ram/file"
 
 
+WRITER = """
+cat > /root/writer <<'END'
+#!/bin/sh
+cd /root
+n=0
+while :; do
+  head -c 200000 /dev/urandom > file$n
+  md5sum file$n >> sums.part
+  n=$((n + 1))
+  if [ $((n % 10)) = 0 ]; then
+    sync
+    mv sums.part sums$((n / 10 - 1))
+  fi
+done
+END
+chmod +x /root/writer
+setsid /root/writer < /dev/null > /dev/null 2>&1 &
+"""
+"""A program that never stops writing files, and notes what each must be like."""
+
+
 @pytest.fixture(scope="module")
 def workshop() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
@@ -155,8 +176,11 @@ async def test_a_running_clone_is_captured_and_lives_on(
     assert max(pauses) < 500
 
 
+@pytest.mark.parametrize(
+    ("board", "cpus"), [(MachineType.MICROVM, 1), (MachineType.Q35, 2)], ids=["microvm", "q35"]
+)
 async def test_a_machine_that_booted_is_captured(
-    workshop: Path, engine: QemuEngine, template: Template, short_tmp: Path
+    engine: QemuEngine, template: Template, short_tmp: Path, board: MachineType, cpus: int
 ) -> None:
     base = template.spec.drives[1].backing
     assert base is not None
@@ -164,7 +188,8 @@ async def test_a_machine_that_booted_is_captured(
     engine.create_disk(disk, SIZE, base)
     drives = [template.spec.drives[0], replace(template.spec.drives[1], path=disk)]
     spec = replace(template.spec, drives=drives, directory=short_tmp / "vm" / "booted")
-    spec = replace(spec, console_log=short_tmp / "booted.log", freezable=False)
+    spec = replace(spec, console_log=short_tmp / "booted.log", machine=board, cpus=cpus)
+    spec = replace(spec, freezable=False)
     machine = await engine.boot(spec)
     source = await set_up(machine, template.rootfs)
     digest = await sh(source, f"{DIRTY} && {FILL}; echo before > /root/disk")
@@ -283,6 +308,28 @@ async def test_a_source_that_is_killed_meanwhile(
         if isinstance(failure := capturing.result(), EngineError):
             assert failure.code == "sandbox_died", failure
         await engine.drop(frozen)
+
+
+async def test_memory_and_disk_are_of_one_moment_whatever_the_guest_does(
+    engine: QemuEngine, new_clone: NewClone, template: Template, short_tmp: Path
+) -> None:
+    spec = new_clone("source")
+    async with cloned(engine, spec, template) as (machine, source):
+        await sh(source, WRITER)
+        for number in range(3):
+            # It writes all the time, and must have come further each time.
+            await sh(source, f"until [ -s /root/sums{number} ]; do sleep 0.05; done")
+            frozen, spec, child = await captured(engine, machine, spec, short_tmp, f"c{number}")
+            async with running(engine, child, frozen) as (_, guest):
+                # The writer lives in the clone, too: it must be able to go on.
+                await sh(guest, f"until [ -s /root/sums{number + 1} ]; do sleep 0.05; done")
+                await sh(guest, "killall -9 writer; sync; echo 3 > /proc/sys/vm/drop_caches")
+                checked = await sh(guest, "cd /root && cat sums* | md5sum -c 2>&1 | sort | uniq -c")
+                lines = checked.splitlines()
+                assert len(lines) >= 10 * (number + 1)
+                assert all(line.endswith(": OK") for line in lines), checked
+            await engine.drop(frozen)
+        assert await sh(source, "dmesg | grep -ciE 'i/o error|ext4-fs error'") == "0\n"
 
 
 async def test_a_long_chain_of_disks(

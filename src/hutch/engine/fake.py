@@ -61,8 +61,8 @@ class FakeEngine:
     `captured`, `kept` and `cloned` hold what was asked for.
 
     What answers in a clone is `serve_clone`, `serve` where that is not given. In the clone of a
-    captured machine it is what `serve_child` returned when that machine, whose spec it is given,
-    was captured: the agent as it was then.
+    machine it is what `serve_child`, where that is given, returned when that machine, whose spec it
+    gets, was frozen or captured: the agent as it was then.
     """
 
     name = "fake"
@@ -133,7 +133,7 @@ class FakeEngine:
     async def freeze(self, machine: Machine, directory: Path) -> Frozen:
         """See the Protocol. Raises `fail_freeze`, and engine_failed for what is not freezable."""
         process = self._processes[machine.record.process]
-        frozen = Frozen(directory, process.spec.memory)
+        frozen, serve = Frozen(directory, process.spec.memory), self._child(process.spec)
         self.frozen.append(frozen)
         try:
             if self.fail_freeze is not None:
@@ -145,8 +145,12 @@ class FakeEngine:
         finally:
             await machine.kill()
         _write(frozen, _layout(process.spec))
-        self._memories[directory] = _Memory(self._serve_clone)
+        self._memories[directory] = _Memory(serve)
+        self._serve_kept[directory] = serve
         return frozen
+
+    def _child(self, spec: MachineSpec) -> Serve:
+        return self._serve_clone if self.serve_child is None else self.serve_child(spec)
 
     async def capture(
         self, machine: Machine, directory: Path, *, next_disk: Path | None = None
@@ -163,9 +167,7 @@ class FakeEngine:
             if self.hang_capture:
                 await asyncio.get_running_loop().create_future()
             process.alive("capture")
-            serve = self._serve_clone
-            if self.serve_child is not None:
-                serve = self.serve_child(process.spec)
+            serve = self._child(process.spec)
             if next_disk is not None:
                 _must_exist(next_disk)
                 process.switch_disk(next_disk)

@@ -243,13 +243,13 @@ class Memories:
 
     async def keep(self, frozen: Frozen) -> None:
         """Write a machine to its directory that is only here. Raises disk_full, engine_failed."""
-        entry = self._entries.get(frozen.directory)
-        if entry is None or entry.fd is None:
-            raise error("engine_failed", f"nothing is held for {frozen.directory}")
+        entry = self._entries.get(frozen.directory, _Entry())
         async with entry.lock:
+            if entry.fd is None:
+                raise error("engine_failed", f"nothing is held for {frozen.directory}")
             if entry.state is None:
                 return
-            fd = os.dup(entry.fd)
+            fd = os.dup(entry.fd)  # it may be dropped meanwhile
             try:
                 await settle_in_thread(store, frozen, entry.state, fd, verified=True)
             except asyncio.CancelledError:
