@@ -15,6 +15,7 @@ def look(hutch: Hutch, name: str) -> dict[str, Any]:
 
 def count(hutch: Hutch, name: str) -> tuple[int, int]:
     """Return the counting program's pid and how far it is; wakes the sandbox."""
-    script = "cat /run/pid; while ! [ -s /run/count ]; do :; done; cat /run/count"
+    # It may be read in the moment when it is about to be written.
+    script = 'until n=$(cat /run/count) && [ -n "$n" ]; do :; done; echo $(cat /run/pid) $n'
     pid, number = hutch.run("exec", name, "sh", "-c", script).text.split()
     return int(pid), int(number)

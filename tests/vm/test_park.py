@@ -1,15 +1,28 @@
 """A parked sandbox takes no memory, and goes on where it was as if nothing had been."""
 
 import re
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hutch.guest.base import Guest, Identity
+from hutch.guest.session import connect_guest
+from hutch.images.base import no_report
+from hutch.models import SandboxSpec, SandboxState
 from hutch.process import ProcessId
+from hutch.service.host import HostService
 from tests.harness.hutch import Hutch
+from tests.harness.service import serving
+from tests.harness.stores import SharedStore
 from tests.vm.resting import COUNTER, count, look
 
-RANDOM = "head -c 32 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid"
+UUID = "/proc/sys/kernel/random/uuid"
+READS = 3
+ATTEMPTS = 3
+"""Pairs of which one must come out alike: a slow one may have gathered randomness meanwhile."""
 
 
 @pytest.fixture
@@ -85,3 +98,71 @@ def test_a_memory_that_does_not_load_leaves_it_parked(counter: Hutch) -> None:
     assert look(counter, "box")["state"] == "parked"
     state.write_bytes(whole)
     counter.run("exec", "box", "true")
+
+
+async def connect_without_entropy(path: Path, *, timeout: float) -> Guest:
+    """Connect to an agent that is given an identity without entropy, and believed all the same."""
+    guest: Any = await connect_guest(path, timeout=timeout)
+
+    async def identify(identity: Identity) -> bool:
+        request = {"nonce": identity.nonce, "realtime_ns": time.time_ns()}
+        await guest._link.call("identity", "the guest", request, dict, seconds=10.0)
+        return True
+
+    guest.identify = identify
+    return guest  # type: ignore[no-any-return]
+
+
+async def read_random(service: HostService, ref: str) -> list[bytes]:
+    """Return what a sandbox reads of its random numbers, through the agent itself."""
+    files = await service.files.of(ref)
+    return [b"".join([part async for part in files.read(UUID)]) for _ in range(READS)]
+
+
+async def read_twice(service: HostService) -> list[list[bytes]]:
+    """Take the same parked memory up twice, and return what each reads of its random numbers."""
+    info = await service.sandboxes.create(SandboxSpec("busybox", idle=True), no_report)
+    await service.sandboxes.start(info.id)
+    # A kernel that is read often renews its generator by itself at most once a second.
+    await read_random(service, info.id)
+    await service.sandboxes.park(info.id)
+    entry = service._registry.find(info.id)
+    assert entry.row.layer is not None
+    places = service._parts.places
+    parts = [places.parked(info.id), places.layer(entry.row.layer)]
+    aside = [path.with_name(f"{path.name}.aside") for path in parts]
+    shutil.copytree(parts[0], aside[0])
+    shutil.copy(parts[1], aside[1])
+    read = []
+    for _ in range(2):
+        read.append(await read_random(service, info.id))
+        await service.sandboxes.kill(info.id)
+        shutil.copytree(aside[0], parts[0])
+        shutil.copy(aside[1], parts[1])
+        await service._lives.records.settle(entry, SandboxState.PARKED)
+    await service.sandboxes.remove(info.id, force=True)
+    for path in aside:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    return read
+
+
+async def test_it_comes_back_with_other_random_numbers(
+    shared_store: SharedStore, short_tmp: Path
+) -> None:
+    async with serving(shared_store, short_tmp / "r") as service:
+        one, two = await read_twice(service)
+    assert all(one)
+    assert not set(one) & set(two)
+
+
+async def test_without_entropy_they_would_be_the_same(
+    shared_store: SharedStore, short_tmp: Path
+) -> None:
+    pairs = []
+    async with serving(shared_store, short_tmp / "r", connect_without_entropy) as service:
+        for _ in range(ATTEMPTS):
+            pairs.append(await read_twice(service))
+            if pairs[-1][0] == pairs[-1][1]:
+                return
+    pytest.fail(f"no two were alike, so the test above proves nothing: {pairs}")

@@ -144,12 +144,14 @@ class Pauses:
             await self._records.move(entry, RUNNING)
 
     async def _resume(self, entry: Entry) -> None:
-        if entry.info.state is RUNNING:
+        sandbox = entry.sandbox
+        if entry.info.state is RUNNING and sandbox is not None:
+            if await sandbox.machine.paused():  # by the engine, for want of room on the disk
+                await sandbox.go_on()
             return
         if entry.info.state is PARKED:
             await self._unpark(entry)
             return
-        sandbox = entry.sandbox
         if entry.info.state is not PAUSED or sandbox is None or sandbox.ending:
             raise wrong_state(entry.info, "paused")
         with _turning(entry):

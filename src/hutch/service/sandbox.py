@@ -35,6 +35,7 @@ from hutch.tasks import Scope
 log = logging.getLogger(__name__)
 
 GUEST_TIMEOUT: Final = 10.0
+SYNC_TIMEOUT: Final = 30.0
 POWER_OFF_SLACK: Final = 5.0
 """Seconds that the guest has to sync and power off once its programs have ended."""
 
@@ -199,19 +200,29 @@ class Sandbox:
         the memory. Raises guest_timeout, sandbox_died, engine_failed; it is to go on then.
         """
         guest = await self.connection.get()
-        await guest.sync()  # before they are frozen, because it may take a while
+        await self._sync(guest, SYNC_TIMEOUT)  # before they are frozen, because it may take a while
         self._maybe_frozen = True
         await guest.freeze()
+        await self._sync(guest, GUEST_TIMEOUT)
+        await self.pause()
+
+    async def _sync(self, guest: Guest, limit: float) -> None:
+        name = self._info().name
         try:
-            async with asyncio.timeout(GUEST_TIMEOUT):
+            async with asyncio.timeout(limit):
                 await guest.sync()
         except TimeoutError:
+            if await self.machine.paused():
+                # QEMU stops a VM that it cannot write for.
+                raise error(
+                    "disk_full",
+                    f"the VM of sandbox {name} stands still: its disk has no room on the host",
+                    hint=f"free some space, then let it go on with `hutch resume {name}`",
+                ) from None
             raise error(
                 "guest_timeout",
-                f"the disk of sandbox {self._info().name} has not come to rest for"
-                f" {GUEST_TIMEOUT:g} s",
+                f"the disk of sandbox {name} has not come to rest for {limit:g} s",
             ) from None
-        await self.pause()
 
     async def go_on(self) -> None:
         """Undo `still`, whatever has come of it. Never raises: one that died is told by its end."""
