@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.service import pool
 from hutch.settings import Settings, load_settings
 from tests.unit.service.world import World
 
@@ -40,3 +41,10 @@ async def farm(cloning: Settings) -> AsyncIterator[World]:
 async def world(settings: Settings) -> AsyncIterator[World]:
     async with World(settings) as world:
         yield world
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the moments in which pools stand back, and let them try again soon."""
+    monkeypatch.setattr(pool, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.02)
