@@ -13,7 +13,9 @@ from tests.bench import results
 from tests.bench.boots import cold_boot, daemon_start
 from tests.bench.clones import from_template
 from tests.bench.copies import large_files
+from tests.bench.density import density
 from tests.bench.execs import command_line, round_trip
+from tests.bench.forks import forks
 from tests.bench.idle import idle_daemon
 from tests.bench.lab import Lab, laboratory
 from tests.bench.pools import pool_claims
@@ -28,10 +30,12 @@ PARTS: Mapping[str, Callable[[Lab], Measured]] = {
     "pool": pool_claims,
     "run": from_the_shell,
     "pause": pause_and_resume,
+    "fork": forks,
     "exec": round_trip,
     "cli": command_line,
     "copy": large_files,
     "idle": idle_daemon,
+    "density": density,
 }
 
 
