@@ -146,8 +146,9 @@ class ErrorInfo:
 class SandboxInfo:
     """A sandbox as `inspect` shows it.
 
-    `template` is the one that it first began as a clone of (None: it booted cold). `origin` is the id of the snapshot that it was restored from, or of the sandbox that it
-    was forked from. `boot_seconds` is how long its last start took.
+    `template` is the one that it first began as a clone of (None: it booted cold). `origin` is the
+    id of the snapshot that it was restored from, or of the sandbox that it was forked from.
+    `boot_seconds` is how long its last start took.
     """
 
     id: str

@@ -19,7 +19,9 @@ from hutch.models import TemplateInfo, from_json
 def template() -> None:
     """Frozen machines that sandboxes begin as clones of.
 
-    The first start of an image makes one; they are dropped when their space is used up.
+    The first start of an image makes two: a fresh one, for new sandboxes with a disk of the usual
+    size, and a bare one, for other sizes and for what was stopped. They are dropped when their
+    space is used up.
     """
 
 
@@ -32,11 +34,22 @@ def list_templates(app: App) -> None:
         print_json(answer)
         return
     table(
-        ["ID", "IMAGE", "CPUS", "MEMORY", "RUNNING", "SANDBOXES", "DISK USE", "MEMORY USE"],
+        [
+            "ID",
+            "IMAGE",
+            "POINT",
+            "CPUS",
+            "MEMORY",
+            "RUNNING",
+            "SANDBOXES",
+            "DISK USE",
+            "MEMORY USE",
+        ],
         [
             (
                 info.id,
                 info.image,
+                info.point,
                 str(info.cpus),
                 size(info.memory),
                 str(info.running),
@@ -60,7 +73,7 @@ def list_templates(app: App) -> None:
 def build(
     app: App, /, image: str, cpus: int | None, memory: int | None, kernel: str | None
 ) -> None:
-    """Make the template of an image now, so that the first start need not.
+    """Make the templates of an image now, so that the first start need not.
 
     Only sandboxes of that size begin as its clones.
     """

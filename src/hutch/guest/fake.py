@@ -49,6 +49,8 @@ class FakeAgent:
         self.memory_bytes = memory_bytes
         self.on_shutdown = on_shutdown
         self.silent = False
+        self.refuse_disk = False
+        """Whether it cannot mount its writable disk."""
         self.deny_entropy = False
         """Whether it takes identities without renewing its random numbers."""
         self.files = FakeFiles()
@@ -162,6 +164,8 @@ class FakeAgent:
     def _mount_overlay(self, request: dict[str, Any]) -> Reply:
         if self.stage != "root":
             raise FakeError("not_ready" if self.stage == "boot" else "busy", "not now")
+        if self.refuse_disk:
+            raise FakeError("io", "the disk cannot be mounted: told to")
         self.stage = "ready"
         self.mounted = request
         return {}

@@ -1,10 +1,11 @@
-"""Making a template: an image is booted, made ready, let go of, and frozen.
+"""Making templates: an image is booted, made ready, let go of, and frozen.
 
-What is done to it before the freeze is done once instead of at each start: mounts, and the code of
-the paths that every sandbox takes, which emulation translates at first use. No program of the image
-has run in it.
+One boot passes both points: at the first the machine is captured and goes on, at the second it
+ends. What is done to it before is done once instead of at each start. No program of the image has
+run in it.
 """
 
+import contextlib
 import functools
 import os
 import secrets
@@ -12,12 +13,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hutch.engine.base import MachineType
+from hutch.engine.base import Machine
+from hutch.errors import HutchError
 from hutch.guest.base import Guest, Identity
-from hutch.service.boot import Boots, Order
+from hutch.images.flight import together
+from hutch.models import TemplatePoint
+from hutch.service.boot import STALL_SHARE, Boots, Order
 from hutch.service.parts import TEMPLATE_DISK, Parts
 from hutch.service.recipe import DISK_SERIAL, ROOT_SERIAL, Recipe, machine_spec
-from hutch.service.templates import Site
+from hutch.service.templates import Built, Site
 from hutch.tasks import settle_in_thread
 
 NOBODY = "template"
@@ -31,21 +35,21 @@ class Builder:
         self._parts = parts
         self._boots = boots
 
-    async def build(self, recipe: Recipe, site: Site) -> MachineType:
-        """Fill a template's directory; returns the board.
+    async def build(self, recipe: Recipe, site: Site) -> Built:
+        """Fill the directories of a site, one for each point that it is to be frozen at.
 
         The VM is gone when this ends, however it does. Raises boot_failed, no_capacity, engine_*,
         disk_full.
         """
         parts, settings = self._parts, self._parts.settings
         own_uid = os.geteuid() == 0 and settings.jail
-        disk = site.directory / TEMPLATE_DISK
+        disk = site.last / TEMPLATE_DISK
         await settle_in_thread(parts.engine.create_disk, disk, recipe.disk, recipe.base)
         spec = machine_spec(
             recipe,
             vm_id=site.vm_id,
             directory=parts.places.machine(site.vm_id),
-            console_log=site.directory / "console.log",
+            console_log=site.last / "console.log",
             disk=disk,
             # Past the range of the sandboxes' VMs, and past the user of the canaries.
             uid=settings.uid_base + settings.uid_count + 1 + site.number if own_uid else None,
@@ -54,50 +58,89 @@ class Builder:
             subject=f"a template of {recipe.image}",
             spec=replace(spec, freezable=True),
             start=parts.engine.boot,
-            set_up=functools.partial(make_ready, recipe),
+            set_up=functools.partial(make_bare, recipe),
             record=_no_record,
             hint="see `hutch doctor`",
         )
         # Until it is frozen, not only until it is up: nobody else counts it.
         async with parts.capacity.admit(order.need):
-            return await self._boot_and_freeze(order, site)
-
-    async def _boot_and_freeze(self, order: Order, site: Site) -> MachineType:
-        machine, guest = await self._boots.boot(order)
-        try:
+            machine, guest = await self._boots.boot(order)
             try:
-                await guest.close()
-            except BaseException:
+                failure = await self._freeze(machine, guest, recipe, site)
+            finally:
                 await machine.kill()
-                raise
-            await self._parts.engine.freeze(machine, site.directory)
-        finally:
-            await self._boots.remove_directory(order.spec.directory)
-        return machine.record.machine
+                await self._boots.remove_directory(spec.directory)
+        if TemplatePoint.FRESH not in site.directories:
+            # Nothing was ever written to it: clones bring their own.
+            await settle_in_thread(disk.unlink)
+        return Built(machine.record.machine, failure)
+
+    async def _freeze(
+        self, machine: Machine, guest: Guest, recipe: Recipe, site: Site
+    ) -> HutchError | None:
+        """Freeze a machine at each point; returns why there is only the last, if so."""
+        engine, failure = self._parts.engine, None
+        async with contextlib.AsyncExitStack() as stack, together() as group:
+            stack.push_async_callback(guest.close)
+            if TemplatePoint.FRESH in site.directories:
+                if (bare := site.directories.get(TemplatePoint.BARE)) is not None:
+                    await guest.close()
+                    try:
+                        frozen = await engine.capture(machine, bare)
+                    except HutchError as cause:
+                        if cause.code == "sandbox_died":
+                            raise
+                        failure = cause
+                    else:
+                        # Its memory is written to disk while the machine goes on.
+                        group.create_task(engine.keep(frozen))
+                    guest = await self._connect(machine)
+                    stack.push_async_callback(guest.close)
+                await make_fresh(recipe, guest)
+            await guest.close()
+            await engine.freeze(machine, site.last)
+        return failure
+
+    async def _connect(self, machine: Machine) -> Guest:
+        limit = self._parts.settings.boot_timeout * STALL_SHARE
+        return await self._parts.connect_guest(machine.agent_socket, timeout=limit)
 
 
-async def make_ready(recipe: Recipe, guest: Guest) -> None:
-    """Mount a machine's disks, and walk once through what each clone of it will do."""
-    await mount(recipe, guest)
-    await guest.identify(
-        Identity(
-            hostname=NOBODY,
-            machine_id="0" * 32,
-            entropy=secrets.token_bytes(64),
-            nonce=secrets.token_bytes(16),
-            generation=0,
-            hosts=[("127.0.1.1", NOBODY)],
-        )
-    )
+async def make_bare(recipe: Recipe, guest: Guest) -> None:
+    """Mount the root of a machine, and walk once through what each clone of it begins with."""
+    await mount_root(recipe, guest)
+    await guest.identify(nobody())
+
+
+async def make_fresh(recipe: Recipe, guest: Guest) -> None:
+    """Mount its writable disk as well, and walk once through what each clone will do then."""
+    await mount_disk(recipe, guest)
+    await guest.identify(nobody())
     await guest.files.stat("/")
     # What is dirty now would be written by each of the clones.
     await guest.sync()
 
 
-async def mount(recipe: Recipe, guest: Guest) -> None:
-    """Mount the root and the writable disk."""
+def nobody() -> Identity:
+    """Return the identity of a machine that is nobody's yet, with new randomness."""
+    return Identity(
+        hostname=NOBODY,
+        machine_id="0" * 32,
+        entropy=secrets.token_bytes(64),
+        nonce=secrets.token_bytes(16),
+        generation=0,
+        hosts=[("127.0.1.1", NOBODY)],
+    )
+
+
+async def mount_root(recipe: Recipe, guest: Guest) -> None:
+    """Mount the image's root."""
     await guest.mount_root(ROOT_SERIAL, recipe.rootfs.fstype)
-    await guest.mount_overlay(DISK_SERIAL, volumes=recipe.volumes)
+
+
+async def mount_disk(recipe: Recipe, guest: Guest, *, size: int | None = None) -> None:
+    """Mount the writable disk, which will have `size` bytes where that is about to change."""
+    await guest.mount_overlay(DISK_SERIAL, volumes=recipe.volumes, size=size)
 
 
 async def _no_record(machine: Mapping[str, Any] | None) -> None:

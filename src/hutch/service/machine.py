@@ -1,8 +1,8 @@
 """From a sandbox on record to a VM whose agent answers, with its disks and its identity.
 
-One that was never started begins as a clone of its template where there can be one; every other
-boots cold, and so does one whose template fails it. It must not know of states, nor of the programs
-that run later.
+It begins as a clone of a template where there can be one: a new one with the usual disk of a fresh
+template, every other of a bare one, to which it brings its own disk. One whose template fails it
+boots cold. It must not know of states, nor of the programs that run later.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ from hutch.engine.base import BootFiles, Frozen, Machine, MachineSpec, Verdict
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, Identity
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo
+from hutch.models import SandboxInfo, TemplatePoint
 from hutch.service.boot import STALL_SHARE, Boots, Late, Order, Stalled, boards
-from hutch.service.build import Builder, mount
+from hutch.service.build import Builder, mount_disk, mount_root, nobody
 from hutch.service.layers import Layers
 from hutch.service.parts import Parts
-from hutch.service.recipe import Recipe, fits
+from hutch.service.recipe import Recipe, fits, fits_bare
 from hutch.service.recipe import machine_spec as spec_of
 from hutch.service.registry import Registry
 from hutch.service.stats import disk_use
-from hutch.service.templates import Template, Templates
+from hutch.service.templatefile import Template
+from hutch.service.templates import Templates
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import in_thread
 
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 
 _TEMPLATE_AT_FAULT: Final = "template"
 """The detail of an engine's error that says that a template will never load."""
+
+
+class Unmountable(Stalled):
+    """The disk that a clone has brought cannot be mounted, which its template cannot help."""
 
 
 class BootRecord(Protocol):
@@ -86,15 +91,22 @@ class Booter:
         recipe = await self.recipe(row.info)
         began = time.monotonic()
         reached = None
-        if not cold and _is_new(row.info) and self.has_template(recipe):
-            reached = await self._from_template(row, record, recipe)
+        if not cold and (point := self._point(row.info, recipe)) is not None:
+            reached = await self._from_template(row, record, recipe, point)
         machine, guest = reached or await self._cold(row, record, recipe)
         seconds = time.monotonic() - began
         return Booted(machine, guest, recipe.kernel.name, recipe.verdict, seconds)
 
     def has_template(self, recipe: Recipe) -> bool:
-        """Tell whether sandboxes of a recipe begin as clones."""
+        """Tell whether new sandboxes of a recipe begin as clones that are ready at once."""
         return self._parts.settings.templates and fits(recipe, self._parts.settings)
+
+    def _point(self, info: SandboxInfo, recipe: Recipe) -> TemplatePoint | None:
+        """Return what a sandbox begins as a clone of. None: it boots cold."""
+        if _is_new(info) and self.has_template(recipe):
+            return TemplatePoint.FRESH
+        bare = self._parts.settings.templates and fits_bare(recipe)
+        return TemplatePoint.BARE if bare else None
 
     async def recipe(self, info: SandboxInfo) -> Recipe:
         """Return what a sandbox's VM is made of. Raises image_not_found, kernel_*, engine_*."""
@@ -124,17 +136,20 @@ class Booter:
     # ---- from a template
 
     async def _from_template(
-        self, row: SandboxRow, record: BootRecord, recipe: Recipe
+        self, row: SandboxRow, record: BootRecord, recipe: Recipe, point: TemplatePoint
     ) -> tuple[Machine, Guest] | None:
         """Start a clone; None when there is none to be had, and nothing is left of the attempt."""
-        async with self.templates.lease(recipe) as template:
+        async with self.templates.lease(recipe, point) as template:
             if template is None:
                 return None
             try:
+                if point is TemplatePoint.BARE:
+                    return await self._clone_bare(row, record, recipe, template)
                 set_up = functools.partial(set_up_clone, row.info, row.generation)
                 return await self.clone(row, record, recipe, template, set_up)
             except (Stalled, Late) as cause:
-                why, at_fault = str(cause) or "no time was left", True
+                why = str(cause) or "no time was left"
+                at_fault = not isinstance(cause, Unmountable)
             except HutchError as cause:
                 if cause.code != "engine_failed":
                     raise
@@ -152,13 +167,29 @@ class Booter:
         template: Template,
         set_up: Callable[[Guest], Awaitable[None]],
     ) -> tuple[Machine, Guest]:
-        """Start a clone of a template that is leased, with a new disk, and `set_up` its guest.
+        """Start a clone of a leased fresh template, with a new disk, and `set_up` its guest.
 
         Nothing but the disk is left when it raises: Stalled, Late, engine_*, disk_full.
         """
-        layer = await self._new_disk(row, record, recipe, template.id)
+        layer = await self._new_disk(row, record, recipe, template)
         spec = self.machine_spec(row, recipe, layer)
         spec = dataclasses.replace(spec, machine=template.manifest.machine)
+        return await self.take_up(row, record, spec, template.frozen, set_up)
+
+    async def _clone_bare(
+        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template
+    ) -> tuple[Machine, Guest]:
+        """Start a clone of a bare template that is leased, with the sandbox's own disk.
+
+        Nothing but the disk is left when it raises: Stalled, Late, engine_*, disk_full.
+        """
+        layer = await self._own_disk(row, record, recipe, template)
+        spec = self.machine_spec(row, recipe, layer)
+        root, disk = spec.drives
+        if recipe.disk != template.manifest.disk:
+            disk = dataclasses.replace(disk, size=recipe.disk)
+        spec = dataclasses.replace(spec, machine=template.manifest.machine, drives=[root, disk])
+        set_up = functools.partial(_set_up_bare, recipe, row.info, row.generation)
         return await self.take_up(row, record, spec, template.frozen, set_up)
 
     # ---- cold
@@ -166,25 +197,35 @@ class Booter:
     async def _cold(
         self, row: SandboxRow, record: BootRecord, recipe: Recipe
     ) -> tuple[Machine, Guest]:
-        if row.layer is None or _is_new(row.info):
-            layer = await self._new_disk(row, record, recipe, None)
-        else:
-            layer = row.layer
-            await self._check_disk(row.info, layer)
+        layer = await self._own_disk(row, record, recipe, None)
         spec = self.machine_spec(row, recipe, layer)
         set_up = functools.partial(_set_up, recipe, row.info, row.generation)
         return await self._boots.boot(
             self._order(row, spec, record, self._parts.engine.boot, set_up)
         )
 
+    # ---- disks
+
+    async def _own_disk(
+        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template | None
+    ) -> str:
+        """Return the uppermost layer of a sandbox's disk, to be mounted; a new one is made."""
+        if row.layer is None or _is_new(row.info):
+            return await self._new_disk(row, record, recipe, template)
+        await self._check_disk(row.info, row.layer)
+        return row.layer
+
     async def _new_disk(
-        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template_id: str | None
+        self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template | None
     ) -> str:
         """Make the disk of a sandbox that was never started; returns its only layer.
 
-        Always a new one: what a clone that failed has written on it fits to no other memory.
+        Always a new one: what a clone that failed has written on it fits to no other memory. It is
+        over the template's disk where there is one, and then fits to no memory but its.
         """
-        layer = self.layers.plan(template=template_id)
+        template_id = None if template is None else template.id
+        has_disk = template is not None and template.disk is not None
+        layer = self.layers.plan(template=template_id if has_disk else None)
         before = record.row.layer
         await record.layer(layer, template_id)
         await self.layers.make(layer, recipe.disk, recipe.base)
@@ -263,9 +304,27 @@ def _is_new(info: SandboxInfo) -> bool:
 
 
 async def _set_up(recipe: Recipe, info: SandboxInfo, generation: int, guest: Guest) -> None:
-    await mount(recipe, guest)
+    await mount_root(recipe, guest)
+    await mount_disk(recipe, guest)
     await guest.identify(_identity(info, generation))
     await _make_workdir(info, guest)
+
+
+async def _set_up_bare(recipe: Recipe, info: SandboxInfo, generation: int, guest: Guest) -> None:
+    """Mount a clone's own disk, and make it the sandbox that it is.
+
+    Raises Stalled if it did not renew its randomness, Unmountable for a disk that was used before.
+    """
+    # Mounting draws random numbers, too. Name and files come when there is a place for them.
+    if not await guest.identify(nobody()):
+        raise Stalled("the clone did not renew its random numbers")
+    try:
+        await mount_disk(recipe, guest, size=recipe.disk)
+    except HutchError as cause:
+        if _is_new(info):
+            raise
+        raise Unmountable(f"its disk cannot be mounted: {cause.message}") from cause
+    await set_up_clone(info, generation, guest)
 
 
 async def set_up_clone(info: SandboxInfo, generation: int, guest: Guest) -> None:

@@ -28,7 +28,7 @@ from hutch.service.names import EXEC_PREFIX, ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
 from hutch.service.priority import lower, restore
 from hutch.service.recipe import Recipe, is_stale
-from hutch.service.templates import Template
+from hutch.service.templatefile import Template
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import Scope, in_thread, settle_in_thread
 

@@ -11,13 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hutch.engine.base import BootFiles, Drive, Engine, MachineSpec, MachineType, Verdict
 from hutch.images.base import Kernel, RootFs
+from hutch.models import TemplatePoint
 from hutch.settings import GIB, MIB, Settings
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Part of each key: raised when what a template's directory holds, or what is done before a
 machine is frozen, changes."""
 
@@ -47,10 +48,10 @@ class Recipe:
     disk: int
     volumes: Sequence[str]
 
-    @property
-    def files(self) -> Sequence[Path]:
-        """The files that go into the machine."""
-        return (self.rootfs.path, self.kernel.vmlinux, self.kernel.initramfs, self.base)
+    def files(self, point: TemplatePoint) -> Sequence[Path]:
+        """Return the files that have gone into the machine at a point."""
+        files = (self.rootfs.path, self.kernel.vmlinux, self.kernel.initramfs)
+        return files if point is TemplatePoint.BARE else (*files, self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,13 @@ class Key:
 
 
 def fits(recipe: Recipe, settings: Settings) -> bool:
-    """Tell whether there may be a template of a recipe: only for a few usual sizes."""
-    return recipe.cpus in CPUS and recipe.memory in MEMORY and recipe.disk == whole(settings.disk)
+    """Tell whether there may be a fresh template of a recipe: only for a few usual sizes."""
+    return fits_bare(recipe) and recipe.disk == whole(settings.disk)
+
+
+def fits_bare(recipe: Recipe) -> bool:
+    """Tell whether there may be a bare template of a recipe, whatever the size of its disk."""
+    return recipe.cpus in CPUS and recipe.memory in MEMORY
 
 
 def whole(size: int) -> int:
@@ -101,20 +107,22 @@ def machine_spec(
     )
 
 
-def key_of(recipe: Recipe, engine: Engine) -> Key:
-    """Return the key of a recipe. Blocking: looks at its files and at the engine's program.
+def key_of(recipe: Recipe, engine: Engine, point: TemplatePoint = TemplatePoint.FRESH) -> Key:
+    """Return the key of a recipe at a point. Blocking: looks at files and the engine's program.
 
-    Raises OSError for a file that cannot be looked at, engine_missing.
+    What has not been mounted by then does not count. Raises OSError for a file that cannot be
+    looked at, engine_missing.
     """
     nowhere = Path("/")
     spec = machine_spec(
         recipe, vm_id="", directory=nowhere, console_log=nowhere, disk=nowhere, uid=None
     )
     program = engine.identity()
-    files = {os.fspath(path): file_identity(path) for path in recipe.files}
+    files = {os.fspath(path): file_identity(path) for path in recipe.files(point)}
     verdict = recipe.verdict
-    parts = {
+    parts: dict[str, Any] = {
         "format": FORMAT,
+        "point": point,
         "image": recipe.image_id,
         "fstype": recipe.rootfs.fstype,
         "files": list(files.values()),  # a home that was moved is no other one
@@ -126,9 +134,9 @@ def key_of(recipe: Recipe, engine: Engine) -> Key:
         "boards": list(recipe.boards),
         "cpus": recipe.cpus,
         "memory": recipe.memory,
-        "disk": recipe.disk,
-        "volumes": list(recipe.volumes),
     }
+    if point is not TemplatePoint.BARE:
+        parts |= {"disk": recipe.disk, "volumes": list(recipe.volumes)}
     text = json.dumps(parts, sort_keys=True)
     return Key(hashlib.sha256(text.encode()).hexdigest(), program, files)
 

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +22,25 @@ from typing import Any, Final
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.images.flight import Flights
-from hutch.models import TemplateInfo, from_json, timestamp, to_json
+from hutch.models import TemplateInfo, TemplatePoint, from_json, timestamp
 from hutch.service.layers import Layers
-from hutch.service.parts import TEMPLATE_DISK, Parts, host_errors
+from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import FORMAT, Key, Recipe, is_stale, key_of
 from hutch.service.registry import Registry
 from hutch.service.stats import disk_use
+from hutch.service.templatefile import (
+    MANIFEST,
+    Manifest,
+    Template,
+    directories_in,
+    remove_all,
+    remove_but_disk,
+    write_manifest,
+)
 from hutch.tasks import in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
-MANIFEST: Final = "template.json"
 BUILDER_PREFIX: Final = "tb_"
 """How the ids of VMs begin that are booted to become templates."""
 
@@ -48,58 +56,31 @@ _PREFIX_MIN: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """What is on record of a template, in its directory."""
-
-    format: int
-    id: str
-    key: Key
-    image: str
-    image_id: str
-    kernel: str
-    accelerator: str
-    machine: MachineType
-    cpus: int
-    memory: int
-    disk: int
-    created_at: str
-    build_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A template that sandboxes can be cloned from."""
-
-    manifest: Manifest
-    directory: Path
-
-    @property
-    def id(self) -> str:
-        """Its name: the first digits of the key, and some of its own."""
-        return self.manifest.id
-
-    @property
-    def frozen(self) -> Frozen:
-        """What the engine clones."""
-        return Frozen(self.directory, self.manifest.memory)
-
-    @property
-    def disk(self) -> Path:
-        """The disk that went with the memory, which nobody writes any more."""
-        return self.directory / TEMPLATE_DISK
-
-
-@dataclass(frozen=True, slots=True)
 class Site:
-    """Where a template is built: its directory, and the id and number of the VM that becomes it."""
+    """Where templates are built: the id and number of the VM that becomes them, and their
+    directories by the points that it is frozen at.
+    """
 
-    directory: Path
     vm_id: str
     number: int
+    directories: Mapping[TemplatePoint, Path]
+
+    @property
+    def last(self) -> Path:
+        """The directory for where the VM ends."""
+        return self.directories[_last(self.directories)]
 
 
-Build = Callable[[Recipe, Site], Awaitable[MachineType]]
-"""Boots and freezes the machine of a recipe; returns the board that it came up on."""
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What came of a site: the board, and why there is no bare template although there should."""
+
+    board: MachineType
+    failure: HutchError | None = None
+
+
+Build = Callable[[Recipe, Site], Awaitable[Built]]
+"""Boots the machine of a recipe and freezes it at each point of the site."""
 
 
 class Templates:
@@ -125,12 +106,14 @@ class Templates:
     # ---- using
 
     @contextlib.asynccontextmanager
-    async def lease(self, recipe: Recipe) -> AsyncIterator[Template | None]:
+    async def lease(
+        self, recipe: Recipe, point: TemplatePoint = TemplatePoint.FRESH
+    ) -> AsyncIterator[Template | None]:
         """Give the template of a recipe, making it if need be; it stays as long as the block.
 
         None when it cannot be made, which is told in the log and by an event. Raises no_capacity.
         """
-        template = await self._find_or_make(recipe)
+        template = await self._find_or_make(recipe, point)
         if template is None:
             yield None
             return
@@ -143,35 +126,45 @@ class Templates:
             await self.settle(template.id)
             await self._keep_memory()
 
-    async def _find_or_make(self, recipe: Recipe) -> Template | None:
+    async def _find_or_make(self, recipe: Recipe, point: TemplatePoint) -> Template | None:
         digest = ""
         try:
             with host_errors():
-                key = await in_thread(key_of, recipe, self._parts.engine)
+                key = await in_thread(key_of, recipe, self._parts.engine, point)
                 digest = key.digest
                 async with self._flights.over(digest):
                     if (found := self._by_key(digest)) is not None:
                         return found
-                    if time.monotonic() < self._failed.get(digest, 0.0):
+                    if self._failed_lately(digest):
                         return None
-                    return await self._make(recipe, key)
+                    return await self._make(recipe, point, key)
         except HutchError as cause:
             if cause.code == "no_capacity":
                 raise  # a cold boot would take as much, and there may be room in a moment
-            self._failed[digest] = time.monotonic() + RETRY_SECONDS
-            log.warning("no template of %s, which boots cold: %s", recipe.image, cause)
-            self._parts.events.emit(
-                "template.failed", digest, recipe.image, code=cause.code, message=cause.message
-            )
+            self._fail(digest, recipe, cause)
             return None
 
     async def build(self, recipe: Recipe) -> Template:
-        """Return the template of a recipe, making it if need be. Raises why it cannot be made."""
+        """Return the fresh template of a recipe, making it if need be; a bare one comes with it.
+
+        Raises why it cannot be made.
+        """
+        point = TemplatePoint.FRESH
         with host_errors():
-            key = await in_thread(key_of, recipe, self._parts.engine)
+            key = await in_thread(key_of, recipe, self._parts.engine, point)
             async with self._flights.over(key.digest):
                 found = self._by_key(key.digest)
-                return await self._make(recipe, key) if found is None else found
+                return await self._make(recipe, point, key) if found is None else found
+
+    def _failed_lately(self, digest: str) -> bool:
+        return time.monotonic() < self._failed.get(digest, 0.0)
+
+    def _fail(self, digest: str, recipe: Recipe, cause: HutchError) -> None:
+        self._failed[digest] = time.monotonic() + RETRY_SECONDS
+        log.warning("no template of %s, which boots cold: %s", recipe.image, cause)
+        self._parts.events.emit(
+            "template.failed", digest, recipe.image, code=cause.code, message=cause.message
+        )
 
     def _by_key(self, digest: str) -> Template | None:
         return next((t for t in self._shelf.values() if t.manifest.key.digest == digest), None)
@@ -183,57 +176,71 @@ class Templates:
 
     # ---- making
 
-    async def _make(self, recipe: Recipe, key: Key) -> Template:
+    async def _make(self, recipe: Recipe, point: TemplatePoint, key: Key) -> Template:
+        """Make a template, and on the way to a fresh one the bare one if there is none."""
+        if point is TemplatePoint.BARE:
+            return await self._build_all(recipe, {point: key})
+        bare = await in_thread(key_of, recipe, self._parts.engine, TemplatePoint.BARE)
+        # Whoever makes a bare one alone never waits for a fresh one: this order is without end.
+        async with self._flights.over(bare.digest):
+            if self._by_key(bare.digest) is None and not self._failed_lately(bare.digest):
+                return await self._build_all(recipe, {TemplatePoint.BARE: bare, point: key})
+        return await self._build_all(recipe, {point: key})
+
+    async def _build_all(self, recipe: Recipe, keys: Mapping[TemplatePoint, Key]) -> Template:
+        """Make a template for each key, with one boot; returns that of the last point."""
         async with self._sites:
             began = time.monotonic()
-            template_id = f"{key.digest[:12]}-{secrets.token_hex(3)}"
-            directory = self._parts.places.template(template_id)
+            ids = {point: f"{k.digest[:12]}-{secrets.token_hex(3)}" for point, k in keys.items()}
+            directories = {point: self._parts.places.template(ids[point]) for point in keys}
             number = self._numbers.pop()
+            made: dict[TemplatePoint, Template] = {}
             try:
-                await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
-                site = Site(directory, f"{BUILDER_PREFIX}{template_id}", number)
-                board = await self._build(recipe, site)
-                manifest = Manifest(
-                    format=FORMAT,
-                    id=template_id,
-                    key=key,
-                    image=recipe.image,
-                    image_id=recipe.image_id,
-                    kernel=recipe.kernel.name,
-                    accelerator=recipe.verdict.accelerator.value,
-                    machine=board,
-                    cpus=recipe.cpus,
-                    memory=recipe.memory,
-                    disk=recipe.disk,
-                    created_at=timestamp(),
-                    build_seconds=round(time.monotonic() - began, 4),
-                )
-                template = Template(manifest, directory)
-                await settle_in_thread(_write_manifest, template)
+                for directory in directories.values():
+                    await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
+                vm_id = f"{BUILDER_PREFIX}{ids[_last(ids)]}"
+                built = await self._build(recipe, Site(vm_id, number, directories))
+                seconds = round(time.monotonic() - began, 4)
+                for point, key in keys.items():
+                    if built.failure is None or point is not TemplatePoint.BARE:
+                        manifest = Manifest.of(
+                            recipe,
+                            point,
+                            key,
+                            template_id=ids[point],
+                            board=built.board,
+                            seconds=seconds,
+                        )
+                        made[point] = Template(manifest, directories[point])
+                        await settle_in_thread(write_manifest, made[point])
             except BaseException:
-                await self._parts.engine.drop(Frozen(directory, recipe.memory))
-                await settle_in_thread(shutil.rmtree, directory, ignore_errors=True)
+                made.clear()
                 raise
             finally:
+                for point in keys.keys() - made.keys():
+                    await self._parts.engine.drop(Frozen(directories[point], recipe.memory))
+                    await settle_in_thread(shutil.rmtree, directories[point], ignore_errors=True)
                 self._numbers.add(number)
-        self._shelve(template, time.time())
-        self._failed.pop(key.digest, None)
-        self._emit("template.built", template, seconds=manifest.build_seconds)
-        await self._keep_budget(template)
-        return template
+        if built.failure is not None:
+            self._fail(keys[TemplatePoint.BARE].digest, recipe, built.failure)
+        for template in made.values():
+            self._shelve(template, time.time())
+            self._failed.pop(template.manifest.key.digest, None)
+            self._emit("template.built", template, seconds=seconds)
+        await self._keep_budget([template.id for template in made.values()])
+        return made[_last(made)]
 
     def _shelve(self, template: Template, used: float) -> None:
         self._shelf[template.id] = template
         self._used[template.id] = used
 
-    async def _keep_budget(self, newest: Template | None = None) -> None:
+    async def _keep_budget(self, newest: Collection[str] = ()) -> None:
         """Drop those least recently used, without living clones, until the rest fits."""
         sizes = {t.id: await in_thread(disk_use, t.directory) for t in list(self._shelf.values())}
         for template_id in sorted(sizes, key=lambda each: self._used.get(each, 0.0)):
             if sum(sizes.values()) <= self._parts.settings.template_disk:
                 return
-            spared = newest is not None and template_id == newest.id
-            if spared or self._leases[template_id] or self._running(template_id):
+            if template_id in newest or self._leases[template_id] or self._running(template_id):
                 continue
             await self.drop(template_id, "the space for templates is used up")
             del sizes[template_id]
@@ -278,7 +285,7 @@ class Templates:
     async def _clear(self, template_id: str) -> None:
         directory = self._parts.places.template(template_id)
         keep = self._layers.based_on(template_id)
-        await in_thread(_remove_but_disk if keep else _remove_all, directory)
+        await in_thread(remove_but_disk if keep else remove_all, directory)
 
     # ---- looking
 
@@ -310,6 +317,7 @@ class Templates:
         return TemplateInfo(
             id=manifest.id,
             key=manifest.key.digest,
+            point=manifest.point,
             image=manifest.image,
             image_id=manifest.image_id,
             kernel=manifest.kernel,
@@ -336,11 +344,13 @@ class Templates:
         return template_id in self._shelf
 
     def unused(self) -> Sequence[str]:
-        """Return the ids of those that no disk is based on or about to be."""
+        """Return the ids of those that no sandbox has begun as a clone of, or is about to."""
         return [
             each
             for each in self._shelf
-            if not self._leases[each] and not self._layers.based_on(each)
+            if not self._leases[each]
+            and not self._layers.based_on(each)
+            and not self._registry.based_on(each)
         ]
 
     def _running(self, template_id: str) -> int:
@@ -352,11 +362,11 @@ class Templates:
     async def open(self) -> None:
         """Take up what is complete and can still be used; remove the rest. For a full registry."""
         places = self._parts.places
-        for directory in await in_thread(_directories, places.runtime, BUILDER_PREFIX):
+        for directory in await in_thread(directories_in, places.runtime, BUILDER_PREFIX):
             log.warning("removing what is left of the template build %s", directory.name)
             await self._parts.engine.discard(directory)
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
-        for directory in await in_thread(_directories, places.templates, ""):
+        for directory in await in_thread(directories_in, places.templates, ""):
             taken = await in_thread(self._read, directory)
             if taken is not None:
                 self._shelve(*taken)
@@ -373,8 +383,8 @@ class Templates:
                 return None
             manifest = from_json(Manifest, body)
             template = Template(manifest, directory)
-            files = (template.disk, template.frozen.state, template.frozen.image)
-            complete = manifest.id == directory.name and all(file.is_file() for file in files)
+            complete = all(file.is_file() for file in template.files)
+            complete = complete and manifest.id == directory.name
             used = path.stat().st_mtime
         except FileNotFoundError:
             return None
@@ -392,34 +402,6 @@ class Templates:
         self._parts.events.emit(kind, template.id, template.manifest.image, **fields)
 
 
-def _write_manifest(template: Template) -> None:
-    """Complete a template: from here on it exists, whatever happens."""
-    fd = os.open(template.disk, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    part = template.directory / f"{MANIFEST}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(to_json(template.manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(template.directory / MANIFEST)
-
-
-def _directories(parent: Path, prefix: str) -> list[Path]:
-    if not parent.is_dir():
-        return []
-    return sorted(path for path in parent.iterdir() if path.name.startswith(prefix))
-
-
-def _remove_all(directory: Path) -> None:
-    if directory.is_dir():
-        (directory / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_but_disk(directory: Path) -> None:
-    for path in _directories(directory, ""):
-        if path.name != TEMPLATE_DISK:
-            path.unlink(missing_ok=True)
+def _last(points: Collection[TemplatePoint]) -> TemplatePoint:
+    """Return the last of some points that a boot comes to."""
+    return TemplatePoint.FRESH if TemplatePoint.FRESH in points else TemplatePoint.BARE

@@ -36,6 +36,7 @@ from hutch.models import (
     SandboxUsage,
     StopReason,
     TemplateInfo,
+    TemplatePoint,
     TtySize,
     timestamp,
 )
@@ -417,6 +418,7 @@ class FakeTemplates:
     info = TemplateInfo(
         id="0123456789ab-cdef01",
         key="0123456789ab" + "0" * 52,
+        point=TemplatePoint.FRESH,
         image="busybox",
         image_id="sha256:1",
         kernel="6.1",

@@ -10,8 +10,9 @@ import pytest
 from hutch.engine.base import Accelerator, MachineType, Verdict
 from hutch.engine.fake import FakeEngine
 from hutch.images.base import Kernel, RootFs
+from hutch.models import TemplatePoint
 from hutch.service import recipe as recipes
-from hutch.service.recipe import Recipe, fits, is_stale, key_of
+from hutch.service.recipe import Recipe, fits, fits_bare, is_stale, key_of
 from hutch.settings import GIB, MIB, Settings
 
 
@@ -60,6 +61,22 @@ def test_each_part_counts(recipe: Recipe, change: dict[str, Any]) -> None:
 def test_the_hosts_verdict_counts(recipe: Recipe, change: dict[str, Any]) -> None:
     other = replace(recipe, verdict=replace(recipe.verdict, **change))
     assert key(other) != key(recipe)
+
+
+def bare_key(recipe: Recipe) -> str:
+    return key_of(recipe, FakeEngine(), TemplatePoint.BARE).digest
+
+
+@pytest.mark.parametrize("change", [{"disk": GIB}, {"volumes": ()}, {"base": Path("/none")}])
+def test_what_is_not_mounted_yet_does_not_count_for_a_bare_one(
+    recipe: Recipe, change: dict[str, Any]
+) -> None:
+    assert bare_key(replace(recipe, **change)) == bare_key(recipe) != key(recipe)
+
+
+@pytest.mark.parametrize("change", [{"image_id": "sha256:2"}, {"cpus": 2}, {"memory": 256 * MIB}])
+def test_everything_else_counts_for_a_bare_one(recipe: Recipe, change: dict[str, Any]) -> None:
+    assert bare_key(replace(recipe, **change)) != bare_key(recipe)
 
 
 @pytest.mark.parametrize("name", ["root", "vmlinux", "initramfs", "base"])
@@ -122,3 +139,11 @@ def test_only_usual_sizes_have_templates(
     recipe: Recipe, settings: Settings, change: dict[str, Any], expected: bool
 ) -> None:
     assert fits(replace(recipe, **change), settings) is expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"disk": GIB}, True), ({"cpus": 3}, False), ({"memory": 300 * MIB}, False)],
+)
+def test_bare_ones_are_for_any_disk(recipe: Recipe, change: dict[str, Any], expected: bool) -> None:
+    assert fits_bare(replace(recipe, **change)) is expected

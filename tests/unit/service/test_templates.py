@@ -12,11 +12,12 @@ import pytest
 
 from hutch.errors import error
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo, SandboxState
+from hutch.models import SandboxInfo, SandboxState, TemplateInfo, TemplatePoint
+from hutch.service import recipe, templatefile
 from hutch.service import templates as module
 from hutch.service.host import HostService
 from hutch.service.spec import HostSize
-from hutch.service.templates import MANIFEST
+from hutch.service.templatefile import MANIFEST
 from hutch.settings import MIB
 from tests.unit.service.world import World, expect, spec
 from tests.waiting import until
@@ -28,6 +29,18 @@ async def run(service: HostService, **fields: Any) -> SandboxInfo:
     return await service.sandboxes.start(info.id)
 
 
+async def found(
+    service: HostService, point: TemplatePoint = TemplatePoint.FRESH
+) -> list[TemplateInfo]:
+    """Return the templates of one point."""
+    return [info for info in await service.templates.list() if info.point is point]
+
+
+def with_disk(farm: World) -> list[Path]:
+    """Return the directories of fresh templates, also of those of which only the disk is left."""
+    return [path for path in farm.templates() if (path / "disk.qcow2").exists()]
+
+
 def kinds(service: HostService, prefix: str = "template.") -> list[str]:
     kept = service._parts.events.kept(None)
     return [event.kind for event in kept if event.kind.startswith(prefix)]
@@ -36,7 +49,7 @@ def kinds(service: HostService, prefix: str = "template.") -> list[str]:
 async def test_the_first_start_makes_one_and_every_start_clones_it(farm: World) -> None:
     async with farm.service() as service:
         infos = [await run(service) for _ in range(3)]
-        (template,) = await service.templates.list()
+        (template,) = await found(service)
         assert {info.template for info in infos} == {template.id}
         assert (template.sandboxes, template.running) == (3, 3)
         assert template.key.startswith(template.id[:12])
@@ -46,7 +59,10 @@ async def test_the_first_start_makes_one_and_every_start_clones_it(farm: World) 
         assert built.freezable
         assert built.id.startswith("tb_")
         assert [clone.id for clone, _ in farm.engine.cloned] == [info.id for info in infos]
-        assert kinds(service) == ["template.built"]
+        (bare,) = await found(service, TemplatePoint.BARE)
+        assert (bare.sandboxes, bare.image) == (0, "busybox")
+        assert [frozen.directory.name for frozen in farm.engine.captured] == [bare.id]
+        assert kinds(service) == ["template.built"] * 2
         assert all(info.state is SandboxState.RUNNING for info in infos)
 
 
@@ -95,7 +111,7 @@ async def test_a_cancelled_builder_leaves_nothing_and_the_next_takes_over(farm: 
             farm.engine.hang_freeze = False
             one.cancel()
         assert (await two).template is not None
-        assert len(farm.templates()) == 1
+        assert len(await found(service)) == 1
         assert (await service.sandboxes.get(first.id)).state is SandboxState.CREATED
 
 
@@ -116,7 +132,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_half_made(farm: World, k
         assert farm.engine.running() == []
         complete = [path for path in farm.templates() if (path / MANIFEST).exists()]
         assert farm.templates() == complete
-        assert len(complete) == (knob == "hang_clone")
+        assert len(complete) == (2 if knob == "hang_clone" else 0)
         setattr(farm.engine, knob, False)
         info = await service.sandboxes.start(info.id)
         assert info.template is not None
@@ -174,7 +190,7 @@ async def test_what_cannot_be_built_boots_cold_and_is_not_tried_again_at_once(
 async def test_a_template_that_does_not_load_is_thrown_away(farm: World) -> None:
     async with farm.service() as service:
         first = await run(service)
-        (directory,) = farm.templates()
+        (directory,) = with_disk(farm)
         (directory / "state").write_bytes(b"nonsense")
         second = await run(service)
         assert second.template is None
@@ -191,7 +207,7 @@ async def test_an_engine_that_fails_otherwise_costs_no_template(farm: World) -> 
         await run(service)
         farm.engine.fail_clone = error("engine_failed", "no reason of the template's")
         assert (await run(service)).template is None
-        assert len(await service.templates.list()) == 1
+        assert len(await found(service)) == 1
 
 
 @pytest.mark.parametrize("fault", ["deny_entropy", "deaf_clones"])
@@ -208,20 +224,110 @@ async def test_a_clone_that_does_not_take_its_identity_is_not_served(
         assert served.spec is farm.engine.booted[1]
         assert served.spec.drives[1].layers == ()
         assert clone.id == info.id
-        assert await service.templates.list() == []
-        assert farm.templates() == []
+        assert await found(service) == []
+        assert with_disk(farm) == []
 
 
-async def test_a_later_start_boots_cold_from_the_same_disk(farm: World) -> None:
+async def test_a_later_start_is_a_clone_that_mounts_the_same_disk(farm: World) -> None:
     async with farm.service() as service:
-        info = await run(service)
+        info = await run(service, hostname="mine")
+        first = farm.engine.cloned[0][0].drives[1]
         await service.sandboxes.stop(info.id)
         again = await service.sandboxes.start(info.id)
         assert again.template == info.template
-        cold = farm.engine.booted[-1]
-        assert not cold.freezable
-        assert cold.drives[1].layers == (farm.templates()[0] / "disk.qcow2",)
-        assert len(farm.engine.cloned) == 1
+        assert len(farm.engine.booted) == 1
+        (bare,) = await found(service, TemplatePoint.BARE)
+        clone, frozen = farm.engine.cloned[1]
+        assert frozen.directory.name == bare.id
+        assert clone.drives[1] == first  # size None: it is the one that the guest expects
+        agent = farm.agent(again)
+        assert agent.mounted["serial"] == recipe.DISK_SERIAL
+        assert agent.identity["hostname"] == "mine"
+        assert agent.identity["generation"] == 2
+
+
+async def test_another_size_of_disk_is_brought_to_a_bare_template(farm: World) -> None:
+    async with farm.service() as service:
+        info = await run(service, disk=64 * MIB)
+        (bare,) = await service.templates.list()
+        assert (bare.point, bare.disk, info.template) == (TemplatePoint.BARE, 64 * MIB, bare.id)
+        assert (bare.sandboxes, bare.running) == (1, 1)
+        assert with_disk(farm) == []
+        other = await run(service, disk=65 * MIB)
+        assert other.template == bare.id
+        assert len(farm.engine.booted) == 1
+        disks = [clone.drives[1] for clone, _ in farm.engine.cloned]
+        for disk, size in zip(disks, (64, 65), strict=True):
+            assert disk.layers == ()
+            assert disk.backing == farm.settings.home / f"base-{size * MIB}"
+            assert disk.size == (None if size == 64 else size * MIB)
+        assert farm.agent(other).mounted["size"] == 65 * MIB
+        # It is no template's disk that theirs are based on.
+        await service.templates.remove(bare.id)
+        assert farm.templates() == []
+
+
+async def test_a_fresh_template_is_made_where_there_is_a_bare_one(farm: World) -> None:
+    async with farm.service() as service:
+        await run(service, disk=64 * MIB)
+        assert farm.engine.captured == []  # its machine ended where it was frozen
+        await run(service)
+        assert farm.engine.captured == []
+        assert [info.point for info in await service.templates.list()] == ["fresh", "bare"]
+
+
+async def test_a_moment_that_cannot_be_captured_costs_only_the_bare_template(farm: World) -> None:
+    farm.engine.fail_capture = error("engine_failed", "told to")
+    async with farm.service() as service:
+        info = await run(service)
+        assert [template.id for template in await service.templates.list()] == [info.template]
+        assert len(farm.templates()) == 1
+        assert sorted(kinds(service)) == ["template.built", "template.failed"]
+        await service.sandboxes.stop(info.id)
+        again = await service.sandboxes.start(info.id)
+        assert again.state is SandboxState.RUNNING
+        assert not farm.engine.booted[-1].freezable  # cold: it is not tried again at once
+
+
+async def test_a_memory_that_cannot_be_kept_costs_both(farm: World) -> None:
+    farm.engine.fail_keep = error("disk_full", "told to")
+    async with farm.service() as service:
+        assert (await run(service)).template is None
+        assert farm.templates() == []
+        assert [
+            frozen for frozen in farm.engine.captured if farm.engine.frozen_memory(frozen)
+        ] == []
+
+
+async def test_a_used_disk_that_does_not_mount_is_not_the_templates_fault(
+    farm: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with farm.service() as service:
+        info = await run(service)
+        await service.sandboxes.stop(info.id)
+        farm.refuse_disks = True
+        failure = await expect("guest_failed", service.sandboxes.start(info.id))
+        assert "told to" in failure.message
+        assert not farm.engine.booted[-1].freezable  # tried cold as well
+        assert len(await service.templates.list()) == 2
+        farm.refuse_disks = False
+        assert (await service.sandboxes.start(info.id)).state is SandboxState.RUNNING
+
+
+@pytest.mark.parametrize("fault", ["deny_entropy", "deaf_clones"])
+async def test_a_later_start_whose_clone_fails_boots_cold(farm: World, fault: str) -> None:
+    async with farm.service() as service:
+        info = await run(service)
+        layers = farm.layers()
+        await service.sandboxes.stop(info.id)
+        setattr(farm, fault, True)
+        again = await service.sandboxes.start(info.id)
+        assert again.state is SandboxState.RUNNING
+        assert len(farm.engine.running()) == 1
+        assert not farm.engine.booted[-1].freezable
+        assert farm.layers() == layers
+        assert await found(service, TemplatePoint.BARE) == []
+        assert len(await found(service)) == 1
 
 
 async def test_without_template(farm: World) -> None:
@@ -230,7 +336,7 @@ async def test_without_template(farm: World) -> None:
         info = await service.sandboxes.create(spec(), no_report)
         assert (await service.sandboxes.start(info.id, template=False)).template is None
         assert (await run(service, memory=300 * MIB)).template is None
-        assert (await run(service, disk=64 * MIB)).template is None
+        assert (await run(service, disk=64 * MIB, template=False)).template is None
         assert farm.templates() == []
 
 
@@ -240,16 +346,16 @@ async def test_the_disk_stays_as_long_as_a_sandbox_needs_it(farm: World) -> None
         removed = await service.templates.remove(str(one.template)[:6])
         assert removed.removed == [one.template]
         assert removed.bytes >= 0
-        (directory,) = farm.templates()
+        (directory,) = with_disk(farm)
         assert [path.name for path in directory.iterdir()] == ["disk.qcow2"]
         await service.sandboxes.remove(one.id, force=True)
-        assert farm.templates() == [directory]
+        assert with_disk(farm) == [directory]
     async with farm.service() as service:
-        assert farm.templates() == [directory]
+        assert with_disk(farm) == [directory]
         await service.sandboxes.stop(two.id)
         assert (await service.sandboxes.start(two.id)).template == two.template
         await service.sandboxes.remove(two.id, force=True)
-        assert farm.templates() == []
+        assert with_disk(farm) == []
 
 
 async def test_templates_outlive_the_daemon(farm: World) -> None:
@@ -264,17 +370,18 @@ async def test_half_made_and_stale_ones_are_swept_at_the_start(farm: World) -> N
     async with farm.service() as service:
         info = await run(service)
         await service.sandboxes.remove(info.id, force=True)
-    (kept,) = farm.templates()
-    half = kept.parent / "0123456789ab-000000"
+    kept = farm.templates()
+    assert len(kept) == 2
+    half = kept[0].parent / "0123456789ab-000000"
     half.mkdir()
     (half / "memory").write_bytes(b"half")
-    broken = kept.parent / "0123456789ab-000001"
+    broken = kept[0].parent / "0123456789ab-000001"
     broken.mkdir()
     (broken / MANIFEST).write_text("{")
     runtime = farm.settings.runtime_dir / "tb_0123456789ab-000000"
     runtime.mkdir()
     async with farm.service():
-        assert farm.templates() == [kept]
+        assert farm.templates() == kept
         assert not runtime.exists()
     farm.engine.program = "another build"
     async with farm.service() as service:
@@ -285,14 +392,14 @@ async def test_half_made_and_stale_ones_are_swept_at_the_start(farm: World) -> N
 async def test_one_of_another_format_or_without_its_memory_is_swept(farm: World) -> None:
     async with farm.service() as service:
         await service.templates.build(spec(idle=True), no_report)
-    (directory,) = farm.templates()
+    (directory,) = with_disk(farm)
     manifest = json.loads((directory / MANIFEST).read_text())
     (directory / MANIFEST).write_text(json.dumps(manifest | {"format": 0}))
     async with farm.service() as service:
-        assert farm.templates() == []
+        assert with_disk(farm) == []
         await service.templates.build(spec(idle=True), no_report)
-    (directory,) = farm.templates()
-    (directory / "memory").unlink()
+    for directory in farm.templates():
+        (directory / "memory").unlink()
     async with farm.service():
         assert farm.templates() == []
 
@@ -304,7 +411,7 @@ async def test_those_least_recently_used_are_dropped_above_the_budget(farm: Worl
         idle = await run(service, memory=256 * MIB)
         await service.sandboxes.remove(idle.id, force=True)
         newest = await run(service, memory=512 * MIB)
-        left = {info.id for info in await service.templates.list()}
+        left = {info.id for info in await found(service)}
         assert left == {running.template, newest.template}
 
 
@@ -320,7 +427,7 @@ async def test_memory_that_nobody_shares_is_let_go_of_above_a_share_of_the_hosts
         other = await run(service, memory=512 * MIB, cpus=2)
         await service.sandboxes.remove(other.id, force=True)
         assert (await run(service, memory=512 * MIB)).template == running.template
-        held = {info.id: info.memory_bytes > 0 for info in await service.templates.list()}
+        held = {info.id: info.memory_bytes > 0 for info in await found(service)}
         assert held[str(running.template)]
         assert list(held.values()).count(True) < len(held) == 3
         # What is not in memory is not lost.
@@ -350,7 +457,8 @@ async def test_build_and_prune(farm: World) -> None:
         info = await run(service)
         assert info.template != template.id
         pruned = await service.templates.prune()
-        assert pruned.removed == [template.id]
+        assert template.id in pruned.removed
+        assert info.template not in pruned.removed
         await expect("template_not_found", service.templates.remove(template.id))
         await expect("bad_size", service.templates.build(spec(idle=True, cpus=3), no_report))
 
@@ -368,7 +476,7 @@ async def test_a_manifest_that_cannot_be_written_leaves_nothing(
     def refuse(template: Any) -> None:
         raise OSError(28, "No space left on device", str(template.directory))
 
-    monkeypatch.setattr(module, "_write_manifest", refuse)
+    monkeypatch.setattr(module, "write_manifest", refuse)
     async with farm.service() as service:
         await expect("disk_full", service.templates.build(spec(idle=True), no_report))
         assert farm.templates() == []
@@ -385,6 +493,6 @@ async def test_switched_off(world: World) -> None:
 def test_removing_all_but_the_disk(tmp_path: Path) -> None:
     for name in ("disk.qcow2", "memory", "state", MANIFEST):
         (tmp_path / name).touch()
-    module._remove_but_disk(tmp_path)
+    templatefile.remove_but_disk(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["disk.qcow2"]
-    module._remove_but_disk(tmp_path / "none")
+    templatefile.remove_but_disk(tmp_path / "none")

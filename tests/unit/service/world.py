@@ -79,6 +79,8 @@ class World:
         """Whether nothing in a clone answers."""
         self.engine = FakeEngine(self._serve, self._serve_clone)
         self.engine.serve_child = self._serve_child
+        self.refuse_disks = False
+        """Whether no writable disk can be mounted."""
         self.deny_entropy = False
         self.images: Any = TinyImages(settings.home)
         self.kernels: Any = TinyKernels(settings.home)
@@ -99,13 +101,13 @@ class World:
     def _serve_child(self, spec: MachineSpec) -> Serve:
         """Keep an agent as it is now; in what is made of it, its programs begin anew."""
         source = self.agents[spec.id]
-        frozen, files = source.frozen, copy.deepcopy(source.files)
+        stage, frozen, files = source.stage, source.frozen, copy.deepcopy(source.files)
         running = [each.request for each in source.sessions.values() if each.result is None]
 
         @contextlib.asynccontextmanager
         async def serve(path: Path) -> AsyncIterator[None]:
             async with self._agent(path, ready=True) as agent:
-                agent.frozen, agent.files = frozen, copy.deepcopy(files)
+                agent.stage, agent.frozen, agent.files = stage, frozen, copy.deepcopy(files)
                 for request in running:
                     agent.start_program(request)
                 yield
@@ -123,7 +125,7 @@ class World:
 
         agent = FakeAgent(path, ready=ready, on_shutdown=power_off)
         agent.silent = self.silent or (ready and self.deaf_clones)
-        agent.deny_entropy = self.deny_entropy
+        agent.deny_entropy, agent.refuse_disk = self.deny_entropy, self.refuse_disks
         self.agents[sandbox_id] = agent
         async with agent:
             yield agent
