@@ -7,6 +7,7 @@ answer. Errors: engine_missing, engine_failed, disk_full, sandbox_died.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -278,11 +279,19 @@ class Engine(Protocol):
         """
 
     async def capture(
-        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+        self,
+        machine: Machine,
+        directory: Path,
+        *,
+        next_disk: Path | None = None,
+        still: AbstractAsyncContextManager[object] | None = None,
     ) -> Frozen:
         """Take devices, CPUs and memory of a machine that lives on, all of one moment.
 
-        It is paused for that, and then as it was before (running or paused), whatever fails.
+        It is paused for that, and then as it was before (running or paused), whatever fails. What
+        takes longest is done before: `still` is entered right before the pause and left right after
+        it, for what has to be done to the guest meanwhile. An error of its own fails the capture.
+
         `next_disk`, a new and empty disk over the machine's writable one, takes that one's place
         at that moment: the old one is never written again, and belongs to what was captured.
 

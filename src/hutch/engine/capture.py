@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from hutch.engine import disks
 from hutch.engine.guest_memory import GuestMemory
@@ -32,21 +33,28 @@ class Captured:
     memory: int
 
 
-async def capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
+Still: TypeAlias = contextlib.AbstractAsyncContextManager[object]
+"""What is done to the guest around the pause."""
+
+
+async def capture(
+    qmp: Qmp, process: ProcessId, next_disk: Path | None, still: Still | None = None
+) -> Captured:
     """Take a machine as it is now, and give it another writable disk at that very moment.
 
-    Raises EngineError: engine_failed, sandbox_died. The disk has not been switched then, unless
-    the machine could not be resumed. A cancellation shows after the machine runs on.
+    `still` is entered right before the machine is stopped and left once it goes on. Raises its
+    errors, engine_failed, sandbox_died: the disk has not been switched then, unless it was to go on
+    that failed. A cancellation shows after the machine runs on.
     """
     try:
-        return await _capture(qmp, process, next_disk)
+        return await _capture(qmp, process, next_disk, still or contextlib.nullcontext())
     except HutchError as cause:
         if cause.code != "sandbox_died" and not process.alive():
             raise error("sandbox_died", f"the VM ended while it was captured: {cause}") from cause
         raise
 
 
-async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Captured:
+async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None, still: Still) -> Captured:
     with contextlib.ExitStack() as on_error:
         with GuestMemory(process.pid) as source:
             await settle_in_thread(source.find)
@@ -54,20 +62,21 @@ async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None) -> Capt
             on_error.callback(os.close, memory)
             await settle_in_thread(source.begin_copy, memory)
             # From here on QEMU has things open of which it must not be left with any.
-            state = await settle(_take(qmp, source, next_disk))
+            state = await settle(_take(qmp, source, next_disk, still))
         await seal(memory)
         on_error.pop_all()
     return Captured(state, memory)
 
 
-async def _take(qmp: Qmp, source: GuestMemory, next_disk: Path | None) -> bytes:
+async def _take(qmp: Qmp, source: GuestMemory, next_disk: Path | None, still: Still) -> bytes:
     """Have QEMU ready, do what has to be done at once, and return the state."""
     async with contextlib.AsyncExitStack() as stack:
         disk = None
         if next_disk is not None:
             disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
         file = await stack.enter_async_context(StateFile.of(qmp))
-        await _take_at_once(qmp, file, source, disk)
+        async with still:
+            await _take_at_once(qmp, file, source, disk)
         return await in_thread(file.read)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,27 +154,34 @@ class FakeEngine:
         return self._serve_clone if self.serve_child is None else self.serve_child(spec)
 
     async def capture(
-        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+        self,
+        machine: Machine,
+        directory: Path,
+        *,
+        next_disk: Path | None = None,
+        still: AbstractAsyncContextManager[object] | None = None,
     ) -> Frozen:
         """See the Protocol. Raises `fail_capture`, engine_failed for a disk that is missing."""
         process = self._processes[machine.record.process]
         frozen = Frozen(directory, process.spec.memory)
         self.captured.append(frozen)
-        process.alive("stop")
-        ran, process.paused = not process.paused, True
-        try:
-            if self.fail_capture is not None:
-                raise self.fail_capture
-            if self.hang_capture:
-                await asyncio.get_running_loop().create_future()
-            process.alive("capture")
-            serve = self._child(process.spec)
-            if next_disk is not None:
-                _must_exist(next_disk)
-                process.switch_disk(next_disk)
-            self._memories[directory] = _Memory(serve, _layout(process.spec))
-        finally:
-            process.paused = not ran
+        async with still or contextlib.nullcontext():
+            process.alive("stop")
+            ran, process.paused = not process.paused, True
+            try:
+                if self.fail_capture is not None:
+                    raise self.fail_capture
+                if self.hang_capture:
+                    await asyncio.get_running_loop().create_future()
+                process.alive("capture")
+                serve = self._child(process.spec)
+                if next_disk is not None:
+                    _must_exist(next_disk)
+                    process.switch_disk(next_disk)
+                memory = _Memory(serve, _layout(process.spec))
+            finally:
+                process.paused = not ran
+        self._memories[directory] = memory
         return frozen
 
     async def keep(self, frozen: Frozen) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from hutch.engine import migration, smaps
@@ -171,10 +172,12 @@ class QemuMachine:
         """Stop it for good and return the state of its devices and CPUs. Raises EngineError."""
         return await migration.save(self._qmp)
 
-    async def capture(self, next_disk: Path | None) -> Captured:
-        """Take it as it is now; it goes on, on that disk if there is one. Raises EngineError."""
+    async def capture(
+        self, next_disk: Path | None, still: AbstractAsyncContextManager[object] | None
+    ) -> Captured:
+        """Take it as it is now: see `hutch.engine.capture.capture`. Raises EngineError."""
         async with self._standing:
-            return await capture(self._qmp, self.record.process, next_disk)
+            return await capture(self._qmp, self.record.process, next_disk, still)
 
     def take_memory(self) -> int | None:
         """Return the guest's memory, the caller's to close; None: there is none to be had."""

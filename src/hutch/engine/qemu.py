@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,12 +142,17 @@ class QemuEngine:
         return frozen
 
     async def capture(
-        self, machine: Machine, directory: Path, *, next_disk: Path | None = None
+        self,
+        machine: Machine,
+        directory: Path,
+        *,
+        next_disk: Path | None = None,
+        still: AbstractAsyncContextManager[object] | None = None,
     ) -> Frozen:
         """See the Protocol. Raises engine_failed, sandbox_died."""
         if not isinstance(machine, QemuMachine):
             raise error("engine_failed", "that VM is not QEMU's")
-        taken = await machine.capture(next_disk)
+        taken = await machine.capture(next_disk, still)
         frozen = Frozen(directory, os.fstat(taken.memory).st_size)
         self._memories.add(frozen, taken.memory, taken.state)
         return frozen

@@ -1,16 +1,17 @@
 """What every engine does. Subclasses give the fixtures `engine` and `new_spec`."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from hutch.engine.base import Engine, ExitKind, Frozen, Machine, MachineRecord, MachineSpec
-from hutch.errors import EngineError
+from hutch.errors import EngineError, HutchError, error
 from tests.waiting import until
 
 NewSpec = Callable[[str], MachineSpec]
@@ -203,6 +204,36 @@ class EngineConformance:
         await engine.drop(frozen)
         for ended in (machine, *clones):
             assert (await ended.kill()).kind is ExitKind.KILLED
+
+    async def test_the_guest_is_held_around_the_pause(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine, seen = await engine.boot(new_spec("a")), []
+
+        @contextlib.asynccontextmanager
+        async def still(fail: str = "") -> AsyncIterator[None]:
+            seen.append(await machine.paused())
+            if fail == "before":
+                raise error("guest_timeout", "told to")
+            try:
+                yield
+            finally:
+                seen.append(await machine.paused())
+            if fail == "after":
+                raise error("guest_timeout", "told to")
+
+        frozen = await engine.capture(machine, short_tmp / "captured", still=still())
+        await engine.drop(frozen)
+        for fail in ("before", "after"):
+            with pytest.raises(HutchError, match="told to"):
+                await engine.capture(machine, short_tmp / "captured", still=still(fail))
+            assert engine.frozen_memory(frozen) == 0
+            assert not await machine.paused()
+        gone = short_tmp / "gone.qcow2"
+        with pytest.raises(EngineError):
+            await engine.capture(machine, short_tmp / "captured", next_disk=gone, still=still())
+        assert not any(seen)
+        await machine.kill()
 
     async def test_what_was_kept_is_loaded_when_it_is_needed(
         self, engine: Engine, new_spec: NewSpec, short_tmp: Path
