@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 FASTER = 20
 """How many times as fast as a cold boot the way to the first output must at least be.
 
-Some sixty times on a quiet host; a busy one slows down the many small steps of a claim most.
+On a quiet host it is far more: a busy one slows down the many small steps of a claim most.
 """
 FILLED = 60
 CLAIMS = 5

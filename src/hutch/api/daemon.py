@@ -204,7 +204,7 @@ async def _stop_when_idle(host: "Operations", server: "ApiServer", after: float)
     idle_since = time.monotonic()
     while after > 0:
         await asyncio.sleep(max(0.05, idle_since + after - time.monotonic()))
-        if server.clients or (await host.system.info()).running:
+        if server.clients or (await host.system.info()).running or await host.pools.list():
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= after:
             log.info("nothing to do for %g s", after)

@@ -1,11 +1,18 @@
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from hutch.api.daemon import Options, _parse, main
+from hutch.api.daemon import Options, _parse, _stop_when_idle, main
+from hutch.images.base import no_report
+from hutch.models import PoolInfo, SandboxSpec
+from hutch.tasks import Scope
+from tests.unit.api.fake_operations import FakeOperations
+from tests.waiting import until
 
 # How it starts, ends and races is tested from its starter's side: tests/unit/sdk/test_start.py.
 
@@ -43,3 +50,36 @@ def test_nothing_heavy_is_imported_before_the_lock() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_pool_keeps_it_from_ending_by_itself() -> None:
+    operations = FakeOperations()
+    await operations.pools.warm(SandboxSpec("busybox"), 1, no_report, wait=True)
+    looks: list[int] = []
+    listed = operations.pools.list
+
+    async def look() -> Sequence[PoolInfo]:
+        looks.append(len(looks))
+        return await listed()
+
+    operations.pools.list = look  # type: ignore[method-assign]
+    server = IdleServer()
+    async with Scope("test") as scope:
+        scope.start("watch", _stop_when_idle(operations, server, 0.01))  # type: ignore[arg-type]
+        await until(lambda: len(looks) > 3, what="it has looked a few times")
+        assert not server.stopped.is_set()
+        await operations.pools.drain()
+        async with asyncio.timeout(10):
+            await server.stopped.wait()
+
+
+class IdleServer:
+    """A server that nobody is connected to."""
+
+    clients = 0
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()

@@ -3,6 +3,7 @@
 import pytest
 
 from hutch.errors import InvalidInput, NotFound
+from hutch.models import Progress
 from hutch.sdk import AsyncClient
 from tests.unit.api.contract import ask, refused
 
@@ -16,7 +17,7 @@ async def test_the_routes(api: str) -> None:
 
 
 async def test_the_sdk(api: str) -> None:
-    steps = []
+    steps: list[Progress] = []
     async with AsyncClient(socket=api) as client:
         one = await client.pools.warm("busybox", 2, cpus=2, on_progress=steps.append)
         assert (one.image, one.size, one.ready, one.cpus) == ("busybox", 2, 2, 2)

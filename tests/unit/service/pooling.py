@@ -37,9 +37,9 @@ def machines(world: World) -> set[str]:
 async def refilled(service: HostService, size: int) -> PoolInfo:
     """Return the one pool once it has as many members as it shall have."""
 
-    async def full() -> bool:
-        info = await status(service)
-        return (info.ready, info.filling) == (size, 0)
+    def full() -> bool:
+        (pool,) = service.pools._pools.values()
+        return len(pool._ready) == size and not pool._making
 
     await until(full, what=f"{size} members are ready")
     return await status(service)
@@ -51,9 +51,6 @@ def layers(world: World) -> list[Path]:
 
 async def failed(service: HostService) -> PoolInfo:
     """Return the one pool once it could not be filled."""
-
-    async def has_failed() -> bool:
-        return (await status(service)).error is not None
-
-    await until(has_failed, what="it is not filled")
+    (pool,) = service.pools._pools.values()
+    await until(lambda: pool._failure, what="it is not filled")
     return await status(service)
