@@ -7,8 +7,11 @@ from hutch.errors import HutchError, error
 
 def os_failure(message: str, cause: OSError) -> HutchError:
     """Return the error for a failed system call: disk_full, or engine_failed with its reason."""
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error("disk_full" if full else "engine_failed", f"{message}: {cause.strerror}")
+    words = f"{message}: {cause.strerror}"
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space, for example with `hutch image prune` or `hutch rm`"
+        return error("disk_full", words, hint=hint)
+    return error("engine_failed", words)
 
 
 def template_failure(message: str) -> HutchError:
