@@ -100,7 +100,7 @@ def large_files(lab: Lab) -> Measured:
                 "raw": lambda: rates.raw(machine.agent),
                 "hutch": lambda: rates.hutch(info.name, idle),
             }
-            alternate(takers, lab.rounds(3, 1))
+            alternate(takers, lab.rounds(2, 1))
     series = {
         (who, way): Series(f"{who}, {way} the VM", "MB/s", rate[who])
         for way, rate in (("into", rates.inward), ("out of", rates.outward))

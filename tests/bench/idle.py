@@ -9,8 +9,8 @@ from tests.bench.lab import Lab, cpu_seconds, pause, resident
 from tests.bench.samples import Check, Measured, Series
 
 _MACHINES = 10
-_WINDOW = 20.0
-_SETTLE = 10.0
+_WINDOW = 15.0
+_SETTLE = 5.0
 _MEMORY_LIMIT = 120.0
 _CPU_LIMIT = 0.5
 _MIB = 1 << 20
@@ -22,7 +22,7 @@ def idle_daemon(lab: Lab) -> Measured:
     made: list[SandboxInfo] = []
     try:
         for _ in range(count):
-            made.append(lab.with_client(lambda client: client.create(lab.spec())))
+            made.append(lab.with_client(lambda client: client.create(lab.spec(template=True))))
         _watch(lab, _SETTLE)
         sizes, shares = [], []
         for _ in range(lab.rounds(3, 1)):
