@@ -64,7 +64,10 @@ def create(app: App, /, name: str, title: str | None, disk_only: bool, no_freeze
 @click.argument("sandbox", required=False)
 @pass_app
 def list_snapshots(app: App, /, sandbox: str | None) -> None:
-    """List snapshots, oldest first; with SANDBOX its own, also when it is gone."""
+    """List snapshots, oldest first.
+
+    With SANDBOX those of one sandbox, also when it is gone.
+    """
     answer = app.client.call("GET", "/v1/snapshots", {"sandbox": sandbox})
     if app.json:
         print_json(answer)
@@ -145,9 +148,10 @@ def restore(app: App, /, snapshot_name: str, name: str | None, disk_only: bool) 
 @click.argument("children", nargs=-1, metavar="[CHILD]...")
 @pass_app
 def fork(app: App, /, name: str, children: tuple[str, ...], count: int | None) -> int:
-    """Make running children of a sandbox, all from one moment of it; print their names.
+    """Make running children of a sandbox; print their names.
 
-    Their programs run on where its own were; each has memory, disk and identity of its own.
+    All are from one moment of it: their programs run on where its own were. Each has memory, disk
+    and identity of its own.
     """
     body: dict[str, Any] = {"names": list(children), "count": count}
     answer = app.client.call("POST", sandbox_path(name, "fork"), json=body)

@@ -11,14 +11,16 @@ BASE = "/v1/snapshots"
 
 
 async def test_the_routes(api: str) -> None:
-    await ask(api, "POST", "/v1/sandboxes", json={"image": "busybox", "name": "web"})
-    taken = await ask(api, "POST", BASE, json={"sandbox": "web", "name": "one"})
+    await ask(api, "POST", "/v1/sandboxes", json={"image": "busybox", "name": "web"}, status=201)
+    taken = await ask(api, "POST", BASE, json={"sandbox": "web", "name": "one"}, status=201)
     assert (await ask(api, "GET", BASE))[0] == taken
     assert await ask(api, "GET", BASE, {"sandbox": "other"}) == []
     assert (await ask(api, "GET", f"{BASE}/one"))["id"] == taken["id"]
-    restored = await ask(api, "POST", f"{BASE}/one/restore", json={"name": "again"})
+    restored = await ask(api, "POST", f"{BASE}/one/restore", json={"name": "again"}, status=201)
     assert (restored["name"], restored["origin"]) == ("again", taken["id"])
-    forked = await ask(api, "POST", "/v1/sandboxes/web/fork", json={"names": ["a", "bad"]})
+    forked = await ask(
+        api, "POST", "/v1/sandboxes/web/fork", json={"names": ["a", "bad"]}, status=201
+    )
     assert [child["name"] for child in forked["children"]] == ["a"]
     assert forked["failed"][0]["error"]["code"] == "no_capacity"
     assert (await ask(api, "POST", f"{BASE}/gc", json={"keep": 1}))["removed"] == []

@@ -1,0 +1,114 @@
+"""Forks of running machines: children go on where the source was, and are machines of their own."""
+
+import time
+
+import pytest
+
+from tests.harness.hutch import Hutch
+from tests.harness.service import serving
+from tests.harness.stores import SharedStore
+from tests.vm.resting import COUNTER, count, look
+from tests.waiting import wait_until
+
+CLOCK = 0.02
+NEVER = 1e9
+"""A tolerance with which `keep_clock` only looks."""
+
+UNIQUE = (
+    "head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid;"
+    " cat /etc/machine-id; hostname"
+)
+
+
+@pytest.fixture
+def source(hutch: Hutch) -> Hutch:
+    """A running sandbox `box` that counts, with a file on its disk."""
+    hutch.run("run", "-d", "--name", "box", "-l", "k=v", "busybox", "sh", "-c", COUNTER)
+    sh(hutch, "box", "echo before >/root/file; echo warm >/run/warm")
+    return hutch
+
+
+def sh(hutch: Hutch, name: str, script: str) -> str:
+    return hutch.run("exec", name, "sh", "-c", script).text
+
+
+def test_children_go_on_and_diverge(source: Hutch) -> None:
+    pid, before = count(source, "box")
+    forked = source.json("fork", "--count", "3", "box", "left")
+    names = [child["name"] for child in forked["children"]]
+    assert (names, forked["failed"]) == (["left", "box-1", "box-2"], [])
+    assert forked["pause_seconds"] < 2
+    for child in forked["children"]:
+        assert (child["state"], child["labels"]) == ("running", {"k": "v"})
+        again, counted = count(source, child["name"])
+        assert (again, counted >= before) == (pid, True)
+        assert sh(source, child["name"], "cat /root/file /run/warm") == "before\nwarm"
+    # Nobody sees what another writes.
+    for name in ("box", *names):
+        assert sh(source, name, f"echo {name} >/root/file; echo {name} >/run/warm") == ""
+    for name in ("box", *names):
+        assert sh(source, name, "sync; cat /root/file /run/warm") == f"{name}\n{name}"
+    wait_until(lambda: count(source, "box")[1] > before)
+    # A fork of a fork, when its parents are gone, and after a restart of the daemon.
+    source.run("fork", "left", "deep")
+    source.run("rm", "-f", "box", *names)
+    source.kill_daemon()
+    assert count(source, "deep")[0] == pid
+    assert sh(source, "deep", "cat /root/file /run/warm") == "left\nleft"
+    source.run("restart", "-t", "1s", "deep")
+    assert sh(source, "deep", "cat /root/file") == "left"
+
+
+def test_they_share_nothing_that_must_be_unique(source: Hutch) -> None:
+    source.run("fork", "box", "one", "two")
+    seen = [sh(source, name, UNIQUE).splitlines() for name in ("box", "one", "two")]
+    for values in zip(*seen, strict=True):
+        assert len(set(values)) == 3, values
+    assert [values[3] for values in seen[1:]] == ["one", "two"]
+    assert look(source, "one")["origin"] == look(source, "box")["id"]
+
+
+def test_a_paused_source_stays_paused(source: Hutch) -> None:
+    pid, _ = count(source, "box")
+    source.run("pause", "box")
+    source.run("fork", "box", "child")
+    assert look(source, "box")["state"] == "paused"
+    assert count(source, "child")[0] == pid
+    source.run("resume", "box")
+    assert count(source, "box")[0] == pid
+
+
+async def test_clocks_are_right_in_source_and_child(
+    shared_store: SharedStore, short_tmp: object
+) -> None:
+    from pathlib import Path
+
+    from hutch.images.base import no_report
+    from hutch.models import SandboxSpec
+
+    assert isinstance(short_tmp, Path)
+    async with serving(shared_store, short_tmp / "r") as service:
+        info = await service.sandboxes.create(SandboxSpec("busybox", idle=True), no_report)
+        await service.sandboxes.start(info.id)
+        (child,) = (await service.forks.fork(info.id)).children
+        for each in (info.id, child.id):
+            sandbox = service._registry.find(each).running()
+            guest = await sandbox.connection.get()
+            assert abs(await guest.keep_clock(NEVER)) < CLOCK
+        for each in (info.id, child.id):
+            await service.sandboxes.remove(each, force=True)
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.4])
+def test_a_daemon_that_is_killed_meanwhile(source: Hutch, delay: float) -> None:
+    pid, before = count(source, "box")
+    making = source.start("fork", "box", "one", "two", "three")
+    time.sleep(delay)  # not a wait for anything: the moment of the kill is arbitrary
+    source.kill_daemon()
+    making.wait(30)
+    for info in source.json("ps", "-a"):
+        assert info["state"] == "running", info
+        assert count(source, info["name"])[0] == pid
+    wait_until(lambda: count(source, "box")[1] > before)
+    source.run("fork", "box", "later")
+    assert sh(source, "later", "cat /root/file") == "before"
