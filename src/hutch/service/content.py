@@ -132,8 +132,9 @@ class HostKernels:
 class HostTemplates:
     """Implements `Templates` of the API's operations for one host."""
 
-    def __init__(self, parts: Parts, booter: Booter) -> None:
+    def __init__(self, parts: Parts, booter: Booter, pools: Pools) -> None:
         self._parts = parts
+        self._pools = pools
         self._booter = booter
         self._templates = booter.templates
 
@@ -150,6 +151,7 @@ class HostTemplates:
         """Drop a template."""
         template_id = self._templates.find(ref).id
         freed = await self._templates.drop(template_id, "it was removed")
+        await self._pools.refresh()
         return Removed([template_id], freed)
 
     async def prune(self) -> Removed:

@@ -85,7 +85,7 @@ class HostService:
         self.pools = self._lives.pools
         self.images = HostImages(parts, registry, self.pools)
         self.kernels = HostKernels(parts, registry)
-        self.templates = HostTemplates(parts, self._lives.booter)
+        self.templates = HostTemplates(parts, self._lives.booter, self.pools)
         revivals, captures = Revivals(parts, registry, self._lives), Captures(parts, self._lives)
         self.snapshots = Snapshots(parts, registry, self._lives, captures, revivals)
         self.forks = Forks(parts, registry, self._lives, captures, revivals)

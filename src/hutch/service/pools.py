@@ -115,6 +115,11 @@ class Pools:
         """Return the ids of the images that have a pool."""
         return sorted({pool.image_id for pool in self._pools.values() if pool.image_id})
 
+    async def refresh(self) -> None:
+        """Discard the members whose template was dropped; others take their places."""
+        for pool in list(self._pools.values()):
+            await pool.keep_only(lambda each: self._booter.templates.has(each.template.id))
+
     async def _end(self, pools: Sequence[Pool]) -> None:
         async with self._changes:
             for pool in pools:

@@ -6,6 +6,7 @@ from typing import Any
 from hutch.images.base import no_report
 from hutch.models import PoolInfo, SandboxInfo
 from hutch.service.host import HostService
+from hutch.service.pool_member import Member
 from tests.unit.service.world import World, spec
 from tests.waiting import until
 
@@ -32,6 +33,12 @@ def kinds(service: HostService, prefix: str = "pool.") -> list[str]:
 def machines(world: World) -> set[str]:
     """Return the ids of the VMs that run."""
     return {process.record.directory.name for process in world.engine.running()}
+
+
+def ready(service: HostService) -> list[Member]:
+    """Return the members of the one pool that can be claimed."""
+    (pool,) = service.pools._pools.values()
+    return list(pool._ready)
 
 
 async def refilled(service: HostService, size: int) -> PoolInfo:

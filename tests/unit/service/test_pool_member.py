@@ -15,6 +15,7 @@ from tests.unit.service.pooling import (
     kinds,
     layers,
     machines,
+    ready,
     refilled,
     run,
     warm,
@@ -116,8 +117,8 @@ async def test_those_of_an_old_template_are_not_handed_out(
 ) -> None:
     await warm(service)
     members = machines(farm)
-    for template in await service.templates.list():
-        await service.templates.remove(template.id)
+    (template,) = {entry.template.id for entry in ready(service)}
+    await service._lives.templates.drop(template, "the space for templates is used up")
     info = await run(service)
     assert info.id not in members
     await refilled(service, 1)
@@ -126,3 +127,15 @@ async def test_those_of_an_old_template_are_not_handed_out(
     members = machines(farm) - {info.id}
     assert (await run(service)).id not in members
     await until(lambda: not members & machines(farm))
+
+
+async def test_a_template_that_is_removed_takes_its_members_along(
+    farm: World, service: HostService
+) -> None:
+    await warm(service)
+    members = machines(farm)
+    (template,) = {entry.template.id for entry in ready(service)}
+    await service.templates.remove(template)
+    assert not members & machines(farm)
+    await refilled(service, 1)
+    assert template not in {path.name for path in farm.templates()}
