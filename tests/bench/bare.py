@@ -213,6 +213,13 @@ def running_shape(pid: int) -> list[str]:
     return shape([os.fsdecode(word) for word in words])
 
 
+def assert_same_command_line(machine: BareMachine, like: SandboxInfo) -> None:
+    """Check that a machine by hand is started as the daemon has started that sandbox's."""
+    assert like.pid is not None
+    by_hand, by_daemon = running_shape(machine.child.pid), running_shape(like.pid)
+    assert by_hand == by_daemon, (by_hand, by_daemon)
+
+
 def _backing(spec: MachineSpec) -> Path:
     backing = spec.drives[1].backing
     assert backing is not None

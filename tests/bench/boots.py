@@ -8,7 +8,6 @@ agent's first answer. So the ratio is stricter than "to the first answer" on bot
 import hashlib
 import time
 
-from hutch.models import SandboxInfo
 from hutch.sdk import AsyncClient, AsyncSandbox
 from tests.bench import bare
 from tests.bench.bare import Recipe
@@ -69,7 +68,8 @@ def cold_boot(lab: Lab) -> Measured:
     """Measure the cold boot against the same command line by hand."""
     with lab.sandbox() as like:
         recipe = lab.recipe(like)
-        _assert_same_command_line(recipe, like)
+        with bare.boot(recipe) as machine:
+            bare.assert_same_command_line(machine, like)
     boots = _Boots(lab, recipe)
     takers = {"bare": boots.bare, "hutch": boots.hutch}
     found = alternate(takers, lab.rounds(9, 2), warm=lab.rounds(1, 0))
@@ -110,10 +110,3 @@ def daemon_start(lab: Lab) -> Measured:
         [series],
         [Check("first command, the daemon's start included", series.median, _START_LIMIT, "s")],
     )
-
-
-def _assert_same_command_line(recipe: Recipe, like: SandboxInfo) -> None:
-    assert like.pid is not None
-    with bare.boot(recipe) as machine:
-        by_hand, by_daemon = bare.running_shape(machine.child.pid), bare.running_shape(like.pid)
-    assert by_hand == by_daemon, (by_hand, by_daemon)
