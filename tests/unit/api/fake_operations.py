@@ -214,7 +214,10 @@ class FakeSandboxes:
         return await self.put(replace(self.running(ref), state=SandboxState.PAUSED))
 
     async def park(self, ref: str) -> SandboxInfo:
-        return await self.put(replace(self.running(ref), state=SandboxState.PARKED))
+        info = self.find(ref)
+        if info.state is not SandboxState.PAUSED:
+            info = self.running(ref)
+        return await self.put(replace(info, state=SandboxState.PARKED))
 
     async def resume(self, ref: str) -> SandboxInfo:
         info = self.find(ref)

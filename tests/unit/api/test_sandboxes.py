@@ -28,6 +28,14 @@ async def test_a_life(api: str) -> None:
     assert (await ask(api, "DELETE", f"{BASE}/three"))["removed"] == [made["id"]]
 
 
+async def test_rest(api: str) -> None:
+    assert (await ask(api, "POST", f"{BASE}/box/pause"))["state"] == "paused"
+    assert (await ask(api, "POST", f"{BASE}/box/resume"))["state"] == "running"
+    assert (await ask(api, "POST", f"{BASE}/box/park"))["state"] == "parked"
+    assert (await refused(api, "POST", f"{BASE}/box/pause")).code == "wrong_state"
+    assert (await ask(api, "POST", f"{BASE}/box/resume"))["state"] == "running"
+
+
 async def test_what_is_optional_may_be_left_out(api: str) -> None:
     assert (await ask(api, "POST", f"{BASE}/box/stop"))["state"] == "stopped"
     await ask(api, "POST", f"{BASE}/box/restart")

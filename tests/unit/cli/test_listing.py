@@ -1,12 +1,21 @@
 """`ps` and `inspect`: what is listed and how."""
 
 import json
+import time
 
 import pytest
 
-from hutch.cli.listing import parse_filters, status
+from hutch.cli.listing import limits, parse_filters, status
 from hutch.errors import InvalidInput
-from hutch.models import ErrorInfo, ExitStatus, SandboxInfo, SandboxState, StopReason, timestamp
+from hutch.models import (
+    ErrorInfo,
+    ExitStatus,
+    IdleAction,
+    SandboxInfo,
+    SandboxState,
+    StopReason,
+    timestamp,
+)
 from tests.unit.cli.conftest import Cli
 
 
@@ -51,6 +60,18 @@ def test_status_says_what_matters() -> None:
     failed = info(state=SandboxState.FAILED, error=ErrorInfo("boot_failed", "…"))
     assert status(failed) == "failed (boot_failed)"
     assert status(info(state=SandboxState.CREATED)) == "created"
+
+
+def test_limits_say_what_will_happen_by_itself() -> None:
+    assert limits(info(state=SandboxState.RUNNING)) == "-"
+    soon = timestamp(time.time() + 90.5)
+    both = info(
+        state=SandboxState.PAUSED,
+        timeout_at=soon,
+        idle_timeout=600.0,
+        idle_action=IdleAction.PARK,
+    )
+    assert limits(both) == "stop in 1m 30s, park if idle 10m"
 
 
 def test_ps_quiet_filter_and_escape(own_hutch: Cli) -> None:

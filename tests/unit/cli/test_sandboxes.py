@@ -52,6 +52,17 @@ def test_start_restart_rename_wait(three: Cli) -> None:
     three("wait", "-t", "100ms", "two", code=125)
 
 
+def test_pause_park_resume(three: Cli) -> None:
+    assert three("pause", "one", "two").stdout == b"one\ntwo\n"
+    assert (states(three)["one"], states(three)["two"]) == ("paused", "paused")
+    three("park", "two", "three")
+    assert (states(three)["two"], states(three)["three"]) == ("parked", "parked")
+    assert b"(wrong_state)" in three("pause", "two", code=125).stderr
+    three("unpause", "one")
+    three("resume", "two", "three")
+    assert set(states(three).values()) == {"running"}
+
+
 def test_create_is_idle_without_a_command(three: Cli) -> None:
     out = three("create", "--name", "quiet", "busybox").stdout.decode().strip()
     quiet, started, busy = json.loads(

@@ -23,6 +23,10 @@ async def test_a_life(api: str) -> None:
         assert len(await client.list(all=True)) == 2
         assert [info.name for info in await client.list(states=("stopped",))] == ["three"]
         assert (await client.start("three")).state is SandboxState.RUNNING
+        assert (await client.pause("three")).state is SandboxState.PAUSED
+        assert (await client.resume("three")).state is SandboxState.RUNNING
+        assert (await client.park("three")).state is SandboxState.PARKED
+        assert (await client.resume("three")).state is SandboxState.RUNNING
         assert (await client.kill("three")).exit is not None
         assert (await client.restart("three")).state is SandboxState.RUNNING
         with pytest.raises(Conflict):
