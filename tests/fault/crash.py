@@ -93,8 +93,9 @@ def content(hutch: Hutch) -> set[str]:
 def consistent(hutch: Hutch) -> None:
     """Assert that rows, directories, sockets and processes tell the same story."""
     rows = hutch.json("ps", "-a")
-    running = {row["id"]: row["pid"] for row in rows if row["state"] == "running"}
-    at_rest = {row["id"] for row in rows if row["state"] in ("created", "stopped", "failed")}
+    running = {row["id"]: row["pid"] for row in rows if row["state"] in ("running", "paused")}
+    resting = ("created", "parked", "stopped", "failed")
+    at_rest = {row["id"] for row in rows if row["state"] in resting}
     assert running.keys() | at_rest == {row["id"] for row in rows}, rows
     directories = {path.name for path in hutch.home.joinpath("sandboxes").glob("*")}
     # A start makes the directory of a sandbox that has none yet.
