@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,12 @@ def timed(hutch: Hutch, *args: str) -> float:
     return time.monotonic() - began
 
 
+def templates(hutch: Hutch, point: str = "fresh") -> list[dict[str, Any]]:
+    return [info for info in hutch.json("template", "ls") if info["point"] == point]
+
+
 def template_ids(hutch: Hutch) -> list[str]:
-    return [info["id"] for info in hutch.json("template", "ls")]
+    return [info["id"] for info in templates(hutch)]
 
 
 def half_made(hutch: Hutch) -> list[Path]:
@@ -51,10 +56,11 @@ def test_a_second_run_is_many_times_as_fast_as_a_cold_one(hutch: Hutch) -> None:
     clones = ("second", "third", "fourth")
     assert min(boots[name] for name in clones) * FASTER <= boots["cold"]
     assert min(commands[name] for name in clones) * FASTER_COMMAND <= commands["cold"]
-    (template,) = hutch.json("template", "ls")
-    assert template["disk_bytes"] > 0
-    assert template["memory_bytes"] > 0
-    assert template["image"] == "busybox"
+    for point in ("fresh", "bare"):
+        (template,) = templates(hutch, point)
+        assert template["disk_bytes"] > 0
+        assert template["memory_bytes"] > 0
+        assert template["image"] == "busybox"
 
 
 @pytest.fixture(scope="module")
