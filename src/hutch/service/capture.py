@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hutch.engine.base import Frozen, Machine
 from hutch.errors import HutchError, error
+from hutch.service.flatten import LAYERS_MAX
 from hutch.service.layers import Layers
 from hutch.service.lifecycle import PARKED, PAUSED, RUNNING, wrong_state
 from hutch.service.lives import Lives
@@ -114,22 +115,25 @@ class Source:
         if sandbox is None or not self.alive or sandbox.ending:
             raise wrong_state(entry.info, "running")
         before, row = self.layer, entry.row
+        seconds = 0.0
+
+        @contextlib.asynccontextmanager
+        async def still() -> AsyncIterator[None]:
+            nonlocal seconds
+            async with _still(sandbox, freeze=freeze, sync=sync):
+                began = time.monotonic()
+                disk.used = True  # before that it is nothing but opened
+                yield
+                if logs is not None:
+                    await self._copy_logs(logs)
+            seconds = time.monotonic() - began
+
         with self._layers.pinned(before):
             async with self._next_layer() as disk, _answering(entry, sandbox):
-                async with _still(sandbox, freeze=freeze, sync=sync):
-                    began = time.monotonic()
-                    disk.used = True
-                    frozen = await self._parts.engine.capture(
-                        sandbox.machine, directory, next_disk=disk.path
-                    )
-                    try:
-                        if logs is not None:
-                            await self._copy_logs(logs)
-                    except BaseException:
-                        await self._parts.engine.drop(frozen)
-                        raise
-        seconds = round(time.monotonic() - began, 4)
-        return Point(row, sandbox.machine, frozen, before, seconds)
+                frozen = await self._parts.engine.capture(
+                    sandbox.machine, directory, next_disk=disk.path, still=still()
+                )
+        return Point(row, sandbox.machine, frozen, before, round(seconds, 4))
 
     async def _copy_logs(self, target: Path) -> None:
         # Before the programs go on: what they write from now on is not in the moment.
@@ -157,6 +161,13 @@ class Source:
         the layer below, a disk with an empty one and a disk without it say the same.
         """
         before = self.layer
+        if len(self._layers.chain(before)) >= LAYERS_MAX:
+            name = self._entry.info.name
+            raise error(
+                "no_capacity",
+                f"the disk of sandbox {name} has {LAYERS_MAX} layers, one for each moment taken",
+                hint=f"join them with `hutch restart {name}`",
+            )
         layer = self._layers.plan(parent=before)
         disk = _Disk(self._layers.path(layer.id))
         try:
