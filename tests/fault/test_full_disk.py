@@ -104,3 +104,18 @@ def test_a_guest_that_writes(small: Hutch) -> None:
     assert small.json("ps", "-a") == []
     assert os.statvfs(small.home).f_bavail * 4096 > 20 * MIB
     assert small.run("run", "--rm", "busybox", "echo", "again").text == "again"
+
+
+@needs_root
+def test_park(small: Hutch) -> None:
+    small.run("run", "-d", "--no-template", "--idle", "--name", "box", "-m", "128m", "busybox")
+    small.run("exec", "box", "sync")
+    before = content(small)
+    with full(small, spare=MIB):
+        _refused(small, "park", "box")
+        assert small.run("exec", "box", "echo", "runs on").text == "runs on"
+        assert {path for path in content(small) - before if "parked" in path} == set()
+    assert small.run("exec", "box", "echo", "and on").text == "and on"
+    [info] = small.json("inspect", "box")
+    assert info["state"] == "running"
+    small.run("rm", "-f", "box")
