@@ -81,6 +81,11 @@ def clone_need(vm_id: str, subject: str, memory: int, load: int = 0) -> Need:
     return Need(vm_id, subject, memory, min(memory, CLONE) + load)
 
 
+def copy_need(vm_id: str, subject: str, size: int) -> Need:
+    """Return what a copy of a running VM's memory needs: its own, and what it was a clone of."""
+    return Need(f"{vm_id}/copy", subject, 0, size)
+
+
 class Capacity:
     """The room of one host.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hutch.engine.base import Frozen, Machine
 from hutch.errors import HutchError, error
+from hutch.service.capacity import copy_need
 from hutch.service.flatten import LAYERS_MAX
 from hutch.service.layers import Layers
 from hutch.service.lifecycle import PARKED, PAUSED, RUNNING, wrong_state
@@ -23,7 +24,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import settle, settle_in_thread
+from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Source:
         engine for `directory`, and the caller's to drop. Carried out to its end also when this is
         cancelled.
 
-        Raises wrong_state, guest_timeout, disk_full, engine_failed, sandbox_died.
+        Raises wrong_state, no_capacity, guest_timeout, disk_full, engine_failed, sandbox_died.
         """
         return await settle(self._capture(directory, logs, freeze=freeze, sync=sync))
 
@@ -128,8 +129,16 @@ class Source:
                     await self._copy_logs(logs)
             seconds = time.monotonic() - began
 
+        use = await in_thread(sandbox.machine.memory)
+        need = copy_need(
+            row.info.id, f"a copy of sandbox {row.info.name}", use.private + use.frozen
+        )
         with self._layers.pinned(before):
-            async with self._next_layer() as disk, _answering(entry, sandbox):
+            async with (
+                self._parts.capacity.admit(need),
+                self._next_layer() as disk,
+                _answering(entry, sandbox),
+            ):
                 frozen = await self._parts.engine.capture(
                     sandbox.machine, directory, next_disk=disk.path, still=still()
                 )

@@ -22,6 +22,7 @@ from hutch.service.capacity import (
     file_system_room,
 )
 from hutch.service.hostmemory import HostMemory
+from hutch.service.values import SandboxFilter
 from hutch.settings import GIB, MIB, Settings
 from tests.unit.service.world import World, expect, spec
 
@@ -233,3 +234,21 @@ async def test_members_of_pools_count_until_they_are_gone(short: World) -> None:
         await service.sandboxes.start("big")
         await service.sandboxes.remove("big", force=True)
         await service.sandboxes.remove("one", force=True)
+
+
+async def test_a_fork_that_there_is_no_room_for_leaves_its_source_alone(farm: World) -> None:
+    async with farm.service() as service:
+        await service.sandboxes.create(spec(name="one"), no_report)
+        await service.sandboxes.start("one")
+        there, farm.memory = farm.memory, HostMemory(64 * GIB, GIB)
+        failure = await expect("no_capacity", service.forks.fork("one", ["two"]))
+        assert "a copy of sandbox one" in failure.message
+        assert (await service.sandboxes.get("one")).state is SandboxState.RUNNING
+        left = await service.sandboxes.list(SandboxFilter(all=True))
+        assert [info.name for info in left] == ["one"]
+        farm.memory = there
+        await service.forks.fork("one", ["two"])
+        assert (await service.sandboxes.get("two")).state is SandboxState.RUNNING
+        for name in ("one", "two"):
+            await service.sandboxes.remove(name, force=True)
+    assert farm.leftovers() == []
