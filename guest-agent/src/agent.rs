@@ -20,6 +20,7 @@ use crate::generation::Generation;
 use crate::link::Link;
 use crate::map;
 use crate::preamble::VERSION;
+use crate::settling::Settling;
 use crate::sys;
 use crate::workers::Workers;
 
@@ -72,6 +73,8 @@ pub struct Agent {
     pub generation: Generation,
     /// The files that say who it is.
     pub etc: Etc,
+    /// What of the last identity is still being done.
+    pub settling: Settling,
     /// What does not change while the kernel runs.
     constants: Constants,
     /// Held during mounts, freezing and shutdown, which must not overlap.
@@ -109,6 +112,7 @@ impl Agent {
             disk: OnceLock::new(),
             generation: Generation::default(),
             etc: Etc::default(),
+            settling: Settling::default(),
             constants,
         }))
     }
@@ -146,11 +150,13 @@ impl Agent {
         }
     }
 
+    /// Waits for the files of an identity.
+    ///
     /// # Errors
-    /// `not_ready` before the writable disk is mounted.
+    /// `not_ready` before the writable disk is mounted; why these files are missing.
     pub fn require_ready(&self) -> Result<(), Failure> {
         match self.stage() {
-            Stage::Ready => Ok(()),
+            Stage::Ready => self.settling.wait(),
             _ => Err(Failure::new(Code::NotReady, "the root file system is not mounted yet")),
         }
     }

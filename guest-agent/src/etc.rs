@@ -34,11 +34,12 @@ pub struct Names<'a> {
 pub struct Etc(Mutex<HashMap<&'static str, Vec<u8>>>);
 
 impl Etc {
-    /// Writes what is new below `root`.
+    /// Writes what is new below `root`. What programs have added since is only looked for where
+    /// some have run (`lived`).
     ///
     /// # Errors
     /// What the file system says, with the file's name.
-    pub fn write(&self, root: &Path, names: &Names) -> Result<(), Failure> {
+    pub fn write(&self, root: &Path, names: &Names, lived: bool) -> Result<(), Failure> {
         if let Some(name) = names.hostname {
             self.put(root, "etc/hostname", format!("{name}\n").into_bytes(), replace)?;
         }
@@ -54,7 +55,7 @@ impl Etc {
         if let Some(hosts) = names.hosts {
             let line = |(address, name): &(String, String)| format!("{address}\t{name}\n");
             let lines: String = hosts.iter().map(line).collect();
-            let last = self.last("etc/hosts");
+            let last = self.last("etc/hosts").filter(|_| lived);
             let write = |path: &Path, lines: &[u8]| write_hosts(path, last.as_deref(), lines);
             self.put(root, "etc/hosts", lines.into_bytes(), write)?;
         }
@@ -159,7 +160,7 @@ mod tests {
         assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
         let names =
             Names { hostname: Some("box"), machine_id: Some(&[b'1'; 32]), ..Names::default() };
-        Etc::default().write(scratch.path(), &names).unwrap();
+        Etc::default().write(scratch.path(), &names, false).unwrap();
         assert_eq!(text(&scratch, "etc/hostname"), "box\n");
         assert_eq!(text(&scratch, "etc/machine-id"), "1".repeat(32) + "\n");
         assert_eq!(text(&scratch, "elsewhere"), "kept");
@@ -173,7 +174,7 @@ mod tests {
         fs::create_dir_all(&dbus).unwrap();
         fs::write(dbus.join("machine-id"), "0".repeat(40)).unwrap();
         let names = Names { machine_id: Some(&[b'2'; 32]), ..Names::default() };
-        Etc::default().write(scratch.path(), &names).unwrap();
+        Etc::default().write(scratch.path(), &names, true).unwrap();
         assert_eq!(text(&scratch, "var/lib/dbus/machine-id"), "2".repeat(32) + "\n");
         assert_eq!(text(&scratch, "etc/machine-id"), "2".repeat(32) + "\n");
     }
@@ -186,7 +187,7 @@ mod tests {
             let hosts = [("127.0.1.1".to_owned(), name.to_owned())];
             let names =
                 Names { hosts: Some(&hosts), nameservers: Some(servers), ..Names::default() };
-            etc.write(scratch.path(), &names).unwrap();
+            etc.write(scratch.path(), &names, true).unwrap();
         };
         give("one", &[]);
         let fresh = text(&scratch, "etc/hosts");

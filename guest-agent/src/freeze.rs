@@ -48,10 +48,12 @@ pub fn freeze(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
 /// Lets the workloads run again, and tells them if they do so in another machine.
 ///
 /// # Errors
-/// `not_ready` before the root is mounted.
+/// `not_ready` before the root is mounted; why an identity's files are missing.
 pub fn thaw(agent: &Arc<Agent>) -> Result<Value, Failure> {
     let alone = agent.lock_machine();
-    workloads(agent)?.thaw().context(|| "thaw the workloads")?;
+    let workloads = workloads(agent)?;
+    agent.settling.wait()?;
+    workloads.thaw().context(|| "thaw the workloads")?;
     agent.execs.gate.open();
     drop(alone);
     hooks::tell(agent);

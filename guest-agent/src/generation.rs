@@ -23,6 +23,8 @@ struct State {
     number: u64,
     /// The identity that it came from: what the host counts, and the machine's id.
     identity: Option<(u64, Vec<u8>)>,
+    /// What the file says.
+    published: Option<u64>,
     /// Whether programs that run are still to be told of it.
     untold: bool,
 }
@@ -33,20 +35,18 @@ impl Generation {
         self.lock().number
     }
 
-    /// Takes the host's count and the machine's id; true when these are those of another life than
-    /// before. An identity that is repeated changes nothing.
+    /// Takes the host's count and the machine's id. An identity that is repeated changes nothing.
     ///
     /// `lived` says whether programs have run: these are to be told, and must see a higher number.
-    pub fn renew(&self, count: u64, machine_id: &[u8], lived: bool) -> bool {
+    pub fn renew(&self, count: u64, machine_id: &[u8], lived: bool) {
         let mut state = self.lock();
         let identity = Some((count, machine_id.to_vec()));
         if state.identity == identity {
-            return false;
+            return;
         }
         state.identity = identity;
         state.number = if lived { count.max(state.number.saturating_add(1)) } else { count };
         state.untold |= lived;
-        true
     }
 
     /// The number, once for each time that programs are to be told of it.
@@ -55,32 +55,44 @@ impl Generation {
         std::mem::take(&mut state.untold).then_some(state.number)
     }
 
-    /// Puts the number where programs find it. Where programs run (`lived`), the file is replaced as
+    /// Puts the number where programs find it, unless it is there. Where programs run (`lived`), the file is replaced as
     /// a whole: whoever reads it sees the old number or the new one, and whoever watches the directory
     /// is woken. Otherwise it is written in place, which costs a clone less.
     ///
     /// # Errors
     /// What the file system says.
     pub fn publish(&self, root: &Path, lived: bool) -> io::Result<()> {
-        let directory = root.join(DIRECTORY);
-        let text = format!("{}\n", self.number());
-        if !lived {
-            return etc::replace(&directory.join(NAME), text.as_bytes());
+        let mut state = self.lock();
+        if state.published == Some(state.number) {
+            return Ok(());
         }
-        fs::create_dir_all(&directory)?;
-        let beside = directory.join(".generation.new");
-        // Whatever a program has put there must neither be written through nor waited for.
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let text = format!("{}\n", state.number);
+        let file = root.join(DIRECTORY).join(NAME);
+        if lived {
+            replace_whole(&file, text.as_bytes())?;
+        } else {
+            etc::replace(&file, text.as_bytes())?;
         }
-        fs::write(&beside, text)?;
-        fs::rename(&beside, directory.join(NAME))
+        state.published = Some(state.number);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn replace_whole(file: &Path, text: &[u8]) -> io::Result<()> {
+    let directory = file.parent().unwrap_or(file);
+    fs::create_dir_all(directory)?;
+    let beside = directory.join(".generation.new");
+    // Whatever a program has put there must neither be written through nor waited for.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::write(&beside, text)?;
+    fs::rename(&beside, file)
 }
 
 #[cfg(test)]
@@ -94,8 +106,8 @@ mod tests {
     #[test]
     fn before_programs_run_it_is_the_hosts_count() {
         let generation = Generation::default();
-        assert!(generation.renew(0, b"template", false));
-        assert!(generation.renew(1, SOURCE, false));
+        generation.renew(0, b"template", false);
+        generation.renew(1, SOURCE, false);
         assert_eq!((generation.number(), generation.to_tell()), (1, None));
     }
 
@@ -104,13 +116,14 @@ mod tests {
         let generation = Generation::default();
         generation.renew(7, SOURCE, false);
         // A fork, whose host counts from 1 again.
-        assert!(generation.renew(1, CHILD, true));
+        generation.renew(1, CHILD, true);
         assert_eq!(generation.number(), 8);
         assert_eq!((generation.to_tell(), generation.to_tell()), (Some(8), None));
         // Its restore, then the same identity once more.
-        assert!(generation.renew(20, CHILD, true));
-        assert!(!generation.renew(20, CHILD, true));
-        assert_eq!((generation.to_tell(), generation.to_tell()), (Some(20), None));
+        generation.renew(20, CHILD, true);
+        assert_eq!(generation.to_tell(), Some(20));
+        generation.renew(20, CHILD, true);
+        assert_eq!((generation.number(), generation.to_tell()), (20, None));
     }
 
     #[test]
@@ -125,6 +138,9 @@ mod tests {
         generation.renew(4, SOURCE, false);
         generation.publish(scratch.path(), true).unwrap();
         assert_eq!(io::read_to_string(before).unwrap(), "3\n");
-        assert_eq!(fs::read_to_string(file).unwrap(), "4\n");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "4\n");
+        fs::write(&file, "a program's\n").unwrap();
+        generation.publish(scratch.path(), true).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "a program's\n", "it is written once");
     }
 }

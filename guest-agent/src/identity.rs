@@ -2,14 +2,18 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use crate::agent::{Agent, Stage};
 use crate::codec::Value;
+use crate::console::log;
 use crate::etc::Names;
 use crate::failure::{Code, Context, Failure};
 use crate::fields::Fields;
+use crate::frame::Kind;
 use crate::map;
 use crate::sockets;
+use crate::stream::Stream;
 use crate::sys;
 
 /// RNDADDENTROPY, `_IOW('R', 3, int[2])`.
@@ -19,65 +23,115 @@ const RNDRESEEDCRNG: u64 = 0x5207;
 const MIN_ENTROPY: usize = 32;
 const MAX_ENTROPY: usize = 512;
 
-/// Takes the identity that the host gives.
+/// Takes the identity that the host gives, and answers on `stream`: `bad_request` for values that make
+/// no sense, with nothing changed.
 ///
-/// # Errors
-/// `bad_request` for values that make no sense; nothing has been changed then.
-pub fn set(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
+/// The files that name it are written after the reply; see [`crate::settling`].
+pub fn set(agent: &Agent, fields: &Fields, stream: &Arc<Stream>) {
     let _alone = agent.lock_machine();
-    let nonce = fields.bytes("nonce")?.to_vec();
-    let entropy = fields.opt_bytes("entropy")?;
-    let hostname = fields.opt_str("hostname")?;
-    let machine_id = fields.opt_bytes("machine_id")?;
-    let hosts = hosts_of(fields)?;
-    let nameservers = nameservers_of(fields)?;
-    let realtime = fields.opt_u64("realtime_ns")?;
-    let generation = fields.opt_u64("generation")?;
-    check(hostname, machine_id, entropy)?;
+    let outcome = parse(fields).and_then(|given| Ok((take(agent, &given)?, given)));
+    match outcome {
+        Err(failure) => stream.finish(Kind::Reply, Err(failure)),
+        Ok((reply, given)) if given.writes_nothing() || agent.stage() != Stage::Ready => {
+            stream.finish(Kind::Reply, Ok(reply));
+        }
+        Ok((reply, given)) => {
+            agent.settling.begin();
+            stream.finish(Kind::Reply, Ok(reply));
+            let written = write(agent, &given);
+            if let Err(failure) = &written {
+                log(format_args!("the identity's files: {failure}"));
+            }
+            agent.settling.end(written);
+        }
+    }
+}
+
+/// What an identity holds.
+struct Given<'a> {
+    nonce: &'a [u8],
+    realtime: Option<u64>,
+    entropy: Option<&'a [u8]>,
+    hostname: Option<&'a str>,
+    machine_id: Option<&'a [u8]>,
+    hosts: Option<Vec<(String, String)>>,
+    nameservers: Option<Vec<String>>,
+    generation: Option<u64>,
+}
+
+impl Given<'_> {
+    fn writes_nothing(&self) -> bool {
+        self.hostname.is_none()
+            && self.machine_id.is_none()
+            && self.hosts.is_none()
+            && self.nameservers.is_none()
+            && self.generation.is_none()
+    }
+}
+
+fn parse(fields: &Fields) -> Result<Given<'_>, Failure> {
+    let given = Given {
+        nonce: fields.bytes("nonce")?,
+        realtime: fields.opt_u64("realtime_ns")?,
+        entropy: fields.opt_bytes("entropy")?,
+        hostname: fields.opt_str("hostname")?,
+        machine_id: fields.opt_bytes("machine_id")?,
+        hosts: hosts_of(fields)?,
+        nameservers: nameservers_of(fields)?,
+        generation: fields.opt_u64("generation")?,
+    };
+    check(given.hostname, given.machine_id, given.entropy)?;
+    Ok(given)
+}
+
+/// What has to be done before anyone else hears of it.
+fn take(agent: &Agent, given: &Given) -> Result<Value, Failure> {
     let privileged = agent.setup.privileged;
     // The clock first: it is the value that ages on its way.
-    if let Some(time) = realtime.filter(|_| privileged) {
+    if let Some(time) = given.realtime.filter(|_| privileged) {
         set_clock(time).context(|| "set the clock")?;
     }
-    let reseeded = match entropy {
-        Some(bytes) if privileged => {
-            reseed(bytes).context(|| "reseed the random generator")?;
-            true
-        }
-        _ => false,
-    };
-    let root = &agent.setup.root;
-    if let Some(name) = hostname.filter(|_| privileged) {
+    let mut reseeded = false;
+    if let Some(bytes) = given.entropy.filter(|_| privileged) {
+        reseed(bytes).context(|| "reseed the random generator")?;
+        reseeded = true;
+    }
+    if let Some(name) = given.hostname.filter(|_| privileged) {
         set_hostname(name.as_bytes()).context(|| "set the host name")?;
     }
-    let names = Names {
-        hostname,
-        machine_id,
-        hosts: hosts.as_deref(),
-        nameservers: nameservers.as_deref(),
-    };
-    let ready = agent.stage() == Stage::Ready;
-    if ready {
-        agent.etc.write(root, &names)?;
-    }
     let mut destroyed = Some(0);
-    if let Some(count) = generation {
+    if let Some(count) = given.generation {
         let lived = agent.execs.have_lived();
-        let renewed = agent.generation.renew(count, machine_id.unwrap_or_default(), lived);
+        agent.generation.renew(count, given.machine_id.unwrap_or_default(), lived);
         if lived && privileged {
             destroyed = sockets::destroy_leaving().context(|| "end inherited connections")?;
         }
-        if renewed && ready {
-            agent.generation.publish(root, lived).context(|| "write /run/hutch/generation")?;
-        }
     }
     Ok(map! {
-        "nonce" => nonce,
+        "nonce" => given.nonce,
         "reseeded" => reseeded,
         "realtime_ns" => sys::realtime_ns(),
         "generation" => agent.generation.number(),
         "sockets_destroyed" => destroyed.map_or(Value::Nil, Value::from),
     })
+}
+
+fn write(agent: &Agent, given: &Given) -> Result<(), Failure> {
+    let (root, lived) = (&agent.setup.root, agent.execs.have_lived());
+    let names = Names {
+        hostname: given.hostname,
+        machine_id: given.machine_id,
+        hosts: given.hosts.as_deref(),
+        nameservers: given.nameservers.as_deref(),
+    };
+    agent.etc.write(root, &names, lived)?;
+    match given.generation {
+        None => Ok(()),
+        Some(_) => {
+            let published = agent.generation.publish(root, lived);
+            published.context(|| "write /run/hutch/generation")
+        }
+    }
 }
 
 /// The machine's name now.

@@ -34,6 +34,7 @@ pub mod prefetch;
 pub mod reaper;
 pub mod scratch;
 pub mod session;
+pub mod settling;
 pub mod shutdown;
 pub mod sockets;
 pub mod stats;

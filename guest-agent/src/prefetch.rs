@@ -6,15 +6,17 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Stage};
 use crate::codec::Value;
 use crate::exec::start::DEFAULT_PATH;
-use crate::failure::Failure;
+use crate::failure::{Context, Failure};
 use crate::fields::Fields;
 use crate::map;
+use crate::mount::LOWER;
 use crate::sys;
 
 /// What is read unless the request says otherwise, in bytes.
@@ -46,9 +48,14 @@ const DT_STRTAB: u64 = 5;
 /// # Errors
 /// `not_ready`, `bad_request`. What does not exist is left out.
 pub fn prefetch(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
-    agent.require_ready()?;
+    let root = match agent.stage() {
+        Stage::Boot => return agent.require_ready().map(|()| Value::Nil),
+        // The files are the same ones, below the writable layer that is still to come.
+        Stage::Root => Path::new(LOWER),
+        Stage::Ready => &agent.setup.root,
+    };
     let limit = fields.u64("limit", DEFAULT_LIMIT)?;
-    let mut reader = Reader::new(&agent.setup.root, limit);
+    let mut reader = Reader::new(root, limit).context(|| "open the root")?;
     for accounts in ["/etc/passwd", "/etc/group"] {
         reader.want(accounts.as_bytes());
     }
@@ -59,51 +66,51 @@ pub fn prefetch(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     Ok(map! { "files" => reader.seen.len() as u64, "bytes" => limit - reader.left })
 }
 
-struct Reader<'a> {
-    root: &'a Path,
+struct Reader {
+    root: OwnedFd,
     left: u64,
-    queue: VecDeque<PathBuf>,
+    /// Files to read, each with the places where it may be.
+    queue: VecDeque<Vec<PathBuf>>,
     /// The (device, inode) of what has been read.
     seen: HashSet<(u64, u64)>,
 }
 
-impl Reader<'_> {
-    fn new(root: &Path, limit: u64) -> Reader<'_> {
-        Reader { root, left: limit, queue: VecDeque::new(), seen: HashSet::new() }
+impl Reader {
+    fn new(root: &Path, limit: u64) -> io::Result<Reader> {
+        let root = sys::open(root, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        Ok(Reader { root, left: limit, queue: VecDeque::new(), seen: HashSet::new() })
     }
 
     fn want(&mut self, name: &[u8]) {
+        let path = sys::as_path(name);
         if name.contains(&b'/') {
-            self.queue.push_back(self.below_root(name));
+            self.queue.push_back(vec![path.into()]);
             return;
         }
         let directories = DEFAULT_PATH.split(|byte| *byte == b':');
-        let found = directories
-            .map(|dir| self.below_root(dir).join(sys::as_path(name)))
-            .find(|path| path.is_file());
-        self.queue.extend(found);
+        self.queue.push_back(directories.map(|dir| sys::as_path(dir).join(path)).collect());
     }
 
     fn want_library(&mut self, name: &[u8]) {
-        let candidates = LIBRARIES.iter().map(|dir| self.root.join(dir).join(sys::as_path(name)));
-        let found = candidates.into_iter().find(|path| path.is_file());
-        self.queue.extend(found);
-    }
-
-    fn below_root(&self, path: &[u8]) -> PathBuf {
-        let start = path.iter().position(|byte| *byte != b'/').unwrap_or(path.len());
-        self.root.join(sys::as_path(&path[start..]))
+        let name = sys::as_path(name);
+        self.queue.push_back(LIBRARIES.iter().map(|dir| Path::new(dir).join(name)).collect());
     }
 
     fn read_all(&mut self) {
-        while let Some(path) = self.queue.pop_front() {
-            // What cannot be read now will be when it is needed, or tell then why not.
-            let _ = self.read(&path);
+        while let Some(places) = self.queue.pop_front() {
+            // Links lead to files of the image also while that is not our root yet.
+            let open = |path: &PathBuf| {
+                let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+                sys::open_in_root(self.root.as_fd(), path, flags, 0).ok()
+            };
+            if let Some(found) = places.iter().find_map(open) {
+                // What cannot be read now will be when it is needed, or tell then why not.
+                let _ = self.read(&File::from(found));
+            }
         }
     }
 
-    fn read(&mut self, path: &Path) -> io::Result<()> {
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    fn read(&mut self, file: &File) -> io::Result<()> {
         let meta = file.metadata()?;
         if !meta.is_file() || meta.len() > self.left || !self.seen.insert((meta.dev(), meta.ino()))
         {
@@ -126,7 +133,7 @@ impl Reader<'_> {
             for word in line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
                 self.want(word);
             }
-        } else if let Some(needs) = needs(&file, &part[..count]) {
+        } else if let Some(needs) = needs(file, &part[..count]) {
             needs.loader.iter().for_each(|path| self.want(path));
             needs.libraries.iter().for_each(|name| self.want_library(name));
         }
@@ -204,7 +211,7 @@ mod tests {
     use std::fs;
 
     fn read(root: &Path, program: &[u8], limit: u64) -> (usize, u64) {
-        let mut reader = Reader::new(root, limit);
+        let mut reader = Reader::new(root, limit).unwrap();
         reader.want(program);
         reader.read_all();
         (reader.seen.len(), limit - reader.left)
@@ -226,7 +233,9 @@ mod tests {
         fs::create_dir_all(&bin).unwrap();
         fs::write(bin.join("tool"), "#!/usr/bin/env runner\n/usr/bin/other").unwrap();
         fs::write(bin.join("env"), "#! /usr/bin/tool").unwrap();
-        fs::write(bin.join("runner"), "x").unwrap();
+        fs::write(scratch.path().join("run"), "x").unwrap();
+        // As the image means it, not as this machine would.
+        std::os::unix::fs::symlink("/run", bin.join("runner")).unwrap();
         let bytes = 36 + 16 + 1;
         assert_eq!(read(scratch.path(), b"tool", 1000), (3, bytes));
         assert_eq!(read(scratch.path(), b"none", 1000), (0, 0));

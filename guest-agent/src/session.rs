@@ -167,6 +167,10 @@ fn immediate(agent: &Arc<Agent>, op: &str, fields: &Fields) -> Option<Result<Val
 }
 
 fn work(agent: &Arc<Agent>, op: &str, fields: &Fields, stream: &Arc<Stream>) {
+    if op == "identity" {
+        // It has something to do after its reply.
+        return identity::set(agent, fields, stream);
+    }
     if let Some(outcome) = unary(agent, op, fields) {
         stream.finish(Kind::Reply, outcome);
     } else if let Err(failure) = streaming(agent, op, fields, stream) {
@@ -184,7 +188,6 @@ fn unary(agent: &Arc<Agent>, op: &str, fields: &Fields) -> Option<Result<Value, 
         "info" => Ok(agent.info()),
         "mount.root" => mount::root(agent, fields),
         "mount.overlay" => mount::overlay(agent, fields),
-        "identity" => identity::set(agent, fields),
         "freeze" => freeze::freeze(agent, fields),
         "thaw" => freeze::thaw(agent),
         "prefetch" => prefetch::prefetch(agent, fields),

@@ -151,6 +151,8 @@ fn an_identity_makes_a_new_life_of_a_machine_that_has_run_programs() {
         let request = map! { "op" => "identity", "nonce" => &b"n"[..], "generation" => count,
         "machine_id" => id.as_slice() };
         let reply = host.call(request).unwrap();
+        // The file follows the reply, and what looks at files waits for it.
+        host.call(map! { "op" => "fs.stat", "path" => "/" }).unwrap();
         let file = std::fs::read_to_string(scratch.path().join("run/hutch/generation")).unwrap();
         assert_eq!(file, format!("{}\n", uint(&reply, "generation")));
         assert_eq!(reply.get("sockets_destroyed"), Some(&0u64.into()));

@@ -213,7 +213,8 @@ class FakeAgent:
         return {}
 
     def _prefetch(self, request: dict[str, Any]) -> Reply:
-        self.ready_files()
+        if self.stage == "boot":
+            raise FakeError("not_ready", "no root is mounted yet")
         self.prefetched += [program.decode() for program in request["programs"]]
         return {"files": len(request["programs"]), "bytes": 4096 * len(request["programs"])}
 
