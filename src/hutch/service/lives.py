@@ -31,7 +31,6 @@ from hutch.service.lifecycle import (
     PARKED,
     PAUSED,
     RUNNING,
-    STARTING,
     STOPPED,
     STOPPING,
     rest_state,
@@ -193,12 +192,10 @@ class Lives:
     async def _boot(
         self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool
     ) -> Session | None:
-        parts, sandbox_id = self._parts, entry.info.id
-        rest = rest_state(entry.info)
+        parts, rest = self._parts, rest_state(entry.info)
         await self.records.catch_up(entry)
         try:
-            await self.records.move(entry, STARTING, error=None)
-            entry.row = await parts.store.next_generation(sandbox_id)
+            await self.records.begin_start(entry)
             cold = not (template and entry.row.spec.template)
             record = BootRecord(parts.store, entry)
             booted = await self.pools.start(entry.row, record, cold=cold)

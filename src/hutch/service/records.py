@@ -32,6 +32,12 @@ class Records:
         """Record a step about to be taken. Raises wrong_state, disk_full."""
         entry.row = await self._parts.store.move(entry.info.id, sources(state), state, **changes)
 
+    async def begin_start(self, entry: Entry) -> None:
+        """Record that a start begins, the next of its sandbox. Raises wrong_state, disk_full."""
+        entry.row = await self._parts.store.begin_start(
+            entry.info.id, sources(SandboxState.STARTING), error=None
+        )
+
     async def settle(self, entry: Entry, state: SandboxState, **changes: Any) -> None:
         """Record a state that has come about, in which there is no VM, whatever the records say."""
         changes |= {"pid": None}

@@ -112,6 +112,11 @@ class Store(Protocol):
         Raises Conflict (wrong_state) otherwise.
         """
 
+    async def begin_start(
+        self, sandbox_id: str, expected: Sequence[SandboxState], **changes: Any
+    ) -> SandboxRow:
+        """Move to STARTING as `move` does, and count up the generation, in one step."""
+
     async def set_machine(self, sandbox_id: str, machine: Mapping[str, Any] | None) -> SandboxRow:
         """Record the VM that has just been started, or None once it is gone."""
 

@@ -150,17 +150,16 @@ class SqliteStore(DiskRecords, PoolRecords):
         **changes: Any,
     ) -> SandboxRow:
         """Change state and `info` in one step. Raises wrong_state, sandbox_not_found."""
+        return await self._change(sandbox_id, lambda row: _moved(row, expected, state, changes))
+
+    async def begin_start(
+        self, sandbox_id: str, expected: Sequence[SandboxState], **changes: Any
+    ) -> SandboxRow:
+        """Move to STARTING and count up the generation. Raises as `move`."""
 
         def change(row: SandboxRow) -> SandboxRow:
-            if row.info.state not in expected:
-                raise error(
-                    "wrong_state",
-                    f"sandbox {row.info.name} is {row.info.state}",
-                    details={"state": row.info.state.value},
-                )
-            return dataclasses.replace(
-                row, info=dataclasses.replace(row.info, state=state, **changes)
-            )
+            row = _moved(row, expected, SandboxState.STARTING, changes)
+            return dataclasses.replace(row, generation=row.generation + 1)
 
         return await self._change(sandbox_id, change)
 
@@ -309,6 +308,21 @@ def _check_name(db: sqlite3.Connection, name: str) -> None:
             f"there is already a sandbox named {name}",
             hint=f"choose another name, or remove it with `hutch rm {name}`",
         )
+
+
+def _moved(
+    row: SandboxRow,
+    expected: Sequence[SandboxState],
+    state: SandboxState,
+    changes: Mapping[str, Any],
+) -> SandboxRow:
+    if row.info.state not in expected:
+        raise error(
+            "wrong_state",
+            f"sandbox {row.info.name} is {row.info.state}",
+            details={"state": row.info.state.value},
+        )
+    return dataclasses.replace(row, info=dataclasses.replace(row.info, state=state, **changes))
 
 
 def _free_slot(db: sqlite3.Connection, slots: int) -> int:

@@ -79,6 +79,15 @@ async def test_rows_come_back_as_they_were(store: SqliteStore, path: Path) -> No
     await again.close()
 
 
+async def test_the_beginning_of_a_start_is_one_step(store: SqliteStore) -> None:
+    await store.add_sandbox(SPEC, info("sb_1", "one"), slots=5)
+    begun = await store.begin_start("sb_1", [CREATED], kernel="new")
+    assert (begun.info.state, begun.info.kernel, begun.generation) == (STARTING, "new", 1)
+    assert await code_of(store.begin_start("sb_1", [CREATED])) == "wrong_state"
+    (found,) = await store.sandboxes()
+    assert found == begun
+
+
 async def test_slots_are_the_lowest_free(store: SqliteStore) -> None:
     rows = [await store.add_sandbox(SPEC, info(f"sb_{n}", f"n{n}"), slots=3) for n in range(3)]
     assert [row.slot for row in rows] == [0, 1, 2]
