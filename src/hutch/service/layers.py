@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from hutch.errors import HutchError, error
 from hutch.models import timestamp
+from hutch.service.flatten import DEEPEST, flatten
 from hutch.service.names import new_id
 from hutch.service.parts import LAYER_SUFFIX, Parts, host_errors
 from hutch.state.base import LayerRow
@@ -73,6 +74,32 @@ class Layers:
         with host_errors():
             await settle_in_thread(self._parts.engine.create_disk, path, size, behind, form)
         return path
+
+    async def shorten(
+        self, top: str, base: Path, record: Callable[[LayerRow], Awaitable[None]]
+    ) -> str:
+        """Join the layers of a disk that nobody has open, if they are many; return the uppermost.
+
+        `record` puts the new one on record as its holder's. When they cannot be joined, for lack
+        of space or of the tool, the disk is as good as before.
+        """
+        rows = self.chain(top)
+        if len(rows) <= DEEPEST:
+            return top
+        joined = self.plan(template=rows[-1].template)
+        behind = joined.template and self._parts.places.template_disk(joined.template)
+        try:
+            with host_errors():
+                files = [self.path(row.id) for row in rows]
+                await flatten(files, behind or None, base, self.path(joined.id))
+            self._rows[joined.id] = joined
+            await record(joined)
+        except HutchError as failure:
+            log.warning("the %d layers of %s stay apart: %s", len(rows), top, failure)
+            await self.release(joined.id)
+            return top
+        await self.release(top)
+        return joined.id
 
     # ---- looking
 

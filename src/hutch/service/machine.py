@@ -210,10 +210,14 @@ class Booter:
         self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template | None
     ) -> str:
         """Return the uppermost layer of a sandbox's disk, to be mounted; a new one is made."""
-        if row.layer is None or _is_new(row.info):
+        layer = record.row.layer  # an attempt that failed may have joined the layers
+        if layer is None or _is_new(row.info):
             return await self._new_disk(row, record, recipe, template)
-        await self._check_disk(row.info, row.layer)
-        return row.layer
+        await self._check_disk(row.info, layer)
+        based_on = row.info.template
+        return await self.layers.shorten(
+            layer, recipe.base, lambda joined: record.layer(joined, based_on)
+        )
 
     async def _new_disk(
         self, row: SandboxRow, record: BootRecord, recipe: Recipe, template: Template | None

@@ -1,0 +1,94 @@
+"""Long chains of layers made short: one new layer says what a disk's many say together.
+
+It is written beside them, so that a crash at any moment leaves the chain as it was. What the files'
+headers say of others is never followed: they were in reach of a VM. It must not know who has them.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hutch import process
+from hutch.engine.memories import copy_sparse
+from hutch.errors import error
+from hutch.tasks import settle_in_thread
+
+DEEPEST: Final = 8
+"""How many layers a disk may have when a machine boots from it."""
+
+LAYERS_MAX: Final = 28
+"""How many it may have while a machine runs; engines take a few more."""
+
+TIMEOUT: Final = 600.0
+
+_HEAD: Final = struct.Struct(">4sI24xI36xQ")
+"""The magic, the version, how the file is encrypted, and the features that a reader must know."""
+
+_HARMLESS: Final = 0b11
+"""Features that say how a file was closed. Others could name further files, or need keys."""
+
+
+async def flatten(layers: Sequence[Path], template: Path | None, base: Path, target: Path) -> None:
+    """Write the contents of `layers`, the uppermost first, into one new layer, `target`.
+
+    It is over the disk of `template`, or else the empty `base`, as the last of them is. Nobody may
+    write them meanwhile. Raises tool_missing, disk_full, engine_failed; leaves nothing then.
+    """
+    below = _node(base, "raw")
+    if template is not None:
+        below = _node(template, "qcow2", below)
+    part = target.with_suffix(".part")
+    try:
+        await settle_in_thread(_copy, layers[-1], target)
+        for path in reversed(layers[:-1]):
+            # Of a copy, as it is opened for writing. Only what is in it is looked at, which is why
+            # this is not `rebase`: that one compares whole disks.
+            await settle_in_thread(_copy, path, part)
+            node = _node(part, "qcow2", _node(target, "qcow2", below))
+            await process.run(["qemu-img", "commit", "-q", "-d", _name(node)], timeout=TIMEOUT)
+            await settle_in_thread(part.unlink)
+        await settle_in_thread(_sync, target)
+    except BaseException:
+        for path in (part, target):
+            await settle_in_thread(path.unlink, missing_ok=True)
+        raise
+
+
+def _node(path: Path, driver: str, backing: dict[str, Any] | None = None) -> dict[str, Any]:
+    node: dict[str, Any] = {"driver": driver}
+    # Others may have it open for reading, which is all that is done to it here.
+    node["file"] = {"driver": "file", "filename": os.fspath(path), "locking": "off"}
+    return node if backing is None else node | {"backing": backing}
+
+
+def _name(node: dict[str, Any]) -> str:
+    return "json:" + json.dumps(node, separators=(",", ":"))
+
+
+def _copy(path: Path, target: Path) -> None:
+    _check(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(path, "rb") as source, open(os.open(target, flags, 0o600), "r+b") as copy:
+        copy_sparse(source.fileno(), copy.fileno(), os.fstat(source.fileno()).st_size)
+
+
+def _check(path: Path) -> None:
+    """Refuse a file whose header asks for more than its own clusters. Raises engine_failed."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+    if len(head) == _HEAD.size:
+        magic, version, crypt, features = _HEAD.unpack(head)
+        if magic == b"QFI\xfb" and version == 3 and not crypt and not features & ~_HARMLESS:
+            return
+    raise error("engine_failed", f"{path} is no layer of a disk that can be read safely")
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
