@@ -204,12 +204,23 @@ async def _stop_when_idle(host: "Operations", server: "ApiServer", after: float)
     idle_since = time.monotonic()
     while after > 0:
         await asyncio.sleep(max(0.05, idle_since + after - time.monotonic()))
-        if server.clients or (await host.system.info()).running or await host.pools.list():
+        if server.clients or await _has_work(host):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= after:
             log.info("nothing to do for %g s", after)
             server.stop()
             return
+
+
+async def _has_work(host: "Operations") -> bool:
+    """Tell whether there are VMs, now or soon, or a parked sandbox with a limit to its time."""
+    from hutch.api.operations import SandboxFilter
+    from hutch.models import SandboxState
+
+    if (await host.system.info()).running or await host.pools.list():
+        return True
+    parked = await host.sandboxes.list(SandboxFilter(states=(SandboxState.PARKED,)))
+    return any(info.timeout_at for info in parked)
 
 
 def _tell(options: Options, message: dict[str, object]) -> None:

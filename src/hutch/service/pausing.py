@@ -162,7 +162,7 @@ class Pauses:
 
     async def _rest_idle(self, entry: Entry) -> None:
         sandbox, action = entry.sandbox, entry.info.idle_action
-        if sandbox is None:
+        if sandbox is None or sandbox.activity.busy:
             return
         if action is IdleAction.STOP:
             sandbox.end(StopReason.IDLE, grace=self._parts.settings.stop_timeout)

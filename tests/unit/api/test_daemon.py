@@ -3,13 +3,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hutch.api.daemon import Options, _parse, _stop_when_idle, main
+from hutch.api.daemon import Options, _has_work, _parse, _stop_when_idle, main
 from hutch.images.base import no_report
-from hutch.models import PoolInfo, SandboxSpec
+from hutch.models import PoolInfo, SandboxSpec, SandboxState
 from hutch.tasks import Scope
 from tests.unit.api.fake_operations import FakeOperations
 from tests.waiting import until
@@ -71,6 +72,15 @@ async def test_a_pool_keeps_it_from_ending_by_itself() -> None:
         await operations.pools.drain()
         async with asyncio.timeout(10):
             await server.stopped.wait()
+
+
+async def test_a_parked_sandbox_keeps_it_only_for_its_limit() -> None:
+    operations = FakeOperations()
+    box = replace(operations.sandboxes.find("box"), state=SandboxState.PARKED)
+    await operations.sandboxes.put(replace(box, timeout_at=box.created_at))
+    assert await _has_work(operations)  # type: ignore[arg-type]
+    await operations.sandboxes.put(box)
+    assert not await _has_work(operations)  # type: ignore[arg-type]
 
 
 class IdleServer:

@@ -102,3 +102,34 @@ async def test_the_loss_of_the_last_connection_is_no_fault(
     await until(lambda: harness.connection.current is None)
     assert harness.given_up == []
     assert harness.guests == [guest]
+
+
+async def test_while_it_is_held_everyone_waits_without_a_limit(agent: FakeAgent) -> None:
+    harness = Harness(Path(agent.path), 0.1)
+    async with Scope("test") as scope:
+        harness.connection.hold()
+        scope.start("run", harness.connection.run(harness.connected))
+        waiting = scope.start("get", harness.connection.get())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(harness.connection.until_released(), 0.3)
+        assert not waiting.done()
+        assert agent.connection is None  # the guest could not answer
+        harness.connection.release()
+        guest = await waiting
+        harness.connection.hold()
+        waiting = scope.start("get", harness.connection.get())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), 0.3)
+        harness.connection.release()
+        assert await waiting is guest
+        await harness.connection.close()
+    assert harness.given_up == []
+
+
+async def test_its_end_is_told_while_it_is_held(harness: Harness) -> None:
+    await harness.connection.get()
+    harness.connection.hold()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(expect("sandbox_died", harness.connection.get()))
+        await asyncio.sleep(0)
+        harness.connection.end(error("sandbox_died", "it is over"))
