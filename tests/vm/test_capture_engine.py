@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from hutch.engine.base import Frozen, Machine, MachineRecord, MachineSpec, MachineType
+from hutch.engine.guest_memory import GuestMemory
 from hutch.engine.qemu import QemuEngine
 from hutch.errors import EngineError
 from hutch.guest.base import Guest
@@ -308,6 +310,59 @@ async def test_a_source_that_is_killed_meanwhile(
         if isinstance(failure := capturing.result(), EngineError):
             assert failure.code == "sandbox_died", failure
         await engine.drop(frozen)
+
+
+async def test_a_machine_is_found_again_whose_capture_was_cut_off(
+    engine: QemuEngine,
+    new_clone: NewClone,
+    template: Template,
+    short_tmp: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = new_clone("source")
+    machine = await engine.clone(spec, template.frozen)
+    guest = await connect_guest(machine.agent_socket, timeout=20)
+    await guest.identify(identity("source"))
+    await guest.close()
+    for step, stopped in (("begin_copy", False), ("finish_copy", True)):
+        reached, gone = asyncio.Event(), threading.Event()
+        with monkeypatch.context() as patch:
+            halt_at(patch, step, reached, gone)
+            cut = asyncio.ensure_future(outcome(captured(engine, machine, spec, short_tmp, step)))
+            await reached.wait()
+            # As when the daemon dies: nobody is left who would let the machine go on.
+            await machine.release()
+            gone.set()
+            assert isinstance(await cut, EngineError)
+        adopted = await engine.adopt(machine.record)
+        assert adopted is not None
+        machine = adopted
+        assert await machine.paused() is stopped
+        await machine.resume()
+        # Its disk is not the new one, but on record is the chain with it, which holds as much.
+        spec = over(spec, short_tmp / f"{step}-next.qcow2")
+    guest = await connect_guest(machine.agent_socket, timeout=20)
+    await sh(guest, "echo on > /root/disk; sync")
+    await guest.close()
+    frozen, _, child = await captured(engine, machine, spec, short_tmp, "child")
+    await machine.kill()
+    async with running(engine, child, frozen) as (_, guest):
+        assert await sh(guest, "cat /root/disk /root/before") == "on\nthe freeze\n"
+    await engine.drop(frozen)
+
+
+def halt_at(
+    patch: pytest.MonkeyPatch, step: str, reached: asyncio.Event, gone: threading.Event
+) -> None:
+    """Have a step of a capture tell that it is reached, and wait until somebody is gone."""
+    loop, real = asyncio.get_running_loop(), getattr(GuestMemory, step)
+
+    def halted(self: GuestMemory, *arguments: Any) -> Any:
+        loop.call_soon_threadsafe(reached.set)
+        assert gone.wait(60)
+        return real(self, *arguments)
+
+    patch.setattr(GuestMemory, step, halted)
 
 
 async def test_memory_and_disk_are_of_one_moment_whatever_the_guest_does(
