@@ -76,7 +76,9 @@ async def test_a_pool_keeps_it_from_ending_by_itself() -> None:
 
 async def test_a_parked_sandbox_keeps_it_only_for_its_limit() -> None:
     operations = FakeOperations()
-    box = replace(operations.sandboxes.find("box"), state=SandboxState.PARKED)
+    spec = SandboxSpec("busybox", "box", idle=True)
+    made = await operations.sandboxes.create(spec, no_report)
+    box = replace(made, state=SandboxState.PARKED)
     await operations.sandboxes.put(replace(box, timeout_at=box.created_at))
     assert await _has_work(operations)  # type: ignore[arg-type]
     await operations.sandboxes.put(box)
