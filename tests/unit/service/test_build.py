@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hutch.engine.base import Frozen
+from hutch.errors import error
 from hutch.guest.base import Guest
 from hutch.guest.session import connect_guest
 from hutch.images.base import no_report
@@ -32,6 +34,51 @@ async def test_the_machine_is_ready_and_let_go_of_when_it_is_frozen(
         await service.templates.build(spec(idle=True), no_report)
     assert seen == {"stage": "ready", "programs": {}, "closed": True}
     assert farm.leftovers() == []
+
+
+async def test_a_bare_one_is_captured_before_its_disk_is_mounted(
+    farm: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+    guests: list[Guest] = []
+    capture, keep = farm.engine.capture, farm.engine.keep
+
+    async def connect(path: Path, *, timeout: float) -> Guest:
+        guests.append(await connect_guest(path, timeout=timeout))
+        return guests[-1]
+
+    def note(what: str) -> None:
+        (agent,) = farm.agents.values()
+        seen.append({"what": what, "stage": agent.stage, "disk": agent.mounted})
+
+    async def look(machine: object, directory: object) -> object:
+        note("capture")
+        assert all(guest.closed for guest in guests)
+        return await capture(machine, directory)  # type: ignore[arg-type]
+
+    async def look_again(frozen: Frozen) -> None:
+        note("keep")
+        await keep(frozen)
+
+    monkeypatch.setattr(farm.engine, "capture", look)
+    monkeypatch.setattr(farm.engine, "keep", look_again)
+    async with farm.service(connect_guest=connect) as service:
+        await service.templates.build(spec(idle=True), no_report)
+    assert seen[0] == {"what": "capture", "stage": "root", "disk": {}}
+    assert [each["what"] for each in seen] == ["capture", "keep"]
+    assert all(guest.closed for guest in guests)
+    # The first answered before the capture, the second after it.
+    assert len(guests) == 2
+    assert farm.leftovers() == []
+
+
+async def test_a_machine_that_ends_while_it_is_captured_leaves_nothing(farm: World) -> None:
+    farm.engine.fail_capture = error("sandbox_died", "told to")
+    async with farm.service() as service:
+        await expect("sandbox_died", service.templates.build(spec(idle=True), no_report))
+    assert farm.engine.frozen == []
+    assert farm.leftovers() == []
+    assert farm.templates() == []
 
 
 async def test_builders_have_uids_of_their_own(

@@ -13,7 +13,7 @@ import pytest
 from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState, TemplateInfo, TemplatePoint
-from hutch.service import recipe, templatefile
+from hutch.service import recipe
 from hutch.service import templates as module
 from hutch.service.host import HostService
 from hutch.service.spec import HostSize
@@ -488,11 +488,3 @@ async def test_switched_off(world: World) -> None:
         assert (await run(service)).template is None
         failure = await expect("bad_setting", service.templates.build(spec(idle=True), no_report))
         assert "switched off" in failure.message
-
-
-def test_removing_all_but_the_disk(tmp_path: Path) -> None:
-    for name in ("disk.qcow2", "memory", "state", MANIFEST):
-        (tmp_path / name).touch()
-    templatefile.remove_but_disk(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["disk.qcow2"]
-    templatefile.remove_but_disk(tmp_path / "none")
