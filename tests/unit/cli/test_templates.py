@@ -8,7 +8,7 @@ from tests.unit.cli.conftest import Cli
 def test_verbs(hutch: Cli) -> None:
     lines = hutch("template", "ls").stdout.splitlines()
     assert lines[0].split()[:3] == [b"ID", b"IMAGE", b"POINT"]
-    assert lines[1].split()[:3] == [b"0123456789ab-cdef01", b"busybox", b"1"]
+    assert lines[1].split()[:3] == [b"0123456789ab-cdef01", b"busybox", b"fresh"]
     assert json.loads(hutch("templates", "--json").stdout)[0]["running"] == 1
     assert hutch("template", "build", "-m", "1g", "debian").stdout == b"0123456789ab-cdef01\n"
     built = json.loads(hutch("template", "build", "--json", "--cpus", "2", "debian").stdout)
