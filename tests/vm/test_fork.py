@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
 from tests.harness.service import serving
 from tests.harness.stores import SharedStore
@@ -76,6 +77,20 @@ def test_a_paused_source_stays_paused(source: Hutch) -> None:
     assert count(source, "child")[0] == pid
     source.run("resume", "box")
     assert count(source, "box")[0] == pid
+
+
+def test_programs_with_a_client_go_on_without_it(new_hutch: NewHutch) -> None:
+    hutch = new_hutch(exec_orphan_grace="0.5s")
+    hutch.run("run", "-d", "--idle", "--name", "box", "busybox")
+    attached = hutch.start("exec", "box", "sh", "-c", COUNTER + " & echo on; wait")
+    assert attached.stdout.readline() == b"on\n"
+    hutch.run("fork", "box", "child")
+    _, before = count(hutch, "child")
+    # Longer than a client is waited for, also after a restart of the daemon.
+    wait_until(lambda: count(hutch, "child")[1] > before + 50)
+    hutch.kill_daemon()
+    wait_until(lambda: count(hutch, "child")[1] > before + 150)
+    assert attached.poll() is None
 
 
 async def test_clocks_are_right_in_source_and_child(

@@ -22,7 +22,15 @@ from hutch.guest.base import (
     GuestExec,
     TerminalSize,
 )
-from hutch.models import ExecInfo, ExecOutcome, ExecSpec, SandboxInfo, TtySize, timestamp
+from hutch.models import (
+    ExecInfo,
+    ExecOutcome,
+    ExecSpec,
+    SandboxInfo,
+    TtySize,
+    parse_timestamp,
+    timestamp,
+)
 from hutch.service.activity import Activity
 from hutch.service.connection import Connection
 from hutch.service.logfile import remove_log
@@ -429,19 +437,31 @@ class SandboxExecs:
     async def resume(self, guest: Guest, *, detached: bool) -> None:
         """Follow the programs of a guest that ran on without us, from where their logs end.
 
-        Programs whose clients were attached wait for them for the grace period. `detached` tells
+        Programs whose clients were attached wait for them for the grace period; those of another
+        sandbox's clients, which this one began from, go on by themselves. `detached` tells
         whether the main process may lose output while nobody is there.
         """
         states = [s for s in await guest.list_execs() if EXEC_ID.fullmatch(s.id)]
         for state in states[:RESUMED_MAX]:
             if state.id in self._pumps or state.id in self._claimed:
                 continue
-            if state.id == MAIN or state.detached:
-                record = await self._new_log(state.id, fresh=False)
+            inherited = self._is_inherited(state)
+            if state.id == MAIN or state.detached or inherited:
+                kept = {channel: first for channel, (first, _) in state.offsets.items()}
+                record = await self._new_log(state.id, begin=kept if inherited else None)
                 stream = await guest.attach_exec(state.id, record.ends)
                 follower = Follower(self._connection, guest, stream, record.ends)
+                if inherited:
+                    await follower.set_overflow("drop")
                 drops = detached or state.id != MAIN
                 self._follow(self._shown(state), follower, record, detached=drops)
             else:
                 self.orphan(state.id)
         self._resumed.set()
+
+    def _is_inherited(self, state: ExecState) -> bool:
+        """Tell whether a program came along from another sandbox, where its client is."""
+        info = self._info()
+        if info.origin is None or info.started_at is None or state.id == MAIN:
+            return False
+        return state.started_ns / 1e9 < parse_timestamp(info.started_at)
