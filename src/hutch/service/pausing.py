@@ -155,9 +155,13 @@ class Pauses:
         if entry.info.state is not PAUSED or sandbox is None or sandbox.ending:
             raise wrong_state(entry.info, "paused")
         with _turning(entry):
-            # Still paused on record until it runs: a crash before that leaves a paused sandbox.
-            await sandbox.resume()
-            await self._records.move(entry, RUNNING)
+            try:
+                # Still paused on record until it runs: a crash before that leaves it paused.
+                await sandbox.resume()
+                await self._records.move(entry, RUNNING)
+            except BaseException:
+                await self._pause_again(entry)
+                raise
         self._records.emit("sandbox.resumed", entry)
 
     async def _rest_idle(self, entry: Entry) -> None:

@@ -278,3 +278,25 @@ async def test_a_machine_that_the_engine_has_stopped_goes_on_when_asked_to(
     world.engine.running()[0].paused = True
     assert (await service.sandboxes.resume(info.id)).state is RUNNING
     assert not stands_still(world)
+
+
+async def test_no_room_for_the_record(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await start(service)
+
+    async def fail(store: Any, *args: Any, **fields: Any) -> Any:
+        raise error("disk_full", "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "move", fail)
+        await expect("disk_full", service.sandboxes.pause(info.id))
+    assert not stands_still(world)
+    assert (await service.sandboxes.pause(info.id)).state is PAUSED
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "move", fail)
+        await expect("disk_full", service.sandboxes.resume(info.id))
+    assert stands_still(world)
+    assert (await service.sandboxes.get(info.id)).state is PAUSED
+    assert (await service.sandboxes.resume(info.id)).state is RUNNING
+    await service.execs.spawn(info.id, ExecSpec(["true"]))
