@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from hutch.tasks import settle_in_thread
 
 NOBODY = "template"
 """The host name of a machine that is nobody's yet."""
+
+_USUAL = ("sh", "env")
 
 
 class Builder:
@@ -58,7 +60,7 @@ class Builder:
             subject=f"a template of {recipe.image}",
             spec=replace(spec, freezable=True),
             start=parts.engine.boot,
-            set_up=functools.partial(make_bare, recipe),
+            set_up=functools.partial(make_bare, recipe, await self._programs(recipe)),
             record=_no_record,
             hint="see `hutch doctor`",
         )
@@ -101,15 +103,24 @@ class Builder:
             await engine.freeze(machine, site.last)
         return failure
 
+    async def _programs(self, recipe: Recipe) -> list[str]:
+        """Return what clones are likely to run first: the image's own command, and a shell."""
+        config = (await self._parts.images.inspect(recipe.image_id)).config
+        return [*config.entrypoint[:1], *config.command[:1], *_USUAL]
+
     async def _connect(self, machine: Machine) -> Guest:
         limit = self._parts.settings.boot_timeout * STALL_SHARE
         return await self._parts.connect_guest(machine.agent_socket, timeout=limit)
 
 
-async def make_bare(recipe: Recipe, guest: Guest) -> None:
-    """Mount the root of a machine, and walk once through what each clone of it begins with."""
+async def make_bare(recipe: Recipe, programs: Sequence[str], guest: Guest) -> None:
+    """Mount the root of a machine, and walk once through what each clone of it begins with.
+
+    The pages of `programs` are in its memory then: to read them is not to run them.
+    """
     await mount_root(recipe, guest)
     await guest.identify(nobody())
+    await guest.prefetch(programs)
 
 
 async def make_fresh(recipe: Recipe, guest: Guest) -> None:

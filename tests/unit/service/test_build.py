@@ -27,12 +27,14 @@ async def test_the_machine_is_ready_and_let_go_of_when_it_is_frozen(
     async def look(machine: object, directory: object) -> object:
         (agent,) = farm.agents.values()
         seen.update(stage=agent.stage, programs=agent.sessions, closed=guests[0].closed)
+        seen.update(read=agent.prefetched)
         return await freeze(machine, directory)  # type: ignore[arg-type]
 
     monkeypatch.setattr(farm.engine, "freeze", look)
     async with farm.service(connect_guest=connect) as service:
         await service.templates.build(spec(idle=True), no_report)
-    assert seen == {"stage": "ready", "programs": {}, "closed": True}
+    read = ["sleep", "sh", "env"]  # the image's command, and what is usual
+    assert seen == {"stage": "ready", "programs": {}, "closed": True, "read": read}
     assert farm.leftovers() == []
 
 

@@ -15,7 +15,7 @@ from hutch.guest.base import Channel, Output, OutputGap
 from hutch.guest.fake import FakeAgent
 from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel, Report, RootFs
-from hutch.models import ExecOutcome, ImageConfig, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.models import ExecOutcome, ImageConfig, ImageInfo, PullPolicy, SandboxInfo, SandboxSpec
 from hutch.service.capacity import Capacity
 from hutch.service.host import DATABASE, HostService
 from hutch.service.hostmemory import HostMemory
@@ -43,6 +43,10 @@ class TinyImages:
         if self.fail is not None:
             raise self.fail
         return Image(IMAGE_ID, reference, self.config, RootFs(self.path, "squashfs", 4))
+
+    async def inspect(self, reference: str) -> ImageInfo:
+        assert reference == IMAGE_ID
+        return ImageInfo(IMAGE_ID, ["busybox"], "amd64", None, 4, [], self.config)
 
     def rootfs_path(self, image_id: str) -> RootFs | None:
         return RootFs(self.path, "squashfs", 4) if self.path.exists() else None
