@@ -10,7 +10,6 @@ from hutch import models
 from hutch.models import (
     NAME_PATTERN,
     ErrorInfo,
-    Event,
     ExitStatus,
     PullPolicy,
     SandboxInfo,
@@ -23,6 +22,7 @@ from hutch.models import (
     timestamp,
     to_json,
 )
+from hutch.reports import Event
 
 VALUES = [cls for cls in vars(models).values() if isinstance(cls, type) and is_dataclass(cls)]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from hutch.api.responses import ByteStream, encode, error_body
 from hutch.images.base import Report
-from hutch.models import Event, Progress
+from hutch.models import Progress
+from hutch.reports import Event
 from hutch.tasks import Scope
 
 MEDIA_TYPE = "application/x-ndjson"

@@ -12,25 +12,20 @@ from typing import Any, Protocol
 from hutch.guest.base import Channel, FileEntry, GuestFiles, TunnelStream
 from hutch.images.base import Report
 from hutch.models import (
-    Check,
-    DaemonInfo,
-    Event,
     ExecInfo,
     ExecSpec,
     Forked,
-    HostUsage,
     ImageInfo,
     KernelInfo,
     PoolInfo,
-    ProcessInfo,
     Removed,
     SandboxInfo,
     SandboxSpec,
-    SandboxStats,
     SnapshotInfo,
     TemplateInfo,
     TtySize,
 )
+from hutch.reports import Check, DaemonInfo, Event, HostUsage, ProcessInfo, SandboxStats
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
 

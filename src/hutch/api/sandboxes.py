@@ -8,14 +8,8 @@ from hutch.api.bodies import KillBody, RenameBody, StartBody, StopBody
 from hutch.api.operations import Operations, SandboxFilter
 from hutch.api.responses import answer, until_gone
 from hutch.images.base import no_report
-from hutch.models import (
-    ProcessInfo,
-    Removed,
-    SandboxInfo,
-    SandboxSpec,
-    SandboxState,
-    SandboxStats,
-)
+from hutch.models import Removed, SandboxInfo, SandboxSpec, SandboxState
+from hutch.reports import ProcessInfo, SandboxStats
 
 
 def routes(operations: Operations) -> APIRouter:

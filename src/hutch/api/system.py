@@ -10,7 +10,7 @@ from hutch.api.images import LINES
 from hutch.api.ndjson import event_lines
 from hutch.api.operations import Operations
 from hutch.api.responses import answer
-from hutch.models import Check, DaemonInfo, HostUsage
+from hutch.reports import Check, DaemonInfo, HostUsage
 
 
 def routes(operations: Operations, on_stop: Callable[[], None]) -> APIRouter:

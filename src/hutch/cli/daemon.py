@@ -13,7 +13,8 @@ from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.render import age, pairs, print_json, size
 from hutch.cli.signals import Signals
 from hutch.errors import DaemonError, error
-from hutch.models import DaemonInfo, from_json
+from hutch.models import from_json
+from hutch.reports import DaemonInfo
 from hutch.sdk.start import ensure_daemon, find_daemon, stop_daemon
 from hutch.sdk.wire import Connection
 from hutch.settings import SETTINGS

@@ -8,7 +8,8 @@ from hutch.cli.app import App
 from hutch.cli.escape import escape
 from hutch.cli.options import command, pass_app
 from hutch.cli.render import print_json_line
-from hutch.models import Event, from_json
+from hutch.models import from_json
+from hutch.reports import Event
 
 
 @command("events", examples=["hutch events -f", "hutch events --since 120 --json"])

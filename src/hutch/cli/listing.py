@@ -12,15 +12,8 @@ from hutch.cli.failures import write_failure
 from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import age, duration, print_json, size, table
 from hutch.errors import HutchError, error
-from hutch.models import (
-    HostUsage,
-    SandboxInfo,
-    SandboxState,
-    SandboxUsage,
-    from_json,
-    parse_timestamp,
-    to_json,
-)
+from hutch.models import SandboxInfo, SandboxState, from_json, parse_timestamp, to_json
+from hutch.reports import HostUsage, SandboxUsage
 
 _FILTERS = {"status": "state", "state": "state", "label": "label", "name": "name", "image": "image"}
 _SHORT_ID = 15

@@ -13,7 +13,8 @@ from hutch.cli.render import age, duration, pairs, print_json, print_json_line, 
 from hutch.cli.signals import Signals
 from hutch.cli.terminal import no_color
 from hutch.errors import HutchError, error
-from hutch.models import HostUsage, ProcessInfo, SandboxState, SandboxStats, from_json
+from hutch.models import SandboxState, from_json
+from hutch.reports import HostUsage, ProcessInfo, SandboxStats
 
 _SHOWN = (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.PARKED)
 

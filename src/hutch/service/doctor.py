@@ -21,7 +21,7 @@ from hutch.errors import HutchError
 from hutch.images.agent import agent_binary
 from hutch.images.base import Kernels, no_report
 from hutch.images.kernel import KernelStore
-from hutch.models import Check
+from hutch.reports import Check
 from hutch.service.capacity import boot_need, file_system_room
 from hutch.service.hostmemory import host_memory
 from hutch.settings import GIB, MIB, Settings

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from hutch.models import Event, timestamp
+from hutch.models import timestamp
+from hutch.reports import Event
 
 KEPT = 2048
 

@@ -14,14 +14,13 @@ from hutch.models import (
     ExecInfo,
     ExecOutcome,
     ExecSpec,
-    ProcessInfo,
     Removed,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
-    SandboxStats,
     TtySize,
 )
+from hutch.reports import ProcessInfo, SandboxStats
 from hutch.service.exec import EXEC_ID, MAIN, SandboxExecs
 from hutch.service.inuse import UsedFiles, UsedTunnel
 from hutch.service.lifecycle import wrong_state

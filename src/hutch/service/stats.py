@@ -13,7 +13,8 @@ from typing import Any
 
 from hutch.engine.base import MemoryUse
 from hutch.guest.base import Guest
-from hutch.models import ProcessInfo, SandboxState, SandboxStats, timestamp
+from hutch.models import SandboxState, timestamp
+from hutch.reports import ProcessInfo, SandboxStats
 from hutch.service.layers import DiskUse, Layers
 from hutch.service.parts import Parts
 from hutch.service.registry import Entry

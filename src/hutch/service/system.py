@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from hutch import __version__
-from hutch.models import Check, DaemonInfo, Event, HostUsage, SandboxState, to_json
+from hutch.models import SandboxState, to_json
+from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.service.doctor import check_host
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts

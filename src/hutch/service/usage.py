@@ -1,6 +1,6 @@
 """What all sandboxes of this host take of it, and what is left: one look for a whole list."""
 
-from hutch.models import HostUsage, SandboxUsage
+from hutch.reports import HostUsage, SandboxUsage
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts
 from hutch.service.registry import Entry, Registry

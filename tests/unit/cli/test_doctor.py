@@ -4,7 +4,7 @@ import pytest
 
 from hutch.cli import doctor
 from hutch.cli.main import execute
-from hutch.models import Check
+from hutch.reports import Check
 from hutch.service import doctor as service
 
 OK = Check("python", "ok", "3.11")

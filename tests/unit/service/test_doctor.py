@@ -9,7 +9,8 @@ import pytest
 
 from hutch import process
 from hutch.errors import error
-from hutch.models import Check, KernelInfo
+from hutch.models import KernelInfo
+from hutch.reports import Check
 from hutch.service import doctor
 from hutch.service.hostmemory import HostMemory
 from hutch.settings import GIB, Settings

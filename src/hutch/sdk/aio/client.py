@@ -8,11 +8,7 @@ from typing import Any, Self, TypeVar
 
 from hutch import errors
 from hutch.models import (
-    Check,
-    DaemonInfo,
-    Event,
     Forked,
-    HostUsage,
     ImageInfo,
     KernelInfo,
     PoolInfo,
@@ -25,6 +21,7 @@ from hutch.models import (
     from_json,
     to_json,
 )
+from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.aio.transport import Transport
 from hutch.sdk.http1 import Query, broken, quote
 from hutch.settings import Settings

@@ -4,16 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Self
 
 from hutch import errors
-from hutch.models import (
-    IdleAction,
-    ProcessInfo,
-    PullPolicy,
-    SandboxInfo,
-    SandboxSpec,
-    SandboxStats,
-    SnapshotInfo,
-    from_json,
-)
+from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
+from hutch.reports import ProcessInfo, SandboxStats
 from hutch.sdk.aio.client import AsyncClient, OnProgress
 from hutch.sdk.aio.commands import AsyncCommands, AsyncPty
 from hutch.sdk.aio.files import AsyncFiles

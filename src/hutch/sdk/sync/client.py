@@ -9,11 +9,7 @@ from typing import Any, Self, TypeVar
 
 from hutch import errors
 from hutch.models import (
-    Check,
-    DaemonInfo,
-    Event,
     Forked,
-    HostUsage,
     ImageInfo,
     KernelInfo,
     PoolInfo,
@@ -26,6 +22,7 @@ from hutch.models import (
     from_json,
     to_json,
 )
+from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.http1 import Query, broken, quote
 from hutch.sdk.sync.transport import Transport
 from hutch.settings import Settings

@@ -5,16 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 from hutch import errors
-from hutch.models import (
-    IdleAction,
-    ProcessInfo,
-    PullPolicy,
-    SandboxInfo,
-    SandboxSpec,
-    SandboxStats,
-    SnapshotInfo,
-    from_json,
-)
+from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
+from hutch.reports import ProcessInfo, SandboxStats
 from hutch.sdk.http1 import quote
 from hutch.sdk.sync.client import Client, OnProgress
 from hutch.sdk.sync.commands import Commands, Pty
