@@ -48,6 +48,9 @@ pub fn root(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     let flags = libc::MS_RDONLY | libc::MS_NOATIME;
     sys::mount(&device, Path::new(LOWER), kind, flags, "")
         .context(|| format!("mount {device} as {kind}"))?;
+    // Not at boot, which they would delay, and not later, when each clone of what is frozen here would
+    // load them anew.
+    crate::init::load_modules(Path::new("/modules.extra"));
     agent.set_stage(Stage::Root);
     log(format_args!("root mounted: {device} ({kind})"));
     Ok(map! {})
@@ -76,8 +79,6 @@ pub fn overlay(agent: &Agent, fields: &Fields) -> Result<Value, Failure> {
     }
     let opened = sys::open(disk, libc::O_RDONLY | libc::O_DIRECTORY, 0)
         .context(|| "open the writable disk")?;
-    // Now, because they are gone with the initramfs; and not at boot, which they would delay.
-    crate::init::load_modules(Path::new("/modules.extra"));
     switch_root::switch(Path::new(MERGED))?;
     // It cannot have been set: this stage is passed once.
     let _ = agent.disk.set(opened);
