@@ -36,9 +36,10 @@ def pool() -> None:
 def warm(
     app: App, /, image: str, count: int, cpus: int | None, memory: int | None, no_wait: bool
 ) -> None:
-    """Keep clones of an image ready, from now on and after each restart of the daemon.
+    """Keep clones of an image ready, from now on.
 
-    Each takes memory while it waits. A pool that is there already gets the new size.
+    They are made again after each restart of the daemon, and take memory while they wait. A pool
+    that is there already gets the new size.
     """
     body = {"image": image, "size": count, "cpus": cpus, "memory": memory, "wait": not no_wait}
     with Progress(enabled=not app.json) as progress:
@@ -52,7 +53,7 @@ def warm(
 @command("status", examples=["hutch pool status"])
 @pass_app
 def status(app: App) -> None:
-    """List pools: how many clones there are to be, are ready, and were claimed."""
+    """List pools: how many clones are ready, and how many were claimed."""
     answer = app.client.call("GET", "/v1/pools")
     if app.json:
         print_json(answer)
