@@ -80,9 +80,15 @@ class FakeAgent:
     async def start(self) -> None:
         """Listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(
-            lambda: FakeConnection(self, STREAMS), self.path
+        server = await loop.create_unix_server(
+            lambda: FakeConnection(self, STREAMS), self.path, start_serving=False
         )
+        try:
+            await server.start_serving()
+        except BaseException:  # cancelled: nobody else knows of it
+            server.close()
+            raise
+        self._server = server
 
     async def stop(self) -> None:
         """Stop listening, end every program and the connection."""

@@ -91,6 +91,9 @@ class Revivals:
             while not task.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({task})
+            if not task.cancelled() and isinstance(made := task.result(), Entry):
+                # It came up before it could be cancelled, and nobody wants it any more.
+                await settle(self._give_up(made))
             raise
         if task.cancelled():
             raise error("sandbox_died", f"the daemon ended while {name} was made")
@@ -98,6 +101,10 @@ class Revivals:
         if isinstance(result, HutchError):
             raise result
         return result
+
+    async def _give_up(self, entry: Entry) -> None:
+        with contextlib.suppress(HutchError):  # somebody else has removed it
+            await self._lives.remove(entry, force=True)
 
     async def _make(self, name: str, origin: Origin, begin: Begin) -> Entry:
         sandbox_id = new_id(ID_PREFIX)
