@@ -61,8 +61,7 @@ async def base_disk(home: Path, size: int) -> Path:
             ],
             timeout=_MKFS_TIMEOUT,
         )  # fmt: skip
-        # Two that make the same size at once make the same content: the last one stays.
-        await in_thread(os.replace, part, path)
+        await in_thread(_finish, part, path)
     except HutchError as cause:
         if "No space left" in cause.message:
             raise disk_full(directory) from cause
@@ -95,6 +94,16 @@ def _begin(directory: Path, size: int) -> tuple[Path, int]:
             raise disk_full(directory) from cause
         raise
     return Path(name), fd
+
+
+def _finish(part: Path, path: Path) -> None:
+    """Put a new disk in its place, unless another has come first.
+
+    That one stays: a template may be based on it already, and no two are of the same content.
+    """
+    with _alone(path.parent):
+        if not path.exists():
+            os.replace(part, path)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,17 @@ async def test_it_is_made_once_per_size(tmp_path: Path) -> None:
     assert not list((tmp_path / "disks").glob(".new-*"))
 
 
+async def test_the_first_of_two_made_at_once_stays(tmp_path: Path) -> None:
+    # Whoever got a disk may have based others on it.
+    async def make() -> tuple[int, int]:
+        found = (await base_disk(tmp_path, MIN_SIZE)).stat()
+        return found.st_ino, found.st_mtime_ns
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(make()) for _ in range(3)]
+    assert {task.result() for task in tasks} == {await make()}
+
+
 async def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     directory = tmp_path / "disks"
     directory.mkdir()
