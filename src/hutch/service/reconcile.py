@@ -109,6 +109,7 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
 async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     """Leave a sandbox parked, or go on with what was begun with its memory."""
     starting = entry.info.state is SandboxState.STARTING
+    begun = starting and entry.row.machine is not None
     if starting and machine is not None:
         # It may have written to the disk since, so that there is no way back to the memory.
         await lives.pauses.take_up(entry, machine)
@@ -116,8 +117,11 @@ async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -
         return
     await _end(machine)  # it stands still since its memory was taken
     await lives.records.clear_machine(entry)
-    if not await lives.parking.is_complete(entry.row):
+    if begun or not await lives.parking.is_complete(entry.row):
+        # A VM that had begun with the memory and is gone may have written to the disk, which does
+        # not go with the memory any more then.
         await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _NO_MEMORY))
+        await lives.parking.clear(entry.row)
         return
     if starting:
         await lives.records.settle(entry, SandboxState.PARKED)

@@ -70,6 +70,7 @@ class Snapshots:
         self._shelf: dict[str, SnapshotRow] = {}
         self._sources: dict[str, SandboxInfo] = {}
         self._users: Counter[str] = Counter()
+        self._leaving: set[str] = set()
         self._layers.add_holder(self._held)
         registry.also_needs(self._sources.values)
 
@@ -222,7 +223,7 @@ class Snapshots:
 
     def find(self, ref: str) -> SnapshotRow:
         """Find a snapshot by id, name, or the beginning of an id. Raises snapshot_not_found."""
-        ready = [row for row in self._shelf.values() if row.ready]
+        ready = [row for row in self._of(None) if row.info.id not in self._leaving]
         for row in ready:
             if ref in (row.info.id, row.info.name):
                 return row
@@ -332,7 +333,11 @@ class Snapshots:
                 f"the snapshot {row.info.name} is being restored",
                 hint="try again in a moment",
             )
-        freed = await settle(self._forget(row))
+        self._leaving.add(row.info.id)
+        try:
+            freed = await settle(self._forget(row))
+        finally:
+            self._leaving.discard(row.info.id)
         self._parts.events.emit("snapshot.removed", row.info.id, row.info.name)
         return Removed([row.info.id], freed)
 
@@ -346,7 +351,7 @@ class Snapshots:
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:
-                if not self._users[row.info.id]:
+                if not self._users[row.info.id] and row.info.id not in self._leaving:
                     one = await self.remove(row.info.id)
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
@@ -377,7 +382,10 @@ class Snapshots:
             if not row.ready:
                 log.warning("undoing the snapshot %s, which was being made", row.info.name)
                 await in_thread(shutil.rmtree, directory, ignore_errors=True)
-                await self._parts.store.remove_snapshot(row.info.id)
+                try:
+                    await self._parts.store.remove_snapshot(row.info.id)
+                except HutchError as failure:
+                    log.error("the snapshot %s stays on record: %s", row.info.name, failure)
                 continue
             self._shelf[row.info.id] = row
             try:
