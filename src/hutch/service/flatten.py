@@ -69,10 +69,11 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def _copy(path: Path, target: Path) -> None:
-    _check(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(path, "rb") as source, open(os.open(target, flags, 0o600), "r+b") as copy:
         copy_sparse(source.fileno(), copy.fileno(), os.fstat(source.fileno()).st_size)
+    # Of the copy: a VM that runs may still have the original open for writing.
+    _check(target)
 
 
 def _check(path: Path) -> None:

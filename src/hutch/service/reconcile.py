@@ -95,11 +95,15 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
         await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _LOST))
         return
     sandbox = lives.adopt(entry, machine, found=True)
-    if entry.info.state is SandboxState.PAUSED:
-        await sandbox.pause()
-    elif await machine.paused():
-        log.warning("the VM of %s was left stopped, and goes on", entry.info.name)
-        await machine.resume()
+    try:
+        if entry.info.state is SandboxState.PAUSED:
+            await sandbox.pause()
+        elif await machine.paused():
+            log.warning("the VM of %s was left stopped, and goes on", entry.info.name)
+            await machine.resume()
+    except HutchError as failure:
+        # It may have ended just now: whoever supervises it sees.
+        log.warning("the VM of %s does not do as it is told: %s", entry.info.name, failure)
     lives.supervise(entry, sandbox)
     if entry.info.state is SandboxState.STOPPING:
         sandbox.end(StopReason.STOPPED, grace=0.0)
