@@ -12,9 +12,10 @@ import pytest
 
 pytest_plugins = ["tests.harness.fixtures"]
 
-# A shell starts what goes into the background with SIGINT ignored, which the programs under test
+# A shell starts what goes into the background with these ignored, which the programs under test
 # would inherit, and never be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # A busy machine makes slow examples, not wrong ones.
 hypothesis.settings.register_profile("hutch", deadline=None)
