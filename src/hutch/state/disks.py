@@ -5,6 +5,7 @@ It must not know which layers are in use, nor what a snapshot holds.
 
 import json
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -23,11 +24,12 @@ def insert_layer(db: sqlite3.Connection, layer: LayerRow) -> None:
     )
 
 
-class DiskRecords:
+class DiskRecords(ABC):
     """The calls of `Store` for layers and snapshots that touch no sandbox's row."""
 
+    @abstractmethod
     async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        raise NotImplementedError
+        """Do the work in a transaction of its own."""
 
     async def layers(self) -> Sequence[LayerRow]:
         """Return all layers, oldest first."""

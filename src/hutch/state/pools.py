@@ -5,6 +5,7 @@ the sandboxes' other calls. It must not know what a pool is for.
 """
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,11 +14,12 @@ from hutch.state.base import PoolRow
 T = TypeVar("T")
 
 
-class PoolRecords:
+class PoolRecords(ABC):
     """The calls of `Store` for pools themselves."""
 
+    @abstractmethod
     async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        raise NotImplementedError
+        """Do the work in a transaction of its own."""
 
     async def pools(self) -> Sequence[PoolRow]:
         """Return all rows, oldest first."""
