@@ -5,28 +5,19 @@ through the agent itself, in the first moment of the clones: a kernel gathers ra
 as time passes, which would hide a fault.
 """
 
-import contextlib
-import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hutch.api.runtime import make_private
-from hutch.engine.qemu import QemuEngine
 from hutch.guest.base import Guest, Identity
 from hutch.guest.session import connect_guest
 from hutch.images.base import no_report
-from hutch.images.disk import base_disk
-from hutch.images.kernel import KernelStore
-from hutch.images.store import ImageStore
 from hutch.models import SandboxSpec
-from hutch.service.host import DATABASE, HostService
-from hutch.settings import Settings, load_settings
-from hutch.state.sqlite import SqliteStore
+from hutch.service.host import HostService
+from tests.harness.service import serving
 from tests.harness.stores import SharedStore
 
 ATTEMPTS = 3
@@ -48,31 +39,6 @@ async def connect_without_entropy(path: Path, *, timeout: float) -> Guest:
 
     guest.identify = identify
     return guest  # type: ignore[no-any-return]
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    store: SharedStore, runtime: Path, connect: Connect
-) -> AsyncIterator[HostService]:
-    """Serve a home of its own from this process."""
-    make_private(runtime)
-    home = store.new_home()
-    settings: Settings = load_settings({"home": home, "runtime_dir": runtime})
-    service = HostService(
-        replace(settings, templates=True),
-        store=SqliteStore(home / DATABASE),
-        engine=QemuEngine(settings),
-        images=ImageStore(home, settings),
-        kernels=KernelStore(home, settings),
-        connect_guest=connect,
-        base_disk=base_disk,
-    )
-    try:
-        async with service:
-            service.system.stop_sandboxes = True
-            yield service
-    finally:
-        shutil.rmtree(home)
 
 
 async def randomness(service: HostService) -> list[bytes]:
