@@ -13,6 +13,7 @@ from hutch.models import SandboxInfo, SandboxState
 from hutch.service.forks import PREFIX
 from hutch.service.host import HostService
 from hutch.service.values import SandboxFilter
+from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
 
 RUNNING, PAUSED = SandboxState.RUNNING, SandboxState.PAUSED
@@ -134,39 +135,13 @@ async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
     service = world.service()
     await service.__aenter__()
     await run(service, name="web")
-    store: Any = service._parts.store
-    hang = asyncio.get_running_loop().create_future()
-    reached, steps = asyncio.Event(), [0]
-
-    class Dying:
-        def __getattr__(self, name: str) -> Any:
-            method = getattr(store, name)
-
-            async def call(*args: Any, **kwargs: Any) -> Any:
-                if reached.is_set():
-                    await hang
-                result = await method(*args, **kwargs)
-                steps[0] += 1
-                if steps[0] > at:
-                    reached.set()
-                    await hang
-                return result
-
-            return call
-
-    object.__setattr__(service._parts, "store", Dying())
-    making = asyncio.ensure_future(service.forks.fork("web", ["a", "b"]))
-    done = asyncio.ensure_future(reached.wait())
-    await asyncio.wait({making, done}, return_when=asyncio.FIRST_COMPLETED)
-    async with world.service() as after:
-        for info in await after.sandboxes.list(SandboxFilter(all=True)):
-            assert info.state is RUNNING, info  # nothing half made
-            with contextlib.suppress(HutchError):
-                await after.forks.fork(info.name)
-        for info in await after.sandboxes.list(SandboxFilter(all=True)):
-            await after.sandboxes.remove(info.id, force=True)
-    assert world.leftovers() == []
-    assert not list(world.settings.runtime_dir.glob(f"{PREFIX}*"))
-    done.cancel()
-    hang.set_exception(error("internal", "this daemon is dead"))
-    await asyncio.wait({making})
+    async with dying(service, at, lambda: service.forks.fork("web", ["a", "b"])):
+        async with world.service() as after:
+            for info in await after.sandboxes.list(SandboxFilter(all=True)):
+                assert info.state is RUNNING, info  # nothing half made
+                with contextlib.suppress(HutchError):
+                    await after.forks.fork(info.name)
+            for info in await after.sandboxes.list(SandboxFilter(all=True)):
+                await after.sandboxes.remove(info.id, force=True)
+        assert world.leftovers() == []
+        assert not list(world.settings.runtime_dir.glob(f"{PREFIX}*"))

@@ -16,6 +16,7 @@ from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState, SnapshotKind
 from hutch.service.host import HostService
 from hutch.service.manifest import MANIFEST
+from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
 from tests.waiting import until
 
@@ -299,47 +300,19 @@ async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
     service = world.service()
     await service.__aenter__()
     info = await run(service, name="web")
-    store: Any = service._parts.store
-    hang = asyncio.get_running_loop().create_future()
-    reached = asyncio.Event()
-    steps = [0]
-
-    class Dying:
-        def __getattr__(self, name: str) -> Any:
-            method = getattr(store, name)
-
-            async def call(*args: Any, **kwargs: Any) -> Any:
-                if reached.is_set():
-                    await hang
-                result = await method(*args, **kwargs)
-                steps[0] += 1
-                if steps[0] > at:
-                    reached.set()
-                    await hang
-                return result
-
-            return call
-
-    object.__setattr__(service._parts, "store", Dying())
-    making = asyncio.ensure_future(service.snapshots.create("web", name="one"))
-    done = asyncio.ensure_future(reached.wait())
-    await asyncio.wait({making, done}, return_when=asyncio.FIRST_COMPLETED)
-    finished = making.done()
-    async with world.service() as after:
-        assert (await after.sandboxes.get("web")).state is RUNNING
-        assert not world.engine.running()[0].paused
-        await until(lambda: not world.agent(info).frozen)
-        names = [each.name for each in await after.snapshots.list()]
-        assert names == (["one"] if finished else names)
-        assert directories(world) == [each.id for each in await after.snapshots.list()]
-        taken = await after.snapshots.create("web", name="two")
-        restored = await after.snapshots.restore(taken.id, "new")
-        assert restored.state is RUNNING
-        for name in ("web", "new"):
-            await after.sandboxes.remove(name, force=True)
-        for each in await after.snapshots.list():
-            await after.snapshots.remove(each.id)
-    assert world.leftovers() == []
-    done.cancel()
-    hang.set_exception(error("internal", "this daemon is dead"))
-    await asyncio.wait({making})
+    async with dying(service, at, lambda: service.snapshots.create("web", name="one")) as finished:
+        async with world.service() as after:
+            assert (await after.sandboxes.get("web")).state is RUNNING
+            assert not world.engine.running()[0].paused
+            await until(lambda: not world.agent(info).frozen)
+            names = [each.name for each in await after.snapshots.list()]
+            assert names == (["one"] if finished else names)
+            assert directories(world) == [each.id for each in await after.snapshots.list()]
+            taken = await after.snapshots.create("web", name="two")
+            restored = await after.snapshots.restore(taken.id, "new")
+            assert restored.state is RUNNING
+            for name in ("web", "new"):
+                await after.sandboxes.remove(name, force=True)
+            for each in await after.snapshots.list():
+                await after.snapshots.remove(each.id)
+        assert world.leftovers() == []
