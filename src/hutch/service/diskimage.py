@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from hutch import process
-from hutch.service.flatten import check_layer, json_name, node_of
+from hutch.service.flatten import check_layer, json_name, node_of, sync_file
+from hutch.tasks import settle_in_thread
 
 TIMEOUT: Final = 3600.0
 
@@ -34,10 +35,12 @@ async def write_image(
 async def fill_layer(image: Path, layer: Path) -> None:
     """Make an empty layer, just made by us, say all that is in `image`, and nothing of its base.
 
-    Zeros are written, too, so that nothing shows through. Raises as `write_image` does.
+    Zeros are written, too, so that nothing shows through. Raises as `write_image` does, and
+    OSError.
     """
     source = json_name(node_of(image, "raw"))
     await _convert("-n", "-O", "qcow2", source, os.fspath(layer))
+    await settle_in_thread(sync_file, layer)
 
 
 async def _convert(*words: str) -> None:

@@ -50,7 +50,7 @@ async def flatten(layers: Sequence[Path], template: Path | None, base: Path, tar
             node = node_of(part, "qcow2", node_of(target, "qcow2", below))
             await process.run(["qemu-img", "commit", "-q", "-d", json_name(node)], timeout=TIMEOUT)
             await settle_in_thread(part.unlink)
-        await settle_in_thread(_sync, target)
+        await settle_in_thread(sync_file, target)
     except BaseException:
         for path in (part, target):
             await settle_in_thread(path.unlink, missing_ok=True)
@@ -88,7 +88,8 @@ def check_layer(path: Path) -> None:
     raise error("engine_failed", f"{path} is no layer of a disk that can be read safely")
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Have all of a file on the disk itself. Blocking. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
