@@ -129,6 +129,24 @@ async def test_memory_and_logs_come_along(
         assert sorted(path.name for path in directory.iterdir()) == sorted(
             [MANIFEST, travel.LOGS, *manifest.digests]
         )
+        info = await there.snapshots.restore("one", "here")
+        assert (info.state, info.origin) == (SandboxState.RUNNING, came.id)
+        assert elsewhere.agent(info).identity["hostname"] == "here"
+
+
+async def test_a_memory_of_another_engine_is_not_taken_up(
+    service: HostService, elsewhere: World, tmp_path: Path
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="one")
+    data = await exported(service, "one")
+    other = edited(data, tmp_path, change("snapshot", "snapshot", "engine_version", to="0.1"))
+    async with elsewhere.service() as there:
+        await there.snapshots.load(pieces(other))
+        failure = await expect("snapshot_incompatible", there.snapshots.restore("one", "here"))
+        assert failure.details["different"] == ["the engine's version"]
+        info = await there.snapshots.restore("one", "here", disk_only=True)
+        assert info.state is SandboxState.RUNNING
 
 
 async def test_a_memory_that_changed_is_not_exported(world: World, service: HostService) -> None:
