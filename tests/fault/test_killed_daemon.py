@@ -84,7 +84,7 @@ def test_stopping_and_removing(hutch: Hutch) -> None:
 
 
 def _kinds(paths: set[str]) -> set[str]:
-    return {re.sub(r"sb_[0-9a-f]+", "ID", path) for path in paths}
+    return {re.sub(r"(sb|ly)_[0-9a-f]+", "ID", path) for path in paths}
 
 
 @pytest.mark.parametrize("way", ["builtin", "archive"])

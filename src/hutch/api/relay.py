@@ -26,6 +26,8 @@ STDIN_WINDOW = 256 << 10
 """Bytes of stdin that a client may send ahead."""
 CONTROL_LIMIT = 256
 """Messages (signals, sizes) that may wait for the program."""
+DETACH_SECONDS = 1.0
+"""How long a client that detaches waits until the program has taken its last stdin."""
 
 
 class Peer(Protocol):
@@ -64,6 +66,8 @@ class Relay:
         self._stdin_size = 0
         self._stdin_eof = False
         self._stdin_ready = asyncio.Event()
+        self._stdin_fed = asyncio.Event()
+        self._stdin_fed.set()
         self._controls: asyncio.Queue[tuple[str, Any]] = asyncio.Queue(CONTROL_LIMIT)
 
     async def run(self) -> ExecOutcome | None:
@@ -138,6 +142,10 @@ class Relay:
                 self._stdin_ready.set()
             elif message.get("detach"):
                 self._detached = True
+                # What was typed before is the program's; one that takes nothing holds up nobody.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DETACH_SECONDS):
+                        await self._stdin_fed.wait()
                 raise _Done
             else:
                 self._take_control(message)
@@ -153,6 +161,7 @@ class Relay:
             raise error("bad_request", "more stdin than the credit allows")
         if data:
             self._stdin.append(data)
+            self._stdin_fed.clear()
             self._stdin_ready.set()
 
     def _take_acks(self, acks: Any) -> None:
@@ -196,6 +205,7 @@ class Relay:
                     log.debug("stdin of %s is lost: %s", self._session.info.id, failure)
                 self._stdin_size -= len(data)
                 await self._client.send({"credit": len(data)})
+            self._stdin_fed.set()
             if self._stdin_eof:
                 with contextlib.suppress(HutchError):  # as above
                     await self._session.close_stdin()

@@ -83,7 +83,7 @@ async def _take(qmp: Qmp, source: GuestMemory, next_disk: Path | None, still: St
 async def _take_at_once(
     qmp: Qmp, file: StateFile, source: GuestMemory, disk: disks.NextDisk | None
 ) -> None:
-    ran = (await qmp.execute("query-status"))["running"]
+    ran = await qmp.ask("query-status", "running", bool)
     began = time.monotonic()
     try:
         await qmp.execute("stop")

@@ -83,11 +83,15 @@ async def announce_sizes(qmp: Qmp, drives: Sequence[Drive]) -> None:
 
 async def active_node(qmp: Qmp) -> str:
     """Return the name of the one node that the guest can write to. Raises EngineError."""
-    names = [
-        str(device["inserted"]["node-name"])
-        for device in await qmp.execute("query-block")
-        if "inserted" in device and not device["inserted"]["ro"]
-    ]
+    devices = await qmp.execute("query-block")
+    try:
+        names = [
+            str(device["inserted"]["node-name"])
+            for device in devices
+            if "inserted" in device and not device["inserted"]["ro"]
+        ]
+    except (KeyError, TypeError) as cause:
+        raise error("engine_failed", "QEMU answered query-block with nonsense") from cause
     if len(names) != 1:
         raise error("engine_failed", f"the VM has {len(names)} writable disks instead of one")
     return names[0]

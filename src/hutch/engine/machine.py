@@ -204,7 +204,7 @@ class QemuMachine:
 
     async def paused(self) -> bool:
         """See the Protocol. Raises sandbox_died, engine_failed."""
-        return not (await self._qmp.execute("query-status"))["running"]
+        return not await self._qmp.ask("query-status", "running", bool)
 
     async def kill(self) -> MachineExit:
         """End it now; returns when the process is gone. Idempotent."""

@@ -53,7 +53,7 @@ def create_memory(size: int) -> int:
 async def seal(fd: int) -> None:
     """Make a memfd unchangeable for ever. Raises engine_failed while someone can write to it."""
     deadline = time.monotonic() + _SEAL_PATIENCE
-    while not _sealed(fd):
+    while not await settle_in_thread(_sealed, fd):  # which looks at each page
         if time.monotonic() > deadline:
             raise error("engine_failed", "the memory of a VM that has ended is still mapped")
         # A reader of /proc/PID/smaps keeps the mappings of a dead process for a moment.

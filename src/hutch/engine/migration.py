@@ -115,7 +115,7 @@ def _gone(message: str) -> EngineError:
 async def _loaded(qmp: Qmp) -> str:
     """Return the run state once it is no longer that of a process which receives."""
     while True:
-        status = str((await qmp.execute("query-status"))["status"])
+        status = await qmp.ask("query-status", "status", str)
         if status != "inmigrate":
             return status
         # QEMU answers nothing while it loads, so this asks again once or twice.

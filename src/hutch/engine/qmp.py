@@ -9,11 +9,13 @@ import contextlib
 import logging
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from hutch.errors import EngineError, error
+
+T = TypeVar("T")
 
 # The library reports a peer that goes away, which is how every machine ends, as an error of its
 # own.
@@ -96,6 +98,17 @@ class Qmp:
         except QMPError as cause:
             raise error("sandbox_died", f"the VM ended during {command}") from cause
 
+    async def ask(self, command: str, key: str, kind: type[T]) -> T:
+        """Run a command and return one field of its answer.
+
+        Raises as `execute` does, and engine_failed when it is not there, or of another kind.
+        """
+        answer = await self.execute(command)
+        value = answer.get(key) if isinstance(answer, Mapping) else None
+        if not isinstance(value, kind):
+            raise error("engine_failed", f"QEMU answered {command} with nonsense")
+        return value
+
     async def send_fd(self, name: str, fd: int) -> None:
         """Hand an open file to QEMU, where `fd:NAME` names it; ours may be closed afterwards.
 
@@ -113,7 +126,7 @@ class Qmp:
         """
         async with self._handing:
             self._attach(fd)
-            return int((await self.execute("add-fd"))["fdset-id"])
+            return await self.ask("add-fd", "fdset-id", int)
 
     async def remove_fd(self, number: int) -> None:
         """Take back what `add_fd` handed over; where it is in use it stays open. Never raises."""
@@ -124,6 +137,8 @@ class Qmp:
         # QEMU keeps it for the next command that asks for one.
         try:
             self._client.send_fd_scm(fd)
+        except BlockingIOError as cause:
+            raise error("engine_failed", "QEMU does not read its control socket") from cause
         except (QMPError, OSError) as cause:
             raise error("sandbox_died", "the VM ended before it was handed a file") from cause
 

@@ -180,7 +180,13 @@ class Source:
         layer = self._layers.plan(parent=before)
         disk = _Disk(self._layers.path(layer.id))
         try:
-            await self._put(layer)
+            try:
+                await self._put(layer)
+            except HutchError:
+                # Nothing of it is on record, so that there is nothing to take back there.
+                disk.used = True
+                await self._layers.release(layer.id)
+                raise
             yield disk
         finally:
             if not disk.used:

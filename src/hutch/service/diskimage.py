@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hutch import process
-from hutch.service.flatten import check_layer, json_name, node_of, sync_file
+from hutch.service.flatten import copy_layer, json_name, node_of, sync_file
 from hutch.tasks import settle_in_thread
 
 TIMEOUT: Final = 3600.0
@@ -21,15 +21,22 @@ async def write_image(
 ) -> None:
     """Write what `layers`, the uppermost first, say over a template's disk, or else the base.
 
-    Nobody may write them meanwhile. Raises tool_missing, disk_full, engine_failed.
+    Nobody may write them meanwhile. What is read are copies of them beside `target`, gone in the
+    end: a VM may still have the originals open. Raises tool_missing, disk_full, engine_failed,
+    OSError.
     """
     node: dict[str, Any] = node_of(base, "raw")
     if template is not None:
         node = node_of(template, "qcow2", node)
-    for path in reversed(layers):
-        check_layer(path)
-        node = node_of(path, "qcow2", node)
-    await _convert("-O", "raw", json_name(node), os.fspath(target))
+    copies = [target.with_name(f"{target.name}.{number}") for number in range(len(layers))]
+    try:
+        for path, copy in reversed(list(zip(layers, copies, strict=True))):
+            await settle_in_thread(copy_layer, path, copy)
+            node = node_of(copy, "qcow2", node)
+        await _convert("-O", "raw", json_name(node), os.fspath(target))
+    finally:
+        for copy in copies:
+            await settle_in_thread(copy.unlink, missing_ok=True)
 
 
 async def fill_layer(image: Path, layer: Path) -> None:

@@ -42,11 +42,11 @@ async def flatten(layers: Sequence[Path], template: Path | None, base: Path, tar
         below = node_of(template, "qcow2", below)
     part = target.with_suffix(".part")
     try:
-        await settle_in_thread(_copy, layers[-1], target)
+        await settle_in_thread(copy_layer, layers[-1], target)
         for path in reversed(layers[:-1]):
             # Of a copy, as it is opened for writing. Only what is in it is looked at, which is why
             # this is not `rebase`: that one compares whole disks.
-            await settle_in_thread(_copy, path, part)
+            await settle_in_thread(copy_layer, path, part)
             node = node_of(part, "qcow2", node_of(target, "qcow2", below))
             await process.run(["qemu-img", "commit", "-q", "-d", json_name(node)], timeout=TIMEOUT)
             await settle_in_thread(part.unlink)
@@ -70,11 +70,16 @@ def json_name(node: dict[str, Any]) -> str:
     return "json:" + json.dumps(node, separators=(",", ":"))
 
 
-def _copy(path: Path, target: Path) -> None:
-    check_layer(path)
+def copy_layer(path: Path, target: Path) -> None:
+    """Copy a layer, and refuse one that asks for more than its own clusters. Blocking.
+
+    Raises engine_failed, OSError.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(path, "rb") as source, open(os.open(target, flags, 0o600), "r+b") as copy:
         copy_sparse(source.fileno(), copy.fileno(), os.fstat(source.fileno()).st_size)
+    # Of the copy: a VM that runs may still have the original open for writing.
+    check_layer(target)
 
 
 def check_layer(path: Path) -> None:

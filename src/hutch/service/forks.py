@@ -69,24 +69,27 @@ class Forks:
             )
         directory = self._parts.places.machine(PREFIX + secrets.token_hex(6))
         layers = self._lives.booter.layers
-        with contextlib.ExitStack() as stack:
-            chosen = self._reserve(stack, entry, names, number)
-            async with self._captures.hold(entry) as source:
-                if not source.alive:
-                    raise wrong_state(source.row.info, "running or paused")
-                layer = source.layer
-                stack.enter_context(layers.pinned(layer))
+        layer = None
+        try:
+            with contextlib.ExitStack() as stack:
+                chosen = self._reserve(stack, entry, names, number)
+                async with self._captures.hold(entry) as source:
+                    if not source.alive:
+                        raise wrong_state(source.row.info, "running or paused")
+                    layer = source.layer
+                    stack.enter_context(layers.pinned(layer))
+                    try:
+                        with host_errors():
+                            point = await source.capture(directory, logs=directory / "logs")
+                    except BaseException:
+                        await settle(in_thread(shutil.rmtree, directory, ignore_errors=True))
+                        raise
                 try:
-                    with host_errors():
-                        point = await source.capture(directory, logs=directory / "logs")
-                except BaseException:
-                    await settle(in_thread(shutil.rmtree, directory, ignore_errors=True))
-                    raise
-            try:
-                forked = await self._children(point, chosen)
-            finally:
-                await settle(self._let_go(point))
-        await layers.release(layer)
+                    forked = await self._children(point, chosen)
+                finally:
+                    await settle(self._let_go(point))
+        finally:
+            await settle(layers.release(layer))  # the source may have gone meanwhile
         self._parts.events.emit(
             "sandbox.forked",
             point.row.info.id,

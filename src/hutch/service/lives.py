@@ -159,7 +159,8 @@ class Lives:
         try:
             await asyncio.wait({boot})
         except asyncio.CancelledError:
-            boot.cancel()
+            if not boot.cancelling():
+                boot.cancel()
             while not boot.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({boot})
@@ -328,7 +329,8 @@ class Lives:
             ) from None
 
     def _abort_boot(self, entry: Entry) -> None:
-        if entry.boot is not None:
+        # Once: a second cancellation would cut off the undoing.
+        if entry.boot is not None and not entry.boot.cancelling():
             entry.boot.cancel()
 
     def _note_stopping(self, entry: Entry) -> None:

@@ -283,9 +283,9 @@ class Pauses:
         Not before it is on record as running: until then its disk is the one that goes with the
         memory.
         """
-        await sandbox.go_on()
-        self._lives.supervise(entry, sandbox)
+        self._lives.supervise(entry, sandbox)  # first: from here on its end is seen
         self.unwatch(entry)
+        await sandbox.go_on()
         await self.parking.clear(entry.row)
 
     async def take_up(self, entry: Entry, machine: Machine) -> None:

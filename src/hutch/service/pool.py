@@ -17,6 +17,7 @@ from hutch.errors import HutchError, error
 from hutch.images.base import Report
 from hutch.models import ErrorInfo, PoolInfo, Progress
 from hutch.service.events import EventLog
+from hutch.service.parts import host_errors
 from hutch.service.pool_member import Member, Members
 from hutch.state.base import PoolRow
 from hutch.tasks import Scope, in_thread
@@ -136,8 +137,9 @@ class Pool:
     async def keep_only(self, fits: Callable[[Member], bool]) -> None:
         """Discard the ready members that do not fit any more."""
         for member in [each for each in self._ready if not fits(each)]:
-            self._drop(member)
-            await self._yard.members.discard(member)
+            if member in self._ready:  # else it was taken or lost meanwhile
+                self._drop(member)
+                await self._yard.members.discard(member)
 
     async def info(self) -> PoolInfo:
         """Return it as users see it."""
@@ -192,7 +194,8 @@ class Pool:
     async def _add(self) -> None:
         self._making = True
         try:
-            member = await self._yard.make(self)
+            with host_errors():
+                member = await self._yard.make(self)
         except HutchError as failure:
             self._fail(failure)
         else:

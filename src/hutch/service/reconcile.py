@@ -95,11 +95,15 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
         await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _LOST))
         return
     sandbox = lives.adopt(entry, machine, found=True)
-    if entry.info.state is SandboxState.PAUSED:
-        await sandbox.pause()
-    elif await machine.paused():
-        log.warning("the VM of %s was left stopped, and goes on", entry.info.name)
-        await machine.resume()
+    try:
+        if entry.info.state is SandboxState.PAUSED:
+            await sandbox.pause()
+        elif await machine.paused():
+            log.warning("the VM of %s was left stopped, and goes on", entry.info.name)
+            await machine.resume()
+    except HutchError as failure:
+        # It may have ended just now: whoever supervises it sees.
+        log.warning("the VM of %s does not do as it is told: %s", entry.info.name, failure)
     lives.supervise(entry, sandbox)
     if entry.info.state is SandboxState.STOPPING:
         sandbox.end(StopReason.STOPPED, grace=0.0)
@@ -109,6 +113,7 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
 async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     """Leave a sandbox parked, or go on with what was begun with its memory."""
     starting = entry.info.state is SandboxState.STARTING
+    begun = starting and entry.row.machine is not None
     if starting and machine is not None:
         # It may have written to the disk since, so that there is no way back to the memory.
         await lives.pauses.take_up(entry, machine)
@@ -116,8 +121,11 @@ async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -
         return
     await _end(machine)  # it stands still since its memory was taken
     await lives.records.clear_machine(entry)
-    if not await lives.parking.is_complete(entry.row):
+    if begun or not await lives.parking.is_complete(entry.row):
+        # A VM that had begun with the memory and is gone may have written to the disk, which does
+        # not go with the memory any more then.
         await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _NO_MEMORY))
+        await lives.parking.clear(entry.row)
         return
     if starting:
         await lives.records.settle(entry, SandboxState.PARKED)

@@ -96,7 +96,7 @@ class Revivals:
                 await settle(self._give_up(made))
             raise
         if task.cancelled():
-            raise error("sandbox_died", f"the daemon ended while {name} was made")
+            raise error("sandbox_died", f"{name} was stopped, or the daemon, while it was made")
         result = task.result()
         if isinstance(result, HutchError):
             raise result
@@ -153,7 +153,14 @@ class Revivals:
 
     async def _go_on(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
         async with entry.lock:
-            await self._take_up(frozen, board, entry)
+            entry.check_present()
+            # Whoever stops, kills or removes it meanwhile cancels this.
+            entry.boot = asyncio.current_task()
+            try:
+                await self._take_up(frozen, board, entry)
+            finally:
+                entry.boot = None
+                entry.notify()
 
     async def _take_up(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
         parts, records = self._parts, self._lives.records

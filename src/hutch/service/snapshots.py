@@ -71,6 +71,7 @@ class Snapshots:
         self._users: Counter[str] = Counter()
         self._travel = Travel(parts, self._layers)
         self._exported: Counter[str] = Counter()
+        self._leaving: set[str] = set()
         self._layers.add_holder(self._held)
         registry.also_needs(self._sources.values)
 
@@ -223,7 +224,7 @@ class Snapshots:
 
     def find(self, ref: str) -> SnapshotRow:
         """Find a snapshot by id, name, or the beginning of an id. Raises snapshot_not_found."""
-        ready = [row for row in self._shelf.values() if row.ready]
+        ready = [row for row in self._of(None) if row.info.id not in self._leaving]
         for row in ready:
             if ref in (row.info.id, row.info.name):
                 return row
@@ -393,7 +394,11 @@ class Snapshots:
                 f"the snapshot {row.info.name} is being {what}",
                 hint="try again in a moment",
             )
-        freed = await settle(self._forget(row))
+        self._leaving.add(row.info.id)
+        try:
+            freed = await settle(self._forget(row))
+        finally:
+            self._leaving.discard(row.info.id)
         self._parts.events.emit("snapshot.removed", row.info.id, row.info.name)
         return Removed([row.info.id], freed)
 
@@ -407,7 +412,7 @@ class Snapshots:
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:
-                if not self._busy(row):
+                if not self._busy(row) and row.info.id not in self._leaving:
                     one = await self.remove(row.info.id)
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
@@ -441,7 +446,10 @@ class Snapshots:
             if not row.ready:
                 log.warning("undoing the snapshot %s, which was being made", row.info.name)
                 await in_thread(shutil.rmtree, directory, ignore_errors=True)
-                await self._parts.store.remove_snapshot(row.info.id)
+                try:
+                    await self._parts.store.remove_snapshot(row.info.id)
+                except HutchError as failure:
+                    log.error("the snapshot %s stays on record: %s", row.info.name, failure)
                 continue
             self._shelf[row.info.id] = row
             try:

@@ -102,6 +102,7 @@ class Templates:
         self._flights = Flights()
         self._sites = asyncio.Semaphore(BUILDS)
         self._numbers = set(range(BUILDS))
+        self._opened = False
 
     # ---- using
 
@@ -217,10 +218,10 @@ class Templates:
                 made.clear()
                 raise
             finally:
+                self._numbers.add(number)  # its VM is gone
                 for point in keys.keys() - made.keys():
                     await self._parts.engine.drop(Frozen(directories[point], recipe.memory))
                     await settle_in_thread(shutil.rmtree, directories[point], ignore_errors=True)
-                self._numbers.add(number)
         if built.failure is not None:
             self._fail(keys[TemplatePoint.BARE].digest, recipe, built.failure)
         for template in made.values():
@@ -277,6 +278,8 @@ class Templates:
 
     async def settle(self, template_id: str) -> None:
         """Remove what nobody needs any more of a template that was dropped."""
+        if not self._opened:  # what is complete is not known yet, and `open` clears the rest
+            return
         if template_id in self._shelf or self._leases[template_id] > 0:
             return
         del self._leases[template_id]
@@ -372,6 +375,7 @@ class Templates:
                 self._shelve(*taken)
             else:
                 await self._clear(directory.name)
+        self._opened = True
         await self._keep_budget()
 
     def _read(self, directory: Path) -> tuple[Template, float] | None:

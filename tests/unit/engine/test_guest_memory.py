@@ -19,11 +19,15 @@ SIZE = 4 << 20
 
 HOLDER = """
 import mmap, os, sys
-fd, size, shared, parts, own = (*map(int, sys.argv[1:5]), sys.argv[5])
+fd, size, shared, parts, own, beyond = (*map(int, sys.argv[1:5]), sys.argv[5], int(sys.argv[6]))
 name = "hutch-memory"
 flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
 step = size // parts
-maps = [mmap.mmap(fd, step, flags, offset=at) for at in range(0, size, step)]
+if beyond:
+    os.ftruncate(fd, beyond + size)
+maps = [mmap.mmap(fd, step, flags, offset=beyond + at) for at in range(0, size, step)]
+if beyond:
+    os.ftruncate(fd, size)
 for page in filter(None, own.split(",")):
     at = int(page) * 4096
     maps[at // step][at % step : at % step + 6] = b"second"
@@ -51,11 +55,13 @@ def hold(base: int) -> Iterator[Hold]:
     """Start the process; returns its pid. `own` are the pages that it writes to."""
     with contextlib.ExitStack() as stack:
 
-        def start(*own: int, shared: bool = False, parts: int = 1, size: int = SIZE) -> int:
+        def start(
+            *own: int, shared: bool = False, parts: int = 1, size: int = SIZE, beyond: int = 0
+        ) -> int:
             pages = ",".join(map(str, own))
             argv = [sys.executable, "-S", "-c", HOLDER, str(base), str(size), str(int(shared))]
             child = subprocess.Popen(
-                [*argv, str(parts), pages],
+                [*argv, str(parts), pages, str(beyond)],
                 pass_fds=[base],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -178,3 +184,12 @@ except EngineError as failure:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["engine_failed", "True"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mapping_beyond_the_file_is_refused(hold: Hold, shared: bool) -> None:
+    # It is of the right length, and what is in it would be copied to beyond our own memory.
+    with GuestMemory(hold(shared=shared, beyond=1 << 40)) as source:
+        with pytest.raises(EngineError, match="not all mapped once") as caught:
+            source.find()
+    assert caught.value.code == "engine_failed"
