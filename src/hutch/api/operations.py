@@ -300,6 +300,18 @@ class Snapshots(Protocol):
         Raises snapshot_damaged, snapshot_incompatible, name_taken, no_capacity, boot_failed.
         """
 
+    def export(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield a snapshot as one file, with all that another host needs to restore it.
+
+        Raises snapshot_damaged, image_not_found, tool_missing, disk_full.
+        """
+
+    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+        """Take in the file of an exported snapshot, under its own name or another.
+
+        Raises snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is left then.
+        """
+
 
 class Forks(Protocol):
     """Children of running sandboxes."""

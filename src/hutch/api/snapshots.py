@@ -1,11 +1,21 @@
 """Routes of snapshots and forks."""
 
+import contextlib
+from typing import Any, Final
+
 from fastapi import APIRouter, Request, Response
 
 from hutch.api.bodies import ForkBody, RestoreBody, SnapshotBody, SnapshotCollectBody
+from hutch.api.files import body_of
 from hutch.api.operations import Operations
-from hutch.api.responses import answer, until_gone
+from hutch.api.responses import ByteStream, answer, opened, until_gone
 from hutch.models import Forked, Removed, SandboxInfo, SnapshotInfo
+
+MEDIA_TYPE: Final = "application/x-hutch-snapshot"
+
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA_TYPE: {}}, "description": "the snapshot, as one file"}
+}
 
 
 def routes(operations: Operations) -> APIRouter:
@@ -43,6 +53,15 @@ def routes(operations: Operations) -> APIRouter:
         how = body or RestoreBody()
         work = snapshots.restore(ref, how.name, disk_only=how.disk_only)
         return answer(await until_gone(request, work), 201)
+
+    @router.get("/snapshots/{ref}/export", response_class=Response, responses=_FILE)
+    async def export_snapshot(ref: str) -> Response:
+        return ByteStream(await opened(snapshots.export(ref)), MEDIA_TYPE)
+
+    @router.post("/snapshots/import", status_code=201, response_model=SnapshotInfo)
+    async def import_snapshot(request: Request, name: str | None = None) -> Response:
+        async with contextlib.aclosing(body_of(request)) as body:
+            return answer(await snapshots.load(body, name), 201)
 
     @router.post("/sandboxes/{ref}/fork", status_code=201, response_model=Forked)
     async def fork_sandbox(request: Request, ref: str, body: ForkBody | None = None) -> Response:

@@ -1,5 +1,9 @@
-"""`hutch snapshot` (create, ls, inspect, rm, gc), `hutch restore` and `hutch fork`."""
+"""`hutch snapshot` (create, ls, inspect, rm, gc, export, import), `hutch restore`, `hutch fork`."""
 
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,10 +14,13 @@ from hutch.cli.failures import write_failure
 from hutch.cli.options import Group, command, example_text, pass_app, sandbox_argument
 from hutch.cli.render import print_json, size, table
 from hutch.cli.sandboxes import for_each
-from hutch.errors import HutchError
+from hutch.cli.terminal import is_tty
+from hutch.errors import HutchError, error
 from hutch.errors import from_json as error_from
 from hutch.models import SnapshotInfo, from_json
 from hutch.sdk.http1 import quote
+
+_PIECE = 256 << 10
 
 
 def snapshot_path(ref: str, verb: str = "") -> str:
@@ -122,6 +129,89 @@ def collect(app: App, /, keep: int, sandbox: str | None) -> None:
     click.echo(f"freed {size(answer['bytes'])}")
 
 
+@command(
+    "export",
+    examples=["hutch snapshot export web-1 web.hutch", "hutch snapshot export web-1 - | wc -c"],
+)
+@click.argument("name", metavar="SNAPSHOT")
+@click.argument("file", type=click.Path())
+@pass_app
+def export(app: App, /, name: str, file: str) -> None:
+    """Write a snapshot into one file, to be restored on another host.
+
+    Memory, disk and root file system are in it, and nobody but you may read it. `-` is stdout.
+    """
+    if file == "-" and is_tty(1):
+        raise error("bad_path", "a snapshot is not for a terminal", hint="redirect stdout")
+    pieces = iter(app.client.send("GET", snapshot_path(name, "export")))
+    if file == "-":
+        sys.stdout.flush()
+        for piece in pieces:
+            _write_all(1, piece)
+        return
+    size_of_file = _write_private(Path(file), pieces)
+    if app.json:
+        print_json({"snapshot": name, "file": file, "bytes": size_of_file})
+
+
+@command(
+    "import",
+    examples=["hutch snapshot import web.hutch", "hutch snapshot import --name base web.hutch"],
+)
+@click.option("--name", "title", metavar="NAME", help="Name of the snapshot (its own).")
+@click.argument("file", type=click.Path())
+@pass_app
+def load(app: App, /, file: str, title: str | None) -> None:
+    """Take in a snapshot from a file that `export` wrote; print its name.
+
+    It is checked as a whole first. `-` is stdin. Take only files from where you trust: what is
+    restored goes on as it was.
+    """
+    try:
+        fd = 0 if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as cause:
+        raise error("path_not_found", f"{file}: {cause.strerror}") from cause
+    body = _pieces(fd)
+    info = app.client.send("POST", "/v1/snapshots/import", {"name": title}, body=body).json()
+    if app.json:
+        print_json(info)
+    else:
+        click.echo(info["name"])
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    with open(fd, "rb", buffering=0, closefd=fd != 0) as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def _write_private(target: Path, pieces: Iterator[bytes]) -> int:
+    """Write a new file beside its place, for its owner alone, and rename it; return its bytes."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    written = 0
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for piece in pieces:
+                _write_all(fd, piece)
+                written += len(piece)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        part.replace(target)
+    except OSError as cause:
+        raise error("bad_path", f"{target} cannot be written: {cause.strerror}") from cause
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+
+
 @command("restore", examples=["hutch restore web-1 web2", "hutch restore --disk-only web-1 fresh"])
 @click.option("--disk-only", is_flag=True, help="Boot from its disk, without its memory.")
 @click.argument("snapshot_name", metavar="SNAPSHOT")
@@ -165,5 +255,5 @@ def fork(app: App, /, name: str, children: tuple[str, ...], count: int | None) -
     return HutchError.exit_code if answer["failed"] else 0
 
 
-for _verb in (create, list_snapshots, inspect, remove, collect):
+for _verb in (create, list_snapshots, inspect, remove, collect, export, load):
     snapshot.add_command(_verb)

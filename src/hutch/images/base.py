@@ -97,6 +97,12 @@ class Images(Protocol):
     def rootfs_path(self, image_id: str) -> RootFs | None:
         """Return the rootfs of an image by its full id (`start` after `stop`); None when gone."""
 
+    def adopt_rootfs(self, path: Path, fstype: str, digest: str) -> str:
+        """Take over a rootfs that has no image here; return the id that it goes by.
+
+        It never passes for an image's. It stays while somebody uses it. Blocking. Raises OSError.
+        """
+
 
 class Kernels(Protocol):
     """The kernel store.

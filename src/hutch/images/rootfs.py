@@ -7,6 +7,7 @@ place and renamed into it.
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -59,6 +60,20 @@ def images(directory: Path) -> set[str]:
         for path in directory.iterdir()
         if path.suffix.lstrip(".") in _SUFFIXES and not path.name.startswith(".")
     }
+
+
+def adopt(directory: Path, path: Path, fstype: str, digest: str) -> str:
+    """Move a finished rootfs into `directory`; return the id that it goes by there.
+
+    Blocking. Raises OSError, ValueError for what is no kind of rootfs.
+    """
+    if fstype not in _SUFFIXES:
+        raise ValueError(f"{fstype!r} is no kind of root file system")
+    image_id = "sha256:" + hashlib.sha256(f"adopted {fstype} {digest}".encode()).hexdigest()
+    directory.mkdir(parents=True, exist_ok=True)
+    if find(directory, image_id) is None:
+        _settle(path, path_of(directory, image_id, fstype))
+    return image_id
 
 
 def remove(directory: Path, image_id: str) -> int:

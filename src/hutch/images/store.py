@@ -63,6 +63,7 @@ class ImageStore:
         self._root = home / "images"
         self._rootfs = self._root / "rootfs"
         self._layout = Layout(self._root / "oci")
+        self._adopted = self._root / "adopted"
         self._partial = self._root / "partial"
         self._builder = Builder(self._root / "build", self._layout, settings)
         self._flights = Flights()
@@ -157,7 +158,15 @@ class ImageStore:
 
     def rootfs_path(self, image_id: str) -> RootFs | None:
         """Return the rootfs of an image whose id is known, or None when it is gone."""
-        return rootfs.find(self._rootfs, image_id)
+        return rootfs.find(self._rootfs, image_id) or rootfs.find(self._adopted, image_id)
+
+    def adopt_rootfs(self, path: Path, fstype: str, digest: str) -> str:
+        """Take over a rootfs that has no image here; return the id that it goes by.
+
+        The id is made of its content, `digest`, so that it never passes for an image's. It stays
+        until it is pruned while nobody uses it. Blocking. Raises OSError.
+        """
+        return rootfs.adopt(self._adopted, path, fstype, digest)
 
     async def remove(
         self, reference: str, *, used: Sequence[str] = (), force: bool = False
@@ -404,6 +413,8 @@ class ImageStore:
         for image_id in rootfs.images(self._rootfs) - kept:
             if not self._layout.pinned(image_id):
                 freed += rootfs.remove(self._rootfs, image_id)
+        for image_id in rootfs.images(self._adopted) - used:
+            freed += rootfs.remove(self._adopted, image_id)
         return Removed(dropped.removed, dropped.bytes + freed)
 
     def _drop(self, digests: Sequence[str], names: Sequence[str]) -> Removed:
@@ -424,7 +435,7 @@ class ImageStore:
                     self._ready = True
 
     def _create(self) -> None:
-        for directory in (self._rootfs, self._partial):
+        for directory in (self._rootfs, self._adopted, self._partial):
             directory.mkdir(parents=True, exist_ok=True)
         self._layout.create()
         self._layout.sweep()

@@ -37,46 +37,52 @@ async def flatten(layers: Sequence[Path], template: Path | None, base: Path, tar
     It is over the disk of `template`, or else the empty `base`, as the last of them is. Nobody may
     write them meanwhile. Raises tool_missing, disk_full, engine_failed; leaves nothing then.
     """
-    below = _node(base, "raw")
+    below = node_of(base, "raw")
     if template is not None:
-        below = _node(template, "qcow2", below)
+        below = node_of(template, "qcow2", below)
     part = target.with_suffix(".part")
     try:
-        await settle_in_thread(_copy, layers[-1], target)
+        await settle_in_thread(copy_layer, layers[-1], target)
         for path in reversed(layers[:-1]):
             # Of a copy, as it is opened for writing. Only what is in it is looked at, which is why
             # this is not `rebase`: that one compares whole disks.
-            await settle_in_thread(_copy, path, part)
-            node = _node(part, "qcow2", _node(target, "qcow2", below))
-            await process.run(["qemu-img", "commit", "-q", "-d", _name(node)], timeout=TIMEOUT)
+            await settle_in_thread(copy_layer, path, part)
+            node = node_of(part, "qcow2", node_of(target, "qcow2", below))
+            await process.run(["qemu-img", "commit", "-q", "-d", json_name(node)], timeout=TIMEOUT)
             await settle_in_thread(part.unlink)
-        await settle_in_thread(_sync, target)
+        await settle_in_thread(sync_file, target)
     except BaseException:
         for path in (part, target):
             await settle_in_thread(path.unlink, missing_ok=True)
         raise
 
 
-def _node(path: Path, driver: str, backing: dict[str, Any] | None = None) -> dict[str, Any]:
+def node_of(path: Path, driver: str, backing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return how qemu-img is told of a file, and of what is behind it."""
     node: dict[str, Any] = {"driver": driver}
     # Others may have it open for reading, which is all that is done to it here.
     node["file"] = {"driver": "file", "filename": os.fspath(path), "locking": "off"}
     return node if backing is None else node | {"backing": backing}
 
 
-def _name(node: dict[str, Any]) -> str:
+def json_name(node: dict[str, Any]) -> str:
+    """Return a node as the name of a file for qemu-img."""
     return "json:" + json.dumps(node, separators=(",", ":"))
 
 
-def _copy(path: Path, target: Path) -> None:
+def copy_layer(path: Path, target: Path) -> None:
+    """Copy a layer, and refuse one that asks for more than its own clusters. Blocking.
+
+    Raises engine_failed, OSError.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(path, "rb") as source, open(os.open(target, flags, 0o600), "r+b") as copy:
         copy_sparse(source.fileno(), copy.fileno(), os.fstat(source.fileno()).st_size)
     # Of the copy: a VM that runs may still have the original open for writing.
-    _check(target)
+    check_layer(target)
 
 
-def _check(path: Path) -> None:
+def check_layer(path: Path) -> None:
     """Refuse a file whose header asks for more than its own clusters. Raises engine_failed."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
@@ -87,7 +93,8 @@ def _check(path: Path) -> None:
     raise error("engine_failed", f"{path} is no layer of a disk that can be read safely")
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Have all of a file on the disk itself. Blocking. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

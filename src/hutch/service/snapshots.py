@@ -18,6 +18,7 @@ from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.models import Removed, SandboxInfo, SnapshotInfo, SnapshotKind, timestamp
 from hutch.service.capture import Captures, Point, Source
+from hutch.service.diskimage import fill_layer
 from hutch.service.lifecycle import wrong_state
 from hutch.service.lives import Lives
 from hutch.service.manifest import (
@@ -36,13 +37,11 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Registry
 from hutch.service.revival import AT_FAULT, Origin, Revivals
 from hutch.service.stats import disk_use
-from hutch.state.base import SandboxRow, SnapshotRow
+from hutch.service.travel import LOGS, Arrived, Travel, at_home
+from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
 from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
-
-LOGS: Final = "logs"
-"""The directory in a snapshot's with the logs of the programs that are in it."""
 
 _PREFIX_MIN: Final = 4
 
@@ -70,6 +69,8 @@ class Snapshots:
         self._shelf: dict[str, SnapshotRow] = {}
         self._sources: dict[str, SandboxInfo] = {}
         self._users: Counter[str] = Counter()
+        self._travel = Travel(parts, self._layers)
+        self._exported: Counter[str] = Counter()
         self._leaving: set[str] = set()
         self._layers.add_holder(self._held)
         registry.also_needs(self._sources.values)
@@ -142,9 +143,9 @@ class Snapshots:
         return await settle(self._put_on_record(snapshot, layer, info))
 
     async def _put_on_record(
-        self, snapshot: SnapshotInfo, layer: str, source: SandboxInfo
+        self, snapshot: SnapshotInfo, layer: str, source: SandboxInfo, new: LayerRow | None = None
     ) -> SnapshotRow:
-        row = await self._parts.store.add_snapshot(snapshot, layer)
+        row = await self._parts.store.add_snapshot(snapshot, layer, new=new)
         self._shelf[snapshot.id] = row
         self._sources[snapshot.id] = source
         return row
@@ -322,15 +323,75 @@ class Snapshots:
         finally:
             self._users[row.info.id] -= 1
 
+    # ---- travelling
+
+    async def export(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield a snapshot as one file, with all that another host needs to restore it.
+
+        Raises snapshot_not_found, snapshot_damaged, image_not_found, tool_missing, disk_full.
+        """
+        row = self.find(ref)
+        self._exported[row.info.id] += 1
+        try:
+            async with contextlib.aclosing(self._travel.export(row)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._exported[row.info.id] -= 1
+
+    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+        """Take in the file of a snapshot, checked as a whole before anything is on record.
+
+        Raises snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is left then.
+        """
+        if name is not None:
+            check_name(name, "snapshot", SNAPSHOT_PREFIX)
+        snapshot_id = new_id(SNAPSHOT_PREFIX)
+        directory = self._parts.places.snapshot(snapshot_id)
+        try:
+            with host_errors():
+                await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
+                path = await self._travel.receive(pieces, directory)
+                arrived = await settle_in_thread(self._travel.unpack, path, directory)
+                await settle_in_thread(path.unlink)
+                return await self._enter(snapshot_id, arrived, name)
+        except BaseException:
+            await settle(self._discard(snapshot_id))
+            await settle_in_thread(shutil.rmtree, directory, ignore_errors=True)
+            raise
+
+    async def _enter(self, snapshot_id: str, arrived: Arrived, name: str | None) -> SnapshotInfo:
+        directory = self._parts.places.snapshot(snapshot_id)
+        image_id, root = await settle_in_thread(self._travel.settle_root, arrived)
+        base = await self._parts.base_disk(self._parts.settings.home, arrived.manifest.info.disk)
+        manifest = await in_thread(at_home, arrived.manifest, image_id, root, base)
+        taken = {row.info.name for row in self._shelf.values()}
+        given = manifest.snapshot.name
+        if name is None:
+            name = numbered_name(given, taken) if given in taken else given
+        snapshot = dataclasses.replace(manifest.snapshot, id=snapshot_id, name=name)
+        layer = self._layers.plan()
+        await settle(self._put_on_record(snapshot, layer.id, manifest.info, layer))
+        size = (await in_thread(arrived.disk.stat)).st_size
+        await fill_layer(arrived.disk, await self._layers.make(layer, size, base))
+        for left in (arrived.disk, arrived.root):
+            await settle_in_thread(left.unlink, missing_ok=True)
+        manifest = dataclasses.replace(manifest, snapshot=snapshot)
+        await settle_in_thread(write_manifest, directory, manifest)
+        self._shelf[snapshot_id] = await settle(self._finish(snapshot))
+        self._parts.events.emit("snapshot.imported", snapshot_id, name)
+        return await self.get(snapshot_id)
+
     # ---- removing
 
     async def remove(self, ref: str) -> Removed:
         """Remove a snapshot; what was restored from it goes on. Raises in_use."""
         row = self.find(ref)
-        if self._users[row.info.id] > 0:
+        if self._busy(row):
+            what = "restored" if self._users[row.info.id] else "exported"
             raise error(
                 "in_use",
-                f"the snapshot {row.info.name} is being restored",
+                f"the snapshot {row.info.name} is being {what}",
                 hint="try again in a moment",
             )
         self._leaving.add(row.info.id)
@@ -351,10 +412,13 @@ class Snapshots:
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:
-                if not self._users[row.info.id] and row.info.id not in self._leaving:
+                if not self._busy(row) and row.info.id not in self._leaving:
                     one = await self.remove(row.info.id)
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
+
+    def _busy(self, row: SnapshotRow) -> bool:
+        return self._users[row.info.id] > 0 or self._exported[row.info.id] > 0
 
     async def _forget(self, row: SnapshotRow) -> int:
         snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)

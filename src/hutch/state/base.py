@@ -182,8 +182,13 @@ class Store(Protocol):
     async def snapshots(self) -> Sequence[SnapshotRow]:
         """Return all rows, oldest first."""
 
-    async def add_snapshot(self, info: SnapshotInfo, layer: str | None) -> SnapshotRow:
-        """Record a snapshot that is about to be made. Raises Conflict (name_taken)."""
+    async def add_snapshot(
+        self, info: SnapshotInfo, layer: str | None, *, new: LayerRow | None = None
+    ) -> SnapshotRow:
+        """Record a snapshot that is about to be made. Raises Conflict (name_taken).
+
+        Its layer, if it has one of its own, comes as `new`.
+        """
 
     async def finish_snapshot(self, info: SnapshotInfo) -> SnapshotRow:
         """Record that a snapshot is complete. Raises NotFound (snapshot_not_found)."""

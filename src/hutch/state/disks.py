@@ -62,7 +62,9 @@ class DiskRecords(ABC):
 
         return await self._call(work)
 
-    async def add_snapshot(self, info: SnapshotInfo, layer: str | None) -> SnapshotRow:
+    async def add_snapshot(
+        self, info: SnapshotInfo, layer: str | None, *, new: LayerRow | None = None
+    ) -> SnapshotRow:
         """Record a snapshot that is about to be made. Raises name_taken."""
 
         def work(db: sqlite3.Connection) -> SnapshotRow:
@@ -72,6 +74,8 @@ class DiskRecords(ABC):
                     f"there is already a snapshot named {info.name}",
                     hint=f"choose another name, or remove it with `hutch snapshot rm {info.name}`",
                 )
+            if new is not None:
+                insert_layer(db, new)
             db.execute(
                 "INSERT INTO snapshots (id, name, ready, layer, info) VALUES (?, ?, 0, ?, ?)",
                 (info.id, info.name, layer, json.dumps(to_json(info))),

@@ -1,6 +1,6 @@
 """Snapshots and forks in memory, for the API's tests and the command line's."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +80,22 @@ class FakeSnapshots:
         snapshot = await self.get(ref)
         source = await self.sandboxes.get(snapshot.sandbox_id)
         return self.add(source, name or "restored", snapshot.id)
+
+    async def export(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield the name, which is all that `load` needs."""
+        info = await self.get(ref)
+        yield b"hutch "
+        yield info.name.encode()
+
+    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+        data = b"".join([piece async for piece in pieces])
+        if not data.startswith(b"hutch "):
+            raise error("snapshot_damaged", "it is no snapshot")
+        source = await self.get(data.removeprefix(b"hutch ").decode())
+        self._made += 1
+        info = replace(source, id=f"sn_{self._made:04d}", name=name or f"{source.name}-1")
+        self.all.append(info)
+        return info
 
     def add(self, source: SandboxInfo, name: str, origin: str) -> SandboxInfo:
         """Make a sandbox like another."""

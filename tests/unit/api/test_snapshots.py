@@ -1,10 +1,13 @@
 """The routes of snapshots and forks, and what the SDK makes of them."""
 
+from pathlib import Path
+
 import pytest
 
-from hutch.errors import InvalidInput, NotFound
+from hutch.errors import Conflict, InvalidInput, NotFound
 from hutch.models import SandboxSpec, SnapshotKind
 from hutch.sdk import AsyncClient, AsyncSandbox
+from hutch.sdk.aio.transport import each
 from tests.unit.api.contract import ask, refused
 
 BASE = "/v1/snapshots"
@@ -49,3 +52,21 @@ async def test_the_sdk(api: str) -> None:
         await client.snapshots.remove(disk.id)
         with pytest.raises(NotFound):
             await client.snapshots.remove(disk.id)
+
+
+async def test_a_snapshot_travels_as_a_file(api: str, tmp_path: Path) -> None:
+    async with AsyncClient(socket=api) as client:
+        await client.create(SandboxSpec("busybox", name="web", idle=True))
+        await client.snapshots.create("web", name="one")
+        size = await client.snapshots.export("one", tmp_path)
+        file = tmp_path / "one.hutch"
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"hutch one", 0o600)
+        assert size == 9
+        came = await client.snapshots.load(file, name="two")
+        assert came.name == "two"
+        with pytest.raises(NotFound):
+            await client.snapshots.export("gone", tmp_path / "gone")
+        with pytest.raises(Conflict) as caught:
+            await client.snapshots.load(each([b"no snapshot"]))
+        assert caught.value.code == "snapshot_damaged"
+    assert [path.name for path in tmp_path.iterdir()] == ["one.hutch"]

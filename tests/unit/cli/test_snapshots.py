@@ -1,6 +1,7 @@
 """`hutch snapshot`, `hutch restore` and `hutch fork` as processes."""
 
 import json
+from pathlib import Path
 
 from tests.unit.cli.conftest import Cli
 
@@ -36,3 +37,24 @@ def test_forks(hutch: Cli) -> None:
     assert done.stdout == b"good\n"
     assert b"told to (no_capacity)" in done.stderr
     assert b"(sandbox_not_found)" in hutch("fork", "nosuch", code=125).stderr
+
+
+def test_snapshots_travel_as_files(hutch: Cli, tmp_path: Path) -> None:
+    hutch("create", "--name", "goes", "busybox")
+    hutch("snapshot", "create", "--name", "g1", "goes")
+    file = tmp_path / "g1.hutch"
+    assert hutch("snapshot", "export", "g1", str(file)).stdout == b""
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"hutch g1", 0o600)
+    assert hutch("snapshot", "export", "g1", "-").stdout == b"hutch g1"
+    done = json.loads(hutch("snapshot", "export", "--json", "g1", str(file)).stdout)
+    assert done == {"snapshot": "g1", "file": str(file), "bytes": 8}
+    assert hutch("snapshot", "import", "--name", "two", str(file)).stdout == b"two\n"
+    assert json.loads(hutch("snapshot", "import", "--json", str(file)).stdout)["name"] == "g1-1"
+    nowhere = tmp_path / "none" / "x"
+    for verb in (("export", "g1", str(nowhere)), ("import", str(nowhere))):
+        assert b"No such file" in hutch("snapshot", *verb, code=125).stderr
+    assert b"(snapshot_not_found)" in hutch("snapshot", "export", "no", str(file), code=125).stderr
+    assert file.read_bytes() == b"hutch g1"
+    (tmp_path / "bad").write_bytes(b"else")
+    refused = hutch("snapshot", "import", str(tmp_path / "bad"), code=125)
+    assert b"(snapshot_damaged)" in refused.stderr

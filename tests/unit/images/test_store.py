@@ -266,3 +266,24 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
         assert left_over(home) == []
     finally:
         subprocess.run(["umount", str(home)], check=True)
+
+
+async def test_a_root_without_an_image_stays_while_it_is_used(
+    store: ImageStore, make_store: MakeStore, tmp_path: Path
+) -> None:
+    real = await store.ensure("busybox", PullPolicy.MISSING, no_report)
+    (tmp_path / "root").write_bytes(b"a root")
+    adopted = store.adopt_rootfs(tmp_path / "root", "squashfs", "sha256:of-it")
+    assert adopted != real.id
+    found = store.rootfs_path(adopted)
+    assert found is not None
+    assert (found.path.read_bytes(), found.fstype) == (b"a root", "squashfs")
+    (tmp_path / "root").write_bytes(b"a root")
+    assert store.adopt_rootfs(tmp_path / "root", "squashfs", "sha256:of-it") == adopted
+    with pytest.raises(ValueError, match="no kind"):
+        store.adopt_rootfs(tmp_path / "root", "../x", "sha256:of-it")
+    again = make_store()
+    await again.prune(used=[adopted], everything=True)
+    assert again.rootfs_path(adopted) == found
+    await again.prune()
+    assert again.rootfs_path(adopted) is None

@@ -9,7 +9,7 @@ from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError
 from hutch.process import which
 from hutch.service import flatten
-from hutch.service.flatten import _name, _node
+from hutch.service.flatten import json_name, node_of
 
 SIZE = 8 << 20
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is n
 
 
 def chained(files: list[Path], base: Path) -> str:
-    node = _node(base, "raw")
+    node = node_of(base, "raw")
     for path in reversed(files):
-        node = _node(path, "qcow2", node)
-    return _name(node)
+        node = node_of(path, "qcow2", node)
+    return json_name(node)
 
 
 def write(files: list[Path], base: Path, *commands: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +38,7 @@ class TinyImages:
         self.config = ImageConfig(command=["sleep", "1000"], env={"PATH": "/bin"})
         self.fail: HutchError | None = None
         self.asked: list[str] = []
+        self.adopted: dict[str, Path] = {}
 
     async def ensure(self, reference: str, pull: PullPolicy, report: Report) -> Image:
         self.asked.append(reference)
@@ -49,7 +51,13 @@ class TinyImages:
         return ImageInfo(IMAGE_ID, ["busybox"], "amd64", None, 4, [], self.config)
 
     def rootfs_path(self, image_id: str) -> RootFs | None:
-        return RootFs(self.path, "squashfs", 4) if self.path.exists() else None
+        path = self.adopted.get(image_id, self.path)
+        return RootFs(path, "squashfs", 4) if path.exists() else None
+
+    def adopt_rootfs(self, path: Path, fstype: str, digest: str) -> str:
+        image_id = "sha256:" + hashlib.sha256(digest.encode()).hexdigest()
+        self.adopted[image_id] = path.replace(self.path.with_name(f"adopted-{len(self.adopted)}"))
+        return image_id
 
 
 class TinyKernels:

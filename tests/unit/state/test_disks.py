@@ -8,6 +8,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.models import SnapshotInfo, SnapshotKind
+from hutch.state.base import LayerRow
 from hutch.state.sqlite import SqliteStore
 
 
@@ -49,6 +50,15 @@ async def test_a_snapshot_is_half_made_until_it_is_ready(store: SqliteStore) -> 
     assert (done.info.disk_bytes, done.ready, done.layer) == (7, True, "ly_1")
     assert [row.ready for row in await store.snapshots()] == [True, False]
     assert (await store.snapshots())[0] == done
+
+
+async def test_a_layer_of_its_own_is_on_record_with_it(store: SqliteStore) -> None:
+    layer = LayerRow("ly_9", None, None, "2026-01-01T00:00:00Z")
+    await store.add_snapshot(snapshot("sn_1", "before"), layer.id, new=layer)
+    assert await store.layers() == [layer]
+    with pytest.raises(HutchError):
+        await store.add_snapshot(snapshot("sn_2", "before"), "ly_8", new=replace(layer, id="ly_8"))
+    assert await store.layers() == [layer]
 
 
 async def test_names_of_snapshots_are_unique_and_freed(store: SqliteStore) -> None:

@@ -3,6 +3,7 @@
 For working in one sandbox there is sandbox.py.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -22,7 +23,7 @@ from hutch.models import (
     to_json,
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
-from hutch.sdk.aio.transport import Transport
+from hutch.sdk.aio.transport import Transport, file_pieces, write_file
 from hutch.sdk.http1 import Query, broken, quote
 from hutch.settings import Settings
 
@@ -246,6 +247,34 @@ class AsyncSnapshots:
         body = {"keep": keep, "sandbox": sandbox}
         answer = await self._transport.request("POST", "/v1/snapshots/gc", json=body)
         return from_json(Removed, await answer.json())
+
+    async def export(self, ref: str, local: str | os.PathLike[str]) -> int:
+        """Write a snapshot into one local file, for `load` on any host; returns its bytes.
+
+        The file appears whole or not at all, readable by its owner alone.
+        """
+        return await write_file(local, self.stream(ref), name=f"{ref}.hutch", mode=0o600)
+
+    async def stream(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield the file that `export` writes, as it comes."""
+        answer = await self._transport.request("GET", f"/v1/snapshots/{quote(ref)}/export")
+        try:
+            async for piece in answer:
+                yield piece
+        finally:
+            await answer.close()
+
+    async def load(
+        self,
+        source: str | os.PathLike[str] | AsyncIterator[bytes],
+        *,
+        name: str | None = None,
+    ) -> SnapshotInfo:
+        """Take in an exported snapshot: a local file, or its bytes as they come."""
+        body = source if isinstance(source, AsyncIterator) else file_pieces(source)
+        path = "/v1/snapshots/import"
+        answer = await self._transport.request("POST", path, {"name": name}, body=body)
+        return from_json(SnapshotInfo, await answer.json())
 
 
 class AsyncClient:

@@ -10,6 +10,7 @@ import json as jsonlib
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -316,17 +317,17 @@ async def file_pieces(path: str | os.PathLike[str]) -> AsyncIterator[bytes]:
 
 
 async def write_file(
-    path: str | os.PathLike[str], pieces: AsyncIterator[bytes], *, name: str
+    path: str | os.PathLike[str], pieces: AsyncIterator[bytes], *, name: str, mode: int = 0o666
 ) -> int:
     """Write a local file (in a directory: `name` in it); returns its bytes.
 
-    It appears whole or not at all.
+    It appears whole or not at all. `mode` are its permissions, less what the umask takes.
     """
     target = await in_thread(_target, Path(path), name)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     size = 0
     try:
-        with await in_thread(part.open, "wb") as file:
+        with await in_thread(open, part, "wb", opener=partial(os.open, mode=mode)) as file:
             async for piece in pieces:
                 await in_thread(file.write, piece)
                 size += len(piece)

@@ -4,6 +4,7 @@
 For working in one sandbox there is sandbox.py.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -24,7 +25,7 @@ from hutch.models import (
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.http1 import Query, broken, quote
-from hutch.sdk.sync.transport import Transport
+from hutch.sdk.sync.transport import Transport, file_pieces, write_file
 from hutch.settings import Settings
 
 OnProgress = Callable[[Progress], None]
@@ -243,6 +244,33 @@ class Snapshots:
         body = {"keep": keep, "sandbox": sandbox}
         answer = self._transport.request("POST", "/v1/snapshots/gc", json=body)
         return from_json(Removed, answer.json())
+
+    def export(self, ref: str, local: str | os.PathLike[str]) -> int:
+        """Write a snapshot into one local file, for `load` on any host; returns its bytes.
+
+        The file appears whole or not at all, readable by its owner alone.
+        """
+        return write_file(local, self.stream(ref), name=f"{ref}.hutch", mode=0o600)
+
+    def stream(self, ref: str) -> Iterator[bytes]:
+        """Yield the file that `export` writes, as it comes."""
+        answer = self._transport.request("GET", f"/v1/snapshots/{quote(ref)}/export")
+        try:
+            yield from answer
+        finally:
+            answer.close()
+
+    def load(
+        self,
+        source: str | os.PathLike[str] | Iterator[bytes],
+        *,
+        name: str | None = None,
+    ) -> SnapshotInfo:
+        """Take in an exported snapshot: a local file, or its bytes as they come."""
+        body = source if isinstance(source, Iterator) else file_pieces(source)
+        path = "/v1/snapshots/import"
+        answer = self._transport.request("POST", path, {"name": name}, body=body)
+        return from_json(SnapshotInfo, answer.json())
 
 
 class Client:

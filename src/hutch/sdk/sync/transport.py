@@ -7,6 +7,7 @@ again when it has gone away since. Safe for several threads.
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,18 @@ def file_pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield data
 
 
-def write_file(path: str | os.PathLike[str], pieces: Iterable[bytes], *, name: str) -> int:
+def write_file(
+    path: str | os.PathLike[str], pieces: Iterable[bytes], *, name: str, mode: int = 0o666
+) -> int:
     """Write a local file (in a directory: `name` in it); returns its bytes.
 
-    It appears whole or not at all.
+    It appears whole or not at all. `mode` are its permissions, less what the umask takes.
     """
     target = Path(path) / name if os.path.isdir(path) else Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     size = 0
     try:
-        with part.open("wb") as file:
+        with open(part, "wb", opener=partial(os.open, mode=mode)) as file:
             for piece in pieces:
                 file.write(piece)
                 size += len(piece)

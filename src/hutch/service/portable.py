@@ -1,0 +1,222 @@
+"""The format of a snapshot in one file, written and read as a stream.
+
+After a magic word and the format's number comes one zstd frame; the last 32 bytes are the SHA-256
+of all before them. In the frame: the manifest as JSON, then each member as pieces of data with
+their offsets, so that holes take nothing. What is read is trusted in nothing: sizes are bounded by
+what the manifest declares, and that by its caller. It must not know what the members are.
+"""
+
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import zstandard
+
+from hutch.engine.memories import extents
+from hutch.errors import HutchError, error
+from hutch.service.manifest import digest_of
+
+MAGIC: Final = b"hutch-snapshot\n"
+FORMAT: Final = 1
+
+_HEAD: Final = struct.Struct(">15sB")
+_LENGTH: Final = struct.Struct(">I")
+_PIECE: Final = struct.Struct(">QI")
+"""Offset and length of a piece; one of length 0 at the member's size ends it."""
+
+_CHUNK: Final = 1 << 20
+_MANIFEST_MAX: Final = 4 << 20
+_WINDOW_MAX: Final = 32 << 20
+_SEAL: Final = hashlib.sha256().digest_size
+_LEVEL: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in the stream: its name, its whole size with holes, and its `digest_of`."""
+
+    name: str
+    size: int
+    digest: str
+
+
+def member_of(name: str, path: Path) -> Member:
+    """Describe a file as a member. Blocking. Raises OSError."""
+    return Member(name, path.stat().st_size, digest_of(path))
+
+
+def write(manifest: Mapping[str, Any], members: Sequence[tuple[Member, Path]]) -> Iterator[bytes]:
+    """Yield the stream, piece by piece. Blocking. Raises OSError.
+
+    `manifest` are JSON values, to which the members are added. A file that is shorter than its
+    member says raises OSError; other changes show when the stream is read.
+    """
+    seal = hashlib.sha256()
+    packer = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+
+    def sealed(data: bytes) -> bytes:
+        seal.update(data)
+        return data
+
+    yield sealed(_HEAD.pack(MAGIC, FORMAT))
+    listed = [{"name": m.name, "size": m.size, "digest": m.digest} for m, _ in members]
+    text = json.dumps({**manifest, "members": listed}).encode()
+    for data in (_LENGTH.pack(len(text)), text):
+        yield sealed(packer.compress(data))
+    for member, path in members:
+        for data in _pieces(member, path):
+            if packed := packer.compress(data):
+                yield sealed(packed)
+    yield sealed(packer.flush())
+    yield seal.digest()
+
+
+def _pieces(member: Member, path: Path) -> Iterator[bytes]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for start, length in extents(fd, member.size):
+            for at in range(start, start + length, _CHUNK):
+                data = os.pread(fd, min(_CHUNK, start + length - at), at)
+                if data.count(0) != len(data):
+                    yield _PIECE.pack(at, len(data)) + data
+    finally:
+        os.close(fd)
+    yield _PIECE.pack(member.size, 0)
+
+
+class Reader:
+    """A stream in a file, read from its beginning: first the manifest, then its members in order.
+
+    Blocking. All raises snapshot_damaged for what is not whole or not as declared.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Check the seal and read the manifest. Raises snapshot_incompatible for other formats."""
+        check_seal(file)
+        unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+        body = _Bounded(file, file.seek(0, os.SEEK_END) - _SEAL, _HEAD.size)
+        self._body = unpacker.stream_reader(cast("BinaryIO", body), read_size=_CHUNK)
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        if length > _MANIFEST_MAX:
+            raise unreadable("its manifest is too long")
+        try:
+            self.manifest = json.loads(self._read(length))
+            listed = self.manifest["members"]
+            self.members = [Member(str(m["name"]), m["size"], str(m["digest"])) for m in listed]
+        except (ValueError, KeyError, TypeError, RecursionError) as cause:
+            raise unreadable("its manifest is not readable") from cause
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise unreadable("it names a member twice")
+        if any(type(m.size) is not int or not 0 <= m.size < 1 << 62 for m in self.members):
+            raise unreadable("it has a member of an impossible size")
+
+    def extract(self, member: Member, target: Path, room: Callable[[], None]) -> None:
+        """Write the next member into a new file, and check its digest.
+
+        `room` is called as it grows, and raises when there is no more room. Raises OSError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(target, flags, 0o600)
+        try:
+            os.ftruncate(fd, member.size)
+            end = 0
+            while True:
+                start, length = _PIECE.unpack(self._read(_PIECE.size))
+                if length > _CHUNK or start < end or start + length > member.size:
+                    raise unreadable(f"{member.name} is not as it was declared")
+                if length == 0:
+                    break
+                room()
+                _write_all(fd, self._read(length), start)
+                end = start + length
+            if start != member.size:
+                raise unreadable(f"{member.name} is not as long as it was declared")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if digest_of(target) != member.digest:
+            raise unreadable(f"{member.name} is not what was exported")
+
+    def finish(self) -> None:
+        """Make sure that nothing comes after the last member."""
+        if self._some(1):
+            raise unreadable("it goes on after its end")
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self._some(size - len(data))
+            if not more:
+                raise unreadable("it ends too early")
+            data += more
+        return data
+
+    def _some(self, size: int) -> bytes:
+        try:
+            return self._body.read(size)
+        except (zstandard.ZstdError, MemoryError) as cause:
+            raise unreadable("it cannot be decompressed") from cause
+
+
+class _Bounded(io.RawIOBase):
+    """The bytes of a file from `start` up to `end`."""
+
+    def __init__(self, file: BinaryIO, end: int, start: int) -> None:
+        super().__init__()
+        self._file = file
+        self._end = end
+        file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._end - self._file.tell())
+        return self._file.read(left if size is None or size < 0 else min(size, left))
+
+
+def check_seal(file: BinaryIO) -> None:
+    """Make sure that a file is whole, and of a format that is known here. Blocking.
+
+    Raises snapshot_damaged, snapshot_incompatible.
+    """
+    left = file.seek(0, os.SEEK_END) - _SEAL
+    file.seek(0)
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(MAGIC):
+        raise unreadable("it is no snapshot")
+    if head[-1] != FORMAT:
+        raise error(
+            "snapshot_incompatible",
+            f"the file has format {head[-1]}, not {FORMAT}",
+            hint="import it with the version of Hutch that exported it",
+        )
+    seal = hashlib.sha256(head)
+    left -= len(head)
+    while left > 0 and (data := file.read(min(left, _CHUNK))):
+        seal.update(data)
+        left -= len(data)
+    if left != 0 or file.read(_SEAL + 1) != seal.digest():
+        raise unreadable("it is not whole, or was changed")
+
+
+def unreadable(why: str) -> HutchError:
+    """Return the error for a file that is not what was exported."""
+    return error(
+        "snapshot_damaged",
+        f"the file cannot be imported: {why}",
+        hint="export the snapshot again, and copy the file anew",
+    )
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

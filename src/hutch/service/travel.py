@@ -1,0 +1,325 @@
+"""Snapshots that leave a host as one file and come to another: what is in it, what is believed.
+
+A disk travels whole, so that nothing of the host's own is below it; the root file system comes
+along for where the image is not. It must not know of records: nothing here is entered anywhere.
+"""
+
+import contextlib
+import dataclasses
+import re
+import shutil
+import types
+import typing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from hutch.engine.base import Frozen, MachineType
+from hutch.errors import HutchError, error
+from hutch.images.base import RootFs
+from hutch.models import SnapshotKind, from_json, to_json
+from hutch.service.diskimage import write_image
+from hutch.service.layers import Layers
+from hutch.service.manifest import (
+    FORMAT,
+    Manifest,
+    check_files,
+    damaged,
+    digest_of,
+    read_manifest,
+)
+from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id
+from hutch.service.parts import Parts, host_errors
+from hutch.service.portable import Member, Reader, member_of, unreadable, write
+from hutch.service.recipe import file_identity
+from hutch.settings import GIB, MIB
+from hutch.state.base import SnapshotRow
+from hutch.tasks import in_thread, settle_in_thread
+
+DISK: Final = "disk"
+ROOT: Final = "root"
+LOGS: Final = "logs"
+"""The directory in a snapshot's with the logs of the programs that are in it."""
+
+UPLOAD: Final = "upload"
+
+_LOG = re.compile(r"logs/[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}\.log")
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+_FSTYPES: Final = ("squashfs", "erofs")
+_MEMBERS_MAX: Final = 4096
+_CPUS_MAX: Final = 1024
+_SMALL_MAX: Final = GIB  # device state, one log
+_SIZE_MAX: Final = 1 << 45
+_ROUNDING: Final = MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What was in a file and is unpacked beside it now: the manifest as it came, disk and root."""
+
+    manifest: Manifest
+    disk: Path
+    root: Path
+    root_digest: str
+    fstype: str
+
+
+class Travel:
+    """Writes the files that snapshots travel in, and unpacks them."""
+
+    def __init__(self, parts: Parts, layers: Layers) -> None:
+        self._parts = parts
+        self._layers = layers
+
+    # ---- out
+
+    async def export(self, row: SnapshotRow) -> AsyncIterator[bytes]:
+        """Yield the file of a snapshot that stays as it is meanwhile.
+
+        Raises snapshot_damaged, image_not_found, tool_missing, disk_full before the first piece.
+        """
+        places, name = self._parts.places, row.info.name
+        # Without a row: what a crash leaves of it is removed at the next start.
+        scratch = places.snapshots / new_id(SNAPSHOT_PREFIX)
+        directory = places.snapshot(row.info.id)
+        try:
+            with host_errors():
+                await settle_in_thread(scratch.mkdir, mode=0o700, parents=True)
+                manifest = await in_thread(read_manifest, directory, name)
+                root = await in_thread(self._parts.images.rootfs_path, manifest.info.image_id)
+                if root is None:
+                    raise error(
+                        "image_not_found",
+                        f"the image {row.info.image} of the snapshot {name} is gone",
+                        hint=f"get it back with `hutch image pull {row.info.image}`",
+                    )
+                disk = scratch / DISK
+                await self._whole_disk(row, manifest, disk)
+                files = {DISK: disk, ROOT: root.path}
+                members = await in_thread(_members, manifest, directory, files)
+            head = {"snapshot": to_json(manifest), "fstype": root.fstype}
+            pieces = write(head, members)
+            while (piece := await settle_in_thread(_next, pieces)) is not None:
+                yield piece
+        finally:
+            await settle_in_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _whole_disk(self, row: SnapshotRow, manifest: Manifest, target: Path) -> None:
+        if row.layer is None:
+            raise damaged(row.info.name, "its disk is gone")
+        rows = self._layers.chain(row.layer)
+        template = rows[-1].template
+        base = await self._parts.base_disk(self._parts.settings.home, manifest.info.disk)
+        await write_image(
+            [self._layers.path(each.id) for each in rows],
+            self._parts.places.template_disk(template) if template is not None else None,
+            base,
+            target,
+        )
+
+    # ---- in
+
+    async def receive(self, pieces: AsyncIterator[bytes], directory: Path) -> Path:
+        """Write a file that comes in pieces into a directory. Raises disk_full."""
+        path = directory / UPLOAD
+        with host_errors():
+            with await in_thread(open, path, "xb") as file:
+                async for piece in pieces:
+                    await settle_in_thread(self._room)
+                    await settle_in_thread(file.write, piece)
+        return path
+
+    def unpack(self, path: Path, directory: Path) -> Arrived:
+        """Check a file and unpack it into its snapshot's directory. Blocking.
+
+        Raises snapshot_damaged, snapshot_incompatible, disk_full.
+        """
+        with host_errors(), open(path, "rb") as file:
+            return _unpack(file, directory, self._room)
+
+    def settle_root(self, arrived: Arrived) -> tuple[str, RootFs]:
+        """Return the image that its root is of here, and that root. Blocking. Raises OSError.
+
+        The image of that id if its root says the same; else what came along, by an id of its own:
+        a file from elsewhere never passes for an image.
+        """
+        images, image_id = self._parts.images, arrived.manifest.info.image_id
+        found = images.rootfs_path(image_id)
+        if found is not None and _same_root(found, arrived):
+            return image_id, found
+        image_id = images.adopt_rootfs(arrived.root, arrived.fstype, arrived.root_digest)
+        found = images.rootfs_path(image_id)
+        if found is None:
+            raise error("image_not_found", "the root file system that came along was removed")
+        return image_id, found
+
+    def _room(self) -> None:
+        places = self._parts.places
+        if shutil.disk_usage(places.snapshots).free <= self._parts.settings.disk_reserve:
+            raise error(
+                "disk_full",
+                f"{places.home}: there is no room for the snapshot",
+                hint="free some space, for example with `hutch snapshot rm`",
+            )
+
+
+def at_home(manifest: Manifest, image_id: str, root: RootFs, base: Path) -> Manifest:
+    """Return a manifest of another host as one of this host, by whose files it is restored.
+
+    Blocking. Raises OSError.
+    """
+    needs = manifest.needs
+    if needs is not None:
+        # Their contents are the same: the root was compared, and of the base nothing shows.
+        files = {"root": file_identity(root.path), "base": file_identity(base)}
+        needs = dataclasses.replace(needs, files=files)
+    return dataclasses.replace(
+        manifest,
+        snapshot=dataclasses.replace(manifest.snapshot, image_id=image_id, parent=None),
+        info=dataclasses.replace(manifest.info, image_id=image_id),
+        needs=needs,
+    )
+
+
+def _same_root(found: RootFs, arrived: Arrived) -> bool:
+    return found.fstype == arrived.fstype and digest_of(found.path) == arrived.root_digest
+
+
+def _members(
+    manifest: Manifest, directory: Path, files: Mapping[str, Path]
+) -> Sequence[tuple[Member, Path]]:
+    members = [(member_of(name, path), path) for name, path in files.items()]
+    if manifest.snapshot.kind is SnapshotKind.FULL:
+        frozen = Frozen(directory, manifest.info.memory)
+        check_files(manifest, frozen)
+        for path in (frozen.state, frozen.image):
+            size, digest = path.stat().st_size, manifest.digests[path.name]
+            members.append((Member(path.name, size, digest), path))
+    for path in sorted((directory / LOGS).glob("*.log")):
+        if _LOG.fullmatch(name := f"{LOGS}/{path.name}"):
+            members.append((member_of(name, path), path))
+    return members
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    return next(pieces, None)
+
+
+def _unpack(file: BinaryIO, directory: Path, room: typing.Callable[[], None]) -> Arrived:
+    reader = Reader(file)
+    manifest = _believed(reader.manifest.get("snapshot"))
+    fstype = reader.manifest.get("fstype")
+    if fstype not in _FSTYPES:
+        raise unreadable("its root file system is of no known kind")
+    limits = _limits(manifest, directory)
+    _check_members(reader.members, manifest, limits)
+    digests: dict[str, str] = {}
+    for member in reader.members:
+        target = directory / (f"{member.name}.part" if member.name in (DISK, ROOT) else member.name)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        reader.extract(member, target, room)
+        digests[member.name] = member.digest
+    reader.finish()
+    root, disk = directory / f"{ROOT}.part", directory / f"{DISK}.part"
+    return Arrived(manifest, disk, root, digests[ROOT], fstype)
+
+
+def _limits(manifest: Manifest, directory: Path) -> Mapping[str, range]:
+    """Return the sizes that each member that must be there may have."""
+    disk = manifest.info.disk
+    limits = {DISK: range(disk - _ROUNDING, disk + _ROUNDING), ROOT: range(1, _SIZE_MAX)}
+    if manifest.snapshot.kind is SnapshotKind.FULL:
+        frozen = Frozen(directory, memory := manifest.info.memory)
+        limits |= {
+            frozen.state.name: range(1, _SMALL_MAX),
+            frozen.image.name: range(memory, memory + 1),
+        }
+    return limits
+
+
+def _check_members(
+    members: Sequence[Member], manifest: Manifest, limits: Mapping[str, range]
+) -> None:
+    """Refuse names, sizes and digests that are not those of a snapshot. Raises snapshot_damaged."""
+    if len(members) > _MEMBERS_MAX or limits.keys() - {member.name for member in members}:
+        raise unreadable("its members are not those of a snapshot")
+    for member in members:
+        if member.name in limits:
+            allowed = limits[member.name]
+        elif _LOG.fullmatch(member.name):
+            allowed = range(_SMALL_MAX)
+        else:
+            raise unreadable("it has a member that no snapshot has")
+        if member.size not in allowed:
+            raise unreadable(f"{member.name} has a size that cannot be")
+        if member.name == DISK and member.size % 512:
+            raise unreadable("its disk has a size that cannot be")
+    given = {m.name: m.digest for m in members if m.name in limits and m.name not in (DISK, ROOT)}
+    if given != manifest.digests:
+        raise unreadable("its manifest has other digests")
+
+
+def _believed(body: Any) -> Manifest:
+    """Return a manifest of which every value is of its type and within bounds.
+
+    Raises snapshot_damaged, snapshot_incompatible.
+    """
+    if isinstance(body, dict) and isinstance(body.get("format"), int) and body["format"] != FORMAT:
+        raise error(
+            "snapshot_incompatible",
+            f"the snapshot has format {body['format']}, not {FORMAT}",
+            hint="import it with the version of Hutch that exported it",
+        )
+    try:
+        manifest = from_json(Manifest, body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise unreadable("its manifest is not readable") from cause
+    snapshot, info = manifest.snapshot, manifest.info
+    if not _conforms(Manifest, manifest):
+        raise unreadable("its manifest has a value of a wrong type")
+    full = snapshot.kind is SnapshotKind.FULL
+    with contextlib.suppress(HutchError):
+        check_name(snapshot.name, "snapshot", SNAPSHOT_PREFIX)
+        check_name(snapshot.sandbox_name)
+        fits = (
+            0 < info.cpus <= _CPUS_MAX
+            and 0 < info.memory < _SIZE_MAX
+            and 0 < info.disk < _SIZE_MAX
+            and (snapshot.cpus, snapshot.memory, snapshot.disk)
+            == (info.cpus, info.memory, info.disk)
+            and _IMAGE_ID.fullmatch(info.image_id) is not None
+            and 0 <= manifest.generation < 1 << 62
+            and (manifest.needs is not None) is full
+            and (not full or snapshot.machine in set(MachineType))
+        )
+        if fits:
+            return manifest
+    raise unreadable("its manifest has a value that cannot be")
+
+
+def _conforms(hint: Any, item: Any) -> bool:
+    """Tell whether a value is of its declared type, in all its parts."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_conforms(each, item) for each in args)
+    if origin is list:
+        return isinstance(item, list) and all(_conforms(args[0], each) for each in item)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(item, dict) and all(
+            _conforms(args[0], key) and _conforms(args[1], each) for key, each in item.items()
+        )
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return isinstance(item, typing.cast(type, hint)) and all(
+            _conforms(hints[each.name], getattr(item, each.name))
+            for each in dataclasses.fields(hint)
+        )
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return isinstance(item, hint)
+    if hint is float:
+        return type(item) in (int, float)
+    return type(item) is hint
