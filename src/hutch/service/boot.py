@@ -21,7 +21,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.service.capacity import Need, boot_need, clone_need
 from hutch.service.parts import Parts
-from hutch.tasks import in_thread, settle_in_thread
+from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Boots:
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
             machine = await order.start(order.spec)
             undo.push_async_callback(order.record, None)
-            undo.push_async_callback(machine.kill)
+            undo.push_async_callback(lambda: settle(machine.kill()))
             await order.record(machine.record.to_json())
             guest = await self._reach(machine, deadline)
             undo.push_async_callback(guest.close)
@@ -127,6 +127,9 @@ class Boots:
 
     async def remove_directory(self, directory: Path) -> None:
         """Remove a VM's directory, and end what still serves the sockets in it."""
+        await settle(self._remove(directory))
+
+    async def _remove(self, directory: Path) -> None:
         await self._parts.engine.discard(directory)
         await in_thread(_remove_tree, directory)
 

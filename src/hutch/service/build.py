@@ -22,7 +22,7 @@ from hutch.service.boot import STALL_SHARE, Boots, Order
 from hutch.service.parts import TEMPLATE_DISK, Parts
 from hutch.service.recipe import DISK_SERIAL, ROOT_SERIAL, Recipe, machine_spec
 from hutch.service.templates import Built, Site
-from hutch.tasks import settle_in_thread
+from hutch.tasks import settle, settle_in_thread
 
 NOBODY = "template"
 """The host name of a machine that is nobody's yet."""
@@ -70,12 +70,17 @@ class Builder:
             try:
                 failure = await self._freeze(machine, guest, recipe, site)
             finally:
-                await machine.kill()
-                await self._boots.remove_directory(spec.directory)
+                await settle(self._end(machine))
         if TemplatePoint.FRESH not in site.directories:
             # Nothing was ever written to it: clones bring their own.
             await settle_in_thread(disk.unlink)
         return Built(machine.record.machine, failure)
+
+    async def _end(self, machine: Machine) -> None:
+        try:
+            await machine.kill()
+        finally:
+            await self._boots.remove_directory(machine.record.directory)
 
     async def _freeze(
         self, machine: Machine, guest: Guest, recipe: Recipe, site: Site

@@ -14,7 +14,15 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +45,7 @@ from hutch.service.templatefile import (
     remove_but_disk,
     write_manifest,
 )
-from hutch.tasks import in_thread, settle_in_thread
+from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +227,9 @@ class Templates:
                 raise
             finally:
                 self._numbers.add(number)  # its VM is gone
-                for point in keys.keys() - made.keys():
-                    await self._parts.engine.drop(Frozen(directories[point], recipe.memory))
-                    await settle_in_thread(shutil.rmtree, directories[point], ignore_errors=True)
+                # Where all are made, nothing may be awaited before they are on the shelf.
+                if unmade := [directories[point] for point in keys.keys() - made.keys()]:
+                    await settle(self._discard(unmade, recipe.memory))
         if built.failure is not None:
             self._fail(keys[TemplatePoint.BARE].digest, recipe, built.failure)
         for template in made.values():
@@ -230,6 +238,11 @@ class Templates:
             self._emit("template.built", template, seconds=seconds)
         await self._keep_budget([template.id for template in made.values()])
         return made[_last(made)]
+
+    async def _discard(self, directories: Iterable[Path], memory: int) -> None:
+        for directory in directories:
+            await self._parts.engine.drop(Frozen(directory, memory))
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _shelve(self, template: Template, used: float) -> None:
         self._shelf[template.id] = template

@@ -1,5 +1,6 @@
 """Building a template: what is done before the freeze, and by whom."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,26 @@ async def test_a_builder_that_does_not_come_up_is_told_as_such(farm: World) -> N
     assert "a template of busybox" in failure.message
     assert farm.leftovers() == []
     assert farm.templates() == []
+
+
+async def test_one_that_is_cancelled_while_its_vm_is_removed_still_leaves_nothing(
+    farm: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing, go_on = asyncio.Event(), asyncio.Event()
+    discard = farm.engine.discard
+
+    async def slow_discard(directory: Path) -> None:
+        removing.set()
+        await go_on.wait()
+        await discard(directory)
+
+    monkeypatch.setattr(farm.engine, "discard", slow_discard)
+    async with farm.service() as service:
+        async with asyncio.TaskGroup() as group:
+            building = group.create_task(service.templates.build(spec(), no_report))
+            await removing.wait()
+            building.cancel()
+            go_on.set()
+        assert building.cancelled()
+        assert farm.leftovers() == []
+        assert farm.templates() == []
