@@ -148,10 +148,17 @@ CODES: dict[str, ErrorRow] = {
     "snapshot_incompatible": ErrorRow(
         Conflict, 409, "a snapshot was made on a host, or by a version, that does not fit"
     ),
+    "checkpoint_not_found": ErrorRow(NotFound, 404, "the sandbox has no such checkpoint"),
+    "wrong_key": ErrorRow(
+        InvalidInput, 403, "a snapshot is encrypted, with another key than the one given, if any"
+    ),
     "pool_not_found": ErrorRow(NotFound, 404, "no pool of that image"),
     "path_not_found": ErrorRow(NotFound, 404, "no such file or directory in the sandbox"),
     "name_taken": ErrorRow(Conflict, 409, "another sandbox has that name"),
     "wrong_state": ErrorRow(Conflict, 409, "the sandbox is not in a state that allows this"),
+    "sandbox_restored": ErrorRow(
+        Conflict, 409, "the sandbox was put back to a checkpoint while this was under way"
+    ),
     "in_use": ErrorRow(Conflict, 409, "the object is used by a sandbox"),
     "exec_taken": ErrorRow(Conflict, 409, "another client has attached to this exec"),
     # host
