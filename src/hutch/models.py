@@ -148,7 +148,8 @@ class SandboxInfo:
 
     `template` is the one that it first began as a clone of (None: it booted cold). `origin` is the
     id of the snapshot that it was restored from, or of the sandbox that it was forked from.
-    `boot_seconds` is how long its last start took.
+    `boot_seconds` is how long its last start took. `undone_to` is the checkpoint that it
+    was last put back to, which is of `undone_since`, and `undone_at` when that was.
     """
 
     id: str
@@ -189,6 +190,9 @@ class SandboxInfo:
     origin: str | None = None
     idle_timeout: float = 0.0
     idle_action: IdleAction = IdleAction.PAUSE
+    undone_to: str | None = None
+    undone_since: str | None = None
+    undone_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,8 @@ class TtySize:
 class ExecSpec:
     """A program to run in a sandbox.
 
-    None means the sandbox's own value; `timeout` is seconds, 0 for none.
+    None means the sandbox's own value; `timeout` is seconds, 0 for none. With `checkpoint` one is
+    taken before, for `undo`.
     """
 
     argv: list[str]
@@ -214,6 +219,7 @@ class ExecSpec:
     stdin: bool = False
     detached: bool = False
     timeout: float = 0.0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,9 +362,10 @@ class SnapshotInfo:
 
     `sandbox_id` and `sandbox_name` are its source's, which may be gone. `parent` is the one taken
     before it that it was made on top of; `checkpoint` tells one that `hutch checkpoint` or an exec
-    took, with the `command` that came after it. `engine_version`, `machine`, `accelerator` and
-    `tsc_khz` are what a host must have to restore it. `disk_bytes` is what it takes on disk, its
-    memory (`memory_bytes` of that) included; layers of disk that others use, too, are not counted.
+    took, with a `message` or the `command` that came after it. `engine_version`, `machine`,
+    `accelerator` and `tsc_khz` are what a host must have to restore it. `disk_bytes` is what it
+    takes on disk, its memory (`memory_bytes` of that) included; layers of disk that others use,
+    too, are not counted.
     """
 
     id: str
@@ -385,6 +392,7 @@ class SnapshotInfo:
     disk_bytes: int = 0
     memory_bytes: int = 0
     pause_seconds: float = 0.0
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

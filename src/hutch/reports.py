@@ -1,4 +1,4 @@
-"""What is told of use, health and events: of sandboxes, their processes, the host and the daemon.
+"""What is told of use, health, history: of sandboxes, their processes, the host and the daemon.
 
 Values that cross the API, as those of `hutch.models`, and as light: no imports but that and the
 standard library.
@@ -7,7 +7,7 @@ standard library.
 from dataclasses import dataclass, field
 from typing import Any
 
-from hutch.models import SandboxState
+from hutch.models import SandboxState, SnapshotInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +132,15 @@ class Event:
     subject: str
     name: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A snapshot that `undo` can go back to.
+
+    `number` says how far back it is: 1 is the last one, 0 the one that the sandbox was just put
+    back to. None: it is of what was undone, and gone when the next one is taken.
+    """
+
+    number: int | None
+    snapshot: SnapshotInfo

@@ -249,6 +249,12 @@ SETTINGS: tuple[Setting, ...] = (
         "pause",
         "pause, park (its memory goes to disk) or stop",
     ),
+    _row(
+        "checkpoint_keep",
+        counted(1),
+        20,
+        "checkpoints kept for each sandbox; the oldest go when there are more",
+    ),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
     _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
     _row("log_files", counted(1), 3, "rotated log files kept for each log"),
@@ -304,6 +310,7 @@ class Settings:
     stop_timeout: float
     idle_timeout: float
     idle_action: str
+    checkpoint_keep: int
     exec_orphan_grace: float
     log_size: int
     log_files: int

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,12 +31,19 @@ _RECORD: Final = struct.Struct("<BBHIqQ")
 PIECE: Final = 64 << 10
 """Bytes of one record at most."""
 
+_OFFSETS: Final = struct.Struct("<QQ")
+"""The offsets of channels 1 and 2, as the data of a record."""
+
 _BATCH: Final = 4 * PIECE
 
 
 class _Kind(IntEnum):
     DATA = 1
     RUN = 2  # a new run of the program: its offsets begin at 0 again
+    BACK = 3  # the program was put back in time: its offsets go on at those in the data
+
+
+_KINDS: Final = frozenset(_Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,16 @@ class _Record:
     time_ns: int
     offset: int
     data: bytes
+
+
+def _starts(kind: int, data: bytes) -> dict[int, int] | None:
+    """Return the offsets at which a program's channels begin after a record; None: as before."""
+    if kind == _Kind.RUN:
+        return {1: 0, 2: 0}
+    if kind == _Kind.BACK:
+        one, two = _OFFSETS.unpack(data)
+        return {1: one, 2: two}
+    return None
 
 
 def log_files(directory: Path, name: str) -> list[tuple[int, Path]]:
@@ -113,7 +131,7 @@ class LogWriter:
         _, self.ends[1], self.ends[2] = _HEAD.unpack(head)
         for record, end in _scan(fd, _HEAD.size):
             self._position = end
-            self._count(record.kind, record.channel, record.offset, len(record.data))
+            self._count(record.kind, record.channel, record.offset, record.data)
         os.ftruncate(fd, self._position)
         return True
 
@@ -131,6 +149,12 @@ class LogWriter:
         """Note that the program starts anew: offsets begin at 0."""
         with self._lock:
             self._write(_Kind.RUN, 0, 0, 0, b"")
+
+    def put_back(self, ends: Mapping[int, int]) -> None:
+        """Note that the program was put back to when its channels had come to `ends`."""
+        with self._lock:
+            if self.ends != ends:
+                self._write(_Kind.BACK, 0, 0, time.time_ns(), _OFFSETS.pack(ends[1], ends[2]))
 
     def append(self, channel: int, offset: int, data: bytes, time_ns: int) -> None:
         """Write bytes that begin at `offset`; those that are on record already are left out."""
@@ -152,17 +176,17 @@ class LogWriter:
             self._cut()
             return
         self._position += len(record)
-        self._count(kind, channel, offset, len(data))
+        self._count(kind, channel, offset, data)
 
     def _cut(self) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._position)
 
-    def _count(self, kind: int, channel: int, offset: int, size: int) -> None:
-        if kind == _Kind.RUN:
-            self.ends = {1: 0, 2: 0}
+    def _count(self, kind: int, channel: int, offset: int, data: bytes) -> None:
+        if (starts := _starts(kind, data)) is not None:
+            self.ends = starts
         elif channel in self.ends:
-            self.ends[channel] = offset + size
+            self.ends[channel] = offset + len(data)
 
     def _start_file(self) -> None:
         self._close()
@@ -227,7 +251,7 @@ class LogReader:
                 continue
             start = _HEAD.size
             for record, end in _scan(self._fd, _HEAD.size):
-                if record.kind == _Kind.RUN:
+                if record.kind != _Kind.DATA:
                     start = end
             self._position = start
             head = os.pread(self._fd, _HEAD.size, 0)
@@ -262,8 +286,8 @@ class LogReader:
             self.close()
 
     def _shown(self, record: _Record) -> Iterator[tuple[LogRecord, int]]:
-        if record.kind == _Kind.RUN:
-            self._expected = {1: 0, 2: 0}
+        if (starts := _starts(record.kind, record.data)) is not None:
+            self._expected = starts
             return
         skip, self._skip = self._skip, 0
         expected = self._expected.get(record.channel, record.offset)
@@ -319,7 +343,9 @@ def _parse(block: bytes, at: int) -> tuple[_Record, int] | None:
         return None
     kind, channel, _, size, time_ns, offset = _RECORD.unpack_from(block, at)
     start = at + _RECORD.size
-    if kind not in (_Kind.DATA, _Kind.RUN) or size > PIECE or len(block) - start < size:
+    if kind not in _KINDS or size > PIECE or len(block) - start < size:
+        return None
+    if kind == _Kind.BACK and size != _OFFSETS.size:
         return None
     return _Record(kind, channel, time_ns, offset, block[start : start + size]), start + size
 
@@ -358,6 +384,28 @@ def copy_logs(source: Path, target: Path) -> None:
                 os.link(path, target / path.name)
             else:
                 shutil.copyfile(path, target / path.name)
+
+
+def put_back_logs(saved: Path, logs: Path, *, size: int, files: int) -> None:
+    """Let the logs in `logs` go on from where they were when `copy_logs` made `saved` of them.
+
+    What was written since stays, but the programs know nothing of it. `size` and `files` are as a
+    writer takes them. Raises OSError.
+    """
+    for name in sorted({_name(path) for path in saved.glob("*.log")}):
+        if not log_files(logs, name):
+            logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for _, path in log_files(saved, name):
+                shutil.copyfile(path, logs / path.name)
+            continue
+        then, now = (LogWriter(each, name, size=size, files=files) for each in (saved, logs))
+        try:
+            then.open()
+            now.open()
+            now.put_back(then.ends)
+        finally:
+            then.close()
+            now.close()
 
 
 def _name(path: Path) -> str:

@@ -174,6 +174,24 @@ class Store(Protocol):
     async def set_layer(self, sandbox_id: str, layer_id: str | None) -> SandboxRow:
         """Record which layer on record is the uppermost one of a sandbox."""
 
+    async def add_layer(self, layer: LayerRow) -> None:
+        """Record a layer that no sandbox has yet."""
+
+    async def put_back(
+        self,
+        sandbox_id: str,
+        expected: Sequence[SandboxState],
+        state: SandboxState,
+        *,
+        machine: Mapping[str, Any] | None,
+        layer: str | None,
+        **changes: Any,
+    ) -> SandboxRow:
+        """Give a sandbox another VM and another disk, with what `move` does, all in one step.
+
+        `layer` is on record already. Raises as `move`.
+        """
+
     async def remove_layer(self, layer_id: str) -> None:
         """Forget a layer, if it is on record."""
 

@@ -42,6 +42,10 @@ class DiskRecords(ABC):
 
         return await self._call(work)
 
+    async def add_layer(self, layer: LayerRow) -> None:
+        """Record a layer that no sandbox has yet."""
+        await self._call(lambda db: insert_layer(db, layer))
+
     async def remove_layer(self, layer_id: str) -> None:
         """Forget a layer, if it is on record."""
 

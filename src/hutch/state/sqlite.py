@@ -186,6 +186,24 @@ class SqliteStore(DiskRecords, PoolRecords):
         """Record which layer is the uppermost one of a sandbox. Raises sandbox_not_found."""
         return await self._change(sandbox_id, lambda row: dataclasses.replace(row, layer=layer_id))
 
+    async def put_back(
+        self,
+        sandbox_id: str,
+        expected: Sequence[SandboxState],
+        state: SandboxState,
+        *,
+        machine: Mapping[str, Any] | None,
+        layer: str | None,
+        **changes: Any,
+    ) -> SandboxRow:
+        """Change VM, disk, state and `info` in one step. Raises wrong_state, sandbox_not_found."""
+
+        def change(row: SandboxRow) -> SandboxRow:
+            row = _moved(row, expected, state, changes)
+            return dataclasses.replace(row, machine=machine, layer=layer)
+
+        return await self._change(sandbox_id, change)
+
     async def next_generation(self, sandbox_id: str) -> SandboxRow:
         """Count up the generation."""
         return await self._change(

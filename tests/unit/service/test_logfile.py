@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.service import logfile
-from hutch.service.logfile import PIECE, LogReader, LogWriter, log_files, tail_lines
+from hutch.service.logfile import (
+    PIECE,
+    LogReader,
+    LogWriter,
+    copy_logs,
+    log_files,
+    put_back_logs,
+    tail_lines,
+)
 
 Entry = tuple[int, int, bytes, int]
 
@@ -226,3 +234,38 @@ def test_a_kill_while_a_file_is_begun(tmp_path: Path) -> None:
     log.append(1, 3, b"def", 2)
     log.close()
     assert [entry[2] for entry in everything(tmp_path)] == [b"abc", b"def"]
+
+
+def test_a_program_that_was_put_back_goes_on_where_it_was(tmp_path: Path) -> None:
+    live, saved = tmp_path / "live", tmp_path / "saved"
+    log = writer(live)
+    log.append(1, 0, b"abc", 1)
+    copy_logs(live, saved)
+    log.append(1, 3, b"undone", 2)
+    log.append(2, 0, b"!", 2)
+    log.close()
+    for _ in range(2):  # what is where it was already is left as it is
+        put_back_logs(saved, live, size=1 << 20, files=2)
+    log = writer(live)
+    assert log.ends == {1: 3, 2: 0}
+    log.append(1, 0, b"abcDE", 3)
+    log.close()
+    kept = [(1, 0, b"abc", 0), (1, 3, b"undone", 0), (2, 0, b"!", 0)]
+    assert everything(live) == [*kept, (1, 3, b"DE", 0)]
+    reader = LogReader(live, "main")
+    reader.seek_offset({1: 3, 2: 0})
+    assert read(reader) == [(1, 3, b"DE", 0)]
+    reader.close()
+    assert len(log_files(live, "main")) == 1
+
+
+def test_a_log_that_is_gone_comes_back(tmp_path: Path) -> None:
+    live, saved = tmp_path / "live", tmp_path / "saved"
+    log = writer(live)
+    log.append(1, 0, b"abc", 1)
+    log.close()
+    copy_logs(live, saved)
+    logfile.remove_log(live, "main")
+    put_back_logs(saved, live, size=1 << 20, files=2)
+    put_back_logs(tmp_path / "none", live, size=1 << 20, files=2)
+    assert everything(live) == [(1, 0, b"abc", 0)]

@@ -75,3 +75,11 @@ async def test_what_is_gone_cannot_be_finished(store: SqliteStore) -> None:
     with pytest.raises(HutchError) as caught:
         await store.finish_snapshot(snapshot("sn_1", "before"))
     assert caught.value.code == "snapshot_not_found"
+
+
+async def test_a_layer_that_no_sandbox_has_yet(store: SqliteStore) -> None:
+    layer = LayerRow("ly_9", None, None, "2026-01-01T00:00:00Z")
+    await store.add_layer(layer)
+    assert await store.layers() == [layer]
+    await store.remove_layer("ly_9")
+    assert await store.layers() == []

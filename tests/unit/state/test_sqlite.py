@@ -222,3 +222,18 @@ async def test_a_full_disk(store: SqliteStore) -> None:
 
 def test_migrations_are_numbered_without_a_hole() -> None:
     assert [number for number, _ in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+async def test_another_machine_and_another_disk_in_one_step(store: SqliteStore) -> None:
+    await store.add_sandbox(SPEC, info("sb_1", "one"), slots=5)
+    states = (CREATED, STARTING)
+    for layer_id in ("ly_1", "ly_2"):
+        await store.put_layer("sb_1", layer(layer_id), template=None)
+    row = await store.put_back(
+        "sb_1", states, RUNNING, machine={"pid": 7}, layer="ly_1", undone_to="sn_1"
+    )
+    assert (row.machine, row.layer, row.info.undone_to) == ({"pid": 7}, "ly_1", "sn_1")
+    work = store.put_back("sb_1", states, RUNNING, machine=None, layer="ly_2")
+    assert await code_of(work) == "wrong_state"
+    (found,) = await store.sandboxes()
+    assert (found, found.info.state) == (row, RUNNING)
