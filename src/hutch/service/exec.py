@@ -173,6 +173,10 @@ class SandboxExecs:
         self._logged[MAIN] = self._describe(request, stream.pid)
         return pump
 
+    def begin(self) -> None:
+        """Take note of a machine that was just booted, in which no program runs yet."""
+        self._resumed.set()
+
     def run_main(self) -> None:
         """Let the main process's output flow."""
         if (pump := self._pumps.get(MAIN)) is not None:

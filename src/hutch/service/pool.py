@@ -24,8 +24,8 @@ from hutch.tasks import Scope, in_thread
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS: Final = 0.25
-"""So long no start must have been under way before a member is made."""
+QUIET_SECONDS: Final = 0.5
+"""So long no start must have been under way before a member is made: time for a first program."""
 
 PATIENCE: Final = 10.0
 """After so many seconds of starts without a break a member is made all the same."""

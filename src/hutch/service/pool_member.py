@@ -11,7 +11,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,9 +41,13 @@ ANSWER_SECONDS: Final = 3.0
 """A member that is claimed must have taken its identity by then, or it is thrown away."""
 
 _WARM_SECONDS: Final = 30.0
-_PROGRAMS: Final = (("/bin/sh", "-c", "echo warm"), ("/bin/true",), ("/hutch-warm",))
-"""What is run in each member, the first that there is: that emulation has seen the way of a program
-from its start to its output is most of what a member is for. There is never the last."""
+_PROGRAMS: Final = (
+    (("/bin/sh", "-c", "echo warm"), ("/bin/true",), ("/hutch-warm",)),
+    (("cat", "/etc/hostname"), ("/hutch-warm",)),
+)
+"""What is run in each member, of each line the first that there is: that emulation has seen the way
+of a program from its start to its output is most of what a member is for. There is never the last.
+"""
 
 _ROUNDS: Final = 3
 """How often each is done: emulation takes a few rounds until it is as fast as it gets."""
@@ -277,34 +281,35 @@ class Members:
 
 
 async def _warm(guest: Guest) -> None:
-    """Make a clone its own, and walk the way that its first program will take, to and fro."""
+    """Make a clone its own, and walk the way of a claim and its first programs, to and fro."""
     async with asyncio.timeout(_WARM_SECONDS):
         await _identify(guest)
         await guest.files.mkdir("/", parents=True)
         for _ in range(_ROUNDS):
-            await _run_any(guest)
-        # A machine in which programs have run takes its next identity another way.
-        for _ in range(_ROUNDS):
+            # As it will be claimed: what is dirty then would be written in the midst of it.
+            await guest.sync()
             await _identify(guest)
-        # What is dirty now would be written just when it is claimed.
+            for programs in _PROGRAMS:
+                await _run_any(guest, programs)
         await guest.sync()
 
 
 async def _identify(guest: Guest) -> None:
+    name = f"{NOBODY}-{secrets.token_hex(2)}"  # a new one, or it would not be written
     identity = Identity(
-        hostname=f"{NOBODY}-{secrets.token_hex(2)}",  # a new one, or it would not be written
+        hostname=name,
         machine_id=secrets.token_hex(16),
         entropy=secrets.token_bytes(64),
         nonce=secrets.token_bytes(16),
         generation=0,
-        hosts=[("127.0.1.1", NOBODY)],
+        hosts=[("127.0.1.1", name)],
     )
     if not await guest.identify(identity):
         raise Stalled("the clone did not renew its random numbers")
 
 
-async def _run_any(guest: Guest) -> None:
-    for program in _PROGRAMS:
+async def _run_any(guest: Guest, programs: Sequence[tuple[str, ...]]) -> None:
+    for program in programs:
         try:
             await _run(guest, program)
         except HutchError as failure:

@@ -168,15 +168,17 @@ class Pools:
         """
         if not spec.template:
             return None
-        for pool in list(self._pools.values()):
-            while (member := pool.take(lambda each: each.suits(info, kernel))) is not None:
-                try:
-                    if await self._members.is_fresh(member):
-                        return await self._hand_over(pool, member, spec, info)
-                except BaseException:
+        # The next member is not made before what claims this one is started.
+        with self._lull.broken():
+            for pool in list(self._pools.values()):
+                while (member := pool.take(lambda each: each.suits(info, kernel))) is not None:
+                    try:
+                        if await self._members.is_fresh(member):
+                            return await self._hand_over(pool, member, spec, info)
+                    except BaseException:
+                        await self._members.discard(member)
+                        raise
                     await self._members.discard(member)
-                    raise
-                await self._members.discard(member)
         return None
 
     async def _hand_over(

@@ -97,6 +97,7 @@ class Sandbox:
         self._stopping = stopping
         self._idle = idle
         self._maybe_frozen = found
+        self._fresh: Guest | None = None
         self._scope = Scope(f"sandbox {info().name}")
         self._ending: asyncio.Task[None] | None = None
         self._reason: StopReason | None = None
@@ -131,7 +132,10 @@ class Sandbox:
         Its output does not flow before `supervise`. Raises command_not_found and the like.
         """
         self.connection.use(guest)
-        if not self._info().idle:
+        self._fresh = guest
+        if self._info().idle:
+            self.execs.begin()
+        else:
             await self.execs.start_main(guest, size=size, detached=self._detached)
 
     def supervise(self) -> None:
@@ -151,6 +155,14 @@ class Sandbox:
         """Take up what the guest runs, if this is not the connection it was booted with."""
         if not self.connection.held:
             await self.thaw()
+        if guest is not self._fresh:
+            await self._resume(guest)
+        async for event in guest.events():
+            if event.kind == "oom" and time.monotonic() - self._last_oom > OOM_PAUSE:
+                self._last_oom = time.monotonic()
+                self._emit("sandbox.oom", process=str(event.fields.get("process", ""))[:256])
+
+    async def _resume(self, guest: Guest) -> None:
         known = self.execs.main
         await self.execs.resume(guest, detached=self._detached)
         main = self.execs.main
@@ -158,10 +170,6 @@ class Sandbox:
             self._scope.start("main ends", self._watch_main(main))
         elif main is None and not self._info().idle:
             self._end_soon(StopReason.ENGINE, "its main process was never started")
-        async for event in guest.events():
-            if event.kind == "oom" and time.monotonic() - self._last_oom > OOM_PAUSE:
-                self._last_oom = time.monotonic()
-                self._emit("sandbox.oom", process=str(event.fields.get("process", ""))[:256])
 
     def _emit(self, kind: str, **fields: object) -> None:
         info = self._info()

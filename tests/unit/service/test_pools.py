@@ -12,6 +12,7 @@ from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxState
 from hutch.service import pools as pools_module
 from hutch.service.host import HostService
+from hutch.service.pool_member import Member, Members
 from hutch.settings import GIB, MIB
 from tests.unit.service.pooling import (
     failed,
@@ -77,6 +78,25 @@ async def test_two_at_once_get_two_members(farm: World, service: HostService) ->
     identities = [farm.agents[sandbox_id].identity for sandbox_id in ids]
     assert len({each["machine_id"] for each in identities}) == 3
     assert len({bytes(each["entropy"]) for each in identities}) == 3
+
+
+async def test_the_next_member_is_not_made_in_the_midst_of_a_claim(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(service)
+    (pool,) = service.pools._pools.values()
+    making = []
+
+    async def look(self: Members, member: Member) -> bool:
+        for _ in range(50):  # what is ready is done meanwhile
+            await asyncio.sleep(0)
+        making.append(pool._making)
+        return True
+
+    monkeypatch.setattr(Members, "is_fresh", look)
+    await run(service)
+    assert making == [False]
+    await refilled(service, 1)
 
 
 @pytest.mark.parametrize(
