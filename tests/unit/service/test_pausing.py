@@ -269,7 +269,6 @@ async def test_a_machine_that_the_engine_has_stopped_goes_on_when_asked_to(
 ) -> None:
     """QEMU stops a VM that it cannot write for."""
     monkeypatch.setattr(sandbox_module, "SYNC_TIMEOUT", 0.1)
-    monkeypatch.setattr(sandbox_module, "GUEST_TIMEOUT", 0.5)
     info = await start(service)
     world.engine.running()[0].paused = True
     world.agent(info).silent = True
