@@ -23,7 +23,7 @@ OUTSIDE = "0A00000A"
 PREPARE = """
 ip link set eth0 up
 ip addr add 10.0.0.2/24 dev eth0
-ip neigh add 10.0.0.10 lladdr 52:54:00:00:00:99 dev eth0
+arp -s 10.0.0.10 52:54:00:00:00:99
 mkdir -p /etc/hutch/generation.d /var/lib/dbus
 printf '%s\\n' old >/var/lib/dbus/machine-id
 printf '10.1.1.1\\tdb\\n' >>/etc/hosts
