@@ -26,6 +26,7 @@ from hutch.models import (
     TtySize,
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage, ProcessInfo, SandboxStats
+from hutch.service.sealing import Key
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
 
@@ -300,16 +301,20 @@ class Snapshots(Protocol):
         Raises snapshot_damaged, snapshot_incompatible, name_taken, no_capacity, boot_failed.
         """
 
-    def export(self, ref: str) -> AsyncIterator[bytes]:
+    def export(self, ref: str, key: Key | None = None) -> AsyncIterator[bytes]:
         """Yield a snapshot as one file, with all that another host needs to restore it.
 
-        Raises snapshot_damaged, image_not_found, tool_missing, disk_full.
+        With a key it is encrypted. Raises snapshot_damaged, image_not_found, tool_missing,
+        disk_full.
         """
 
-    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+    async def load(
+        self, pieces: AsyncIterator[bytes], name: str | None = None, key: Key | None = None
+    ) -> SnapshotInfo:
         """Take in the file of an exported snapshot, under its own name or another.
 
-        Raises snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is left then.
+        Raises wrong_key, snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is
+        left then.
         """
 
 

@@ -10,12 +10,27 @@ from hutch.api.files import body_of
 from hutch.api.operations import Operations
 from hutch.api.responses import ByteStream, answer, opened, until_gone
 from hutch.models import Forked, Removed, SandboxInfo, SnapshotInfo
+from hutch.service.sealing import Key, no_key
 
 MEDIA_TYPE: Final = "application/x-hutch-snapshot"
 
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {MEDIA_TYPE: {}}, "description": "the snapshot, as one file"}
 }
+
+
+KEY_HEADER: Final = "hutch-snapshot-key"
+"""Carries the key of what is encrypted, in base64. Never in a URL, which others log."""
+
+
+def key_of(request: Request, *, needed: bool = False) -> Key | None:
+    """Return the key that a request carries. Raises bad_request, wrong_key where it is `needed`."""
+    text = request.headers.get(KEY_HEADER)
+    if text is not None:
+        return Key.from_text(text)
+    if needed:
+        raise no_key("the snapshot")
+    return None
 
 
 def routes(operations: Operations) -> APIRouter:
@@ -55,13 +70,14 @@ def routes(operations: Operations) -> APIRouter:
         return answer(await until_gone(request, work), 201)
 
     @router.get("/snapshots/{ref}/export", response_class=Response, responses=_FILE)
-    async def export_snapshot(ref: str) -> Response:
-        return ByteStream(await opened(snapshots.export(ref)), MEDIA_TYPE)
+    async def export_snapshot(request: Request, ref: str, encrypt: bool = False) -> Response:
+        key = key_of(request, needed=encrypt) if encrypt else None
+        return ByteStream(await opened(snapshots.export(ref, key)), MEDIA_TYPE)
 
     @router.post("/snapshots/import", status_code=201, response_model=SnapshotInfo)
     async def import_snapshot(request: Request, name: str | None = None) -> Response:
         async with contextlib.aclosing(body_of(request)) as body:
-            return answer(await snapshots.load(body, name), 201)
+            return answer(await snapshots.load(body, name, key_of(request)), 201)
 
     @router.post("/sandboxes/{ref}/fork", status_code=201, response_model=Forked)
     async def fork_sandbox(request: Request, ref: str, body: ForkBody | None = None) -> Response:

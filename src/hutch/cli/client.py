@@ -62,10 +62,12 @@ class Client:
         *,
         json: Any = None,
         body: Iterable[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a request and return the answer with its body unread. Raises what it answers."""
         self._path = path
-        return self.connect().request(method, path, query, json=json, body=body)
+        connection = self.connect()
+        return connection.request(method, path, query, json=json, body=body, headers=headers)
 
     def call(
         self, method: str, path: str, query: Mapping[str, Any] | None = None, *, json: Any = None

@@ -123,6 +123,7 @@ def run(app: App, /, **options: str | None) -> None:
             row.read(given[row.key], row.flag)  # a wrong value is told here, by its flag
             os.environ[row.env] = given[row.key]
     os.environ["HUTCH_HOME"] = str(app.settings.home.absolute())
+    os.environ.pop("HUTCH_SNAPSHOT_KEY", None)  # it comes with the requests that need it
     sys.stdout.flush()
     argv = [sys.executable, "-m", "hutch.api.daemon"]
     os.execv(sys.executable, argv)

@@ -11,6 +11,7 @@ import click
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
+from hutch.cli.keys import key_headers, key_option
 from hutch.cli.options import Group, command, example_text, pass_app, sandbox_argument
 from hutch.cli.render import print_json, size, table
 from hutch.cli.sandboxes import for_each
@@ -131,19 +132,29 @@ def collect(app: App, /, keep: int, sandbox: str | None) -> None:
 
 @command(
     "export",
-    examples=["hutch snapshot export web-1 web.hutch", "hutch snapshot export web-1 - | wc -c"],
+    examples=[
+        "hutch snapshot export web-1 web.hutch",
+        "hutch snapshot export --encrypt --key-file key web-1 web.hutch",
+        "hutch snapshot export web-1 - | wc -c",
+    ],
 )
+@click.option("--encrypt", is_flag=True, help="Encrypt it; `import` needs the same key.")
+@key_option()
 @click.argument("name", metavar="SNAPSHOT")
 @click.argument("file", type=click.Path())
 @pass_app
-def export(app: App, /, name: str, file: str) -> None:
+def export(app: App, /, name: str, file: str, encrypt: bool, key_file: str | None) -> None:
     """Write a snapshot into one file, to be restored on another host.
 
     Memory, disk and root file system are in it, and nobody but you may read it. `-` is stdout.
     """
+    if key_file is not None and not encrypt:
+        raise error("bad_request", "--key-file is of no use without --encrypt")
+    headers = key_headers(key_file, needed=True) if encrypt else {}
     if file == "-" and is_tty(1):
         raise error("bad_path", "a snapshot is not for a terminal", hint="redirect stdout")
-    pieces = iter(app.client.send("GET", snapshot_path(name, "export")))
+    path, query = snapshot_path(name, "export"), {"encrypt": True} if encrypt else None
+    pieces = iter(app.client.send("GET", path, query, headers=headers))
     if file == "-":
         sys.stdout.flush()
         for piece in pieces:
@@ -159,20 +170,23 @@ def export(app: App, /, name: str, file: str) -> None:
     examples=["hutch snapshot import web.hutch", "hutch snapshot import --name base web.hutch"],
 )
 @click.option("--name", "title", metavar="NAME", help="Name of the snapshot (its own).")
+@key_option()
 @click.argument("file", type=click.Path())
 @pass_app
-def load(app: App, /, file: str, title: str | None) -> None:
+def load(app: App, /, file: str, title: str | None, key_file: str | None) -> None:
     """Take in a snapshot from a file that `export` wrote; print its name.
 
     It is checked as a whole first. `-` is stdin. Take only files from where you trust: what is
-    restored goes on as it was.
+    restored goes on as it was. An encrypted one needs its key.
     """
+    headers = key_headers(key_file)
     try:
         fd = 0 if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
         raise error("path_not_found", f"{file}: {cause.strerror}") from cause
     body = _pieces(fd)
-    info = app.client.send("POST", "/v1/snapshots/import", {"name": title}, body=body).json()
+    path, query = "/v1/snapshots/import", {"name": title}
+    info = app.client.send("POST", path, query, body=body, headers=headers).json()
     if app.json:
         print_json(info)
     else:

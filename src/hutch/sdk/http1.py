@@ -4,6 +4,7 @@ Only what our own server sends: Content-Length, chunked or no body. Shared by th
 (wire.py) and the asyncio one (aio.py); must stay light to import, for the CLI's hot path.
 """
 
+import binascii
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -45,6 +46,17 @@ def request_head(method: str, where: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {where} HTTP/1.1", "host: hutch"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+
+def key_header(key: bytes | str | None) -> dict[str, str]:
+    """Return the header that carries the key of encrypted snapshots, none where there is none.
+
+    A header, as a URL would show it to whoever sees requests.
+    """
+    if key is None:
+        return {}
+    secret = key.encode() if isinstance(key, str) else key
+    return {"hutch-snapshot-key": binascii.b2a_base64(secret, newline=False).decode("ascii")}
 
 
 def body_chunk(data: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:

@@ -144,7 +144,9 @@ def _starter(settings: Settings) -> Iterator[None]:
 def _start(settings: Settings) -> str:
     """Start a daemon and return its socket once it is ready."""
     argv = [sys.executable, "-m", "hutch.api.daemon", "--detach", "--ready-fd", "1"]
-    env = os.environ | {
+    # A key is for the request that it comes with, not for the daemon to have for all its life.
+    own = {name: value for name, value in os.environ.items() if name != "HUTCH_SNAPSHOT_KEY"}
+    env = own | {
         "HUTCH_HOME": str(settings.home.absolute()),
         "HUTCH_RUNTIME_DIR": str(settings.runtime_dir.absolute()),
     }

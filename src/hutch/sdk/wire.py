@@ -221,21 +221,23 @@ class Connection:
         *,
         json: Any = None,
         body: Iterable[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Response:
         """Send a request and return its answer once its head is here.
 
         `path` is percent-encoded (`http1.quote`); `body` is bytes or pieces to send as they come;
-        `timeout` bounds each wait for the socket, in seconds. Raises the error that the daemon
-        answers, and DaemonError (daemon_unreachable) when the connection fails.
+        `headers` are sent as they are; `timeout` bounds each wait for the socket, in seconds.
+        Raises the error that the daemon answers, and DaemonError (daemon_unreachable) when the
+        connection fails.
         """
         sock = self._socket()
         sock.settimeout(timeout)
         pieces = None if isinstance(body, bytes) else body
-        headers, start = encode_body(
+        own, start = encode_body(
             json, body if isinstance(body, bytes) else None, chunked=pieces is not None
         )
-        head = request_head(method, http1.target(path, query), headers)
+        head = request_head(method, http1.target(path, query), own | dict(headers or {}))
         parser = ResponseParser(method)
         complete = False
         try:

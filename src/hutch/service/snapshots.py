@@ -10,9 +10,8 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
@@ -36,14 +35,18 @@ from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id, numbered_na
 from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Registry
 from hutch.service.revival import AT_FAULT, Origin, Revivals
+from hutch.service.sealing import Key
+from hutch.service.shelf import Shelf
 from hutch.service.stats import disk_use
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
+from hutch.service.undo import Past
 from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
 from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
-_PREFIX_MIN: Final = 4
+Mark = Callable[[SnapshotInfo, Container[str]], SnapshotInfo]
+"""Returns what is put on record of a new snapshot; gets the names that others have."""
 
 
 class Snapshots:
@@ -66,25 +69,31 @@ class Snapshots:
         self._layers = lives.booter.layers
         self._captures = captures
         self._revivals = revivals
-        self._shelf: dict[str, SnapshotRow] = {}
+        self.shelf = Shelf(registry)
         self._sources: dict[str, SandboxInfo] = {}
         self._users: Counter[str] = Counter()
         self._travel = Travel(parts, self._layers)
         self._exported: Counter[str] = Counter()
-        self._leaving: set[str] = set()
         self._layers.add_holder(self._held)
         registry.also_needs(self._sources.values)
 
     def _held(self) -> Iterable[str | None]:
-        return [row.layer for row in self._shelf.values()]
+        return [row.layer for row in self.shelf.values()]
 
     # ---- making
 
     async def create(
-        self, ref: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        disk_only: bool = False,
+        freeze: bool = True,
+        mark: Mark | None = None,
     ) -> SnapshotInfo:
         """Make a snapshot of a sandbox, which goes on; nothing is left of it when that fails.
 
+        `mark` changes what is put on record of it, and is called while the sandbox is held.
         Raises wrong_state, name_taken, guest_timeout, disk_full, engine_failed, sandbox_died.
         """
         entry = self._registry.find(ref)
@@ -103,7 +112,7 @@ class Snapshots:
                 async with self._captures.hold(entry) as source:
                     if not source.alive and not disk_only:
                         raise _cannot_run(source.row.info)
-                    row = await self._begin(snapshot_id, source, name, kind)
+                    row = await self._begin(snapshot_id, source, name, kind, mark)
                     taken = await self._take(row, source, freeze=freeze)
                 return await self._complete(row, *taken)
         except BaseException:
@@ -111,7 +120,12 @@ class Snapshots:
             raise
 
     async def _begin(
-        self, snapshot_id: str, source: Source, name: str | None, kind: SnapshotKind
+        self,
+        snapshot_id: str,
+        source: Source,
+        name: str | None,
+        kind: SnapshotKind,
+        mark: Mark | None,
     ) -> SnapshotRow:
         info, layer = source.row.info, source.layer
         if source.alive or kind is SnapshotKind.FULL:
@@ -119,7 +133,7 @@ class Snapshots:
             version, rate = recipe.verdict.engine_version, recipe.verdict.tsc_khz
         else:
             version, rate = "", None  # no engine is asked for a disk
-        taken = {row.info.name for row in self._shelf.values()}
+        taken = {row.info.name for row in self.shelf.values()}
         snapshot = SnapshotInfo(
             id=snapshot_id,
             name=name or numbered_name(info.name, taken),
@@ -138,23 +152,19 @@ class Snapshots:
             accelerator=info.accelerator or "",
             tsc_khz=rate,
             labels=dict(info.labels),
-            parent=self._nearest(layer),
+            parent=self.shelf.nearest(self._layers.chain(layer)),
         )
+        if mark is not None:
+            snapshot = mark(snapshot, taken)
         return await settle(self._put_on_record(snapshot, layer, info))
 
     async def _put_on_record(
         self, snapshot: SnapshotInfo, layer: str, source: SandboxInfo, new: LayerRow | None = None
     ) -> SnapshotRow:
         row = await self._parts.store.add_snapshot(snapshot, layer, new=new)
-        self._shelf[snapshot.id] = row
+        self.shelf[snapshot.id] = row
         self._sources[snapshot.id] = source
         return row
-
-    def _nearest(self, layer: str) -> str | None:
-        """Return the snapshot that the disk with that uppermost layer was last a part of."""
-        by_layer = {row.layer: row.info.id for row in self._shelf.values() if row.ready}
-        chain = [each.id for each in self._layers.chain(layer)]
-        return next((by_layer[each] for each in chain if each in by_layer), None)
 
     async def _take(
         self, row: SnapshotRow, source: Source, *, freeze: bool
@@ -203,7 +213,7 @@ class Snapshots:
             FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
         )
         await settle_in_thread(write_manifest, directory, manifest)
-        self._shelf[snapshot.id] = await settle(self._finish(snapshot))
+        self.shelf[snapshot.id] = await settle(self._finish(snapshot))
         self._parts.events.emit(
             "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
         )
@@ -214,7 +224,7 @@ class Snapshots:
 
     async def _discard(self, snapshot_id: str) -> None:
         """Remove what there is of a snapshot that was not finished."""
-        row = self._shelf.get(snapshot_id)
+        row = self.shelf.get(snapshot_id)
         if row is not None:
             directory = self._parts.places.snapshot(snapshot_id)
             await self._parts.engine.drop(Frozen(directory, row.info.memory))
@@ -222,40 +232,22 @@ class Snapshots:
 
     # ---- looking
 
-    def find(self, ref: str) -> SnapshotRow:
-        """Find a snapshot by id, name, or the beginning of an id. Raises snapshot_not_found."""
-        ready = [row for row in self._of(None) if row.info.id not in self._leaving]
-        for row in ready:
-            if ref in (row.info.id, row.info.name):
-                return row
-        prefix = ref if ref.startswith(SNAPSHOT_PREFIX) else SNAPSHOT_PREFIX + ref
-        found = [row for row in ready if row.info.id.startswith(prefix)]
-        if len(ref) >= _PREFIX_MIN and len(prefix) > len(SNAPSHOT_PREFIX) and len(found) == 1:
-            return found[0]
-        raise error(
-            "snapshot_not_found",
-            f"there is no snapshot {ref}",
-            hint="`hutch snapshot ls` lists all of them",
-        )
-
     async def get(self, ref: str) -> SnapshotInfo:
         """Return one snapshot with what it takes on disk now. Raises snapshot_not_found."""
-        row = self.find(ref)
+        row = self.shelf.find(ref)
         directory = self._parts.places.snapshot(row.info.id)
         own = (await self._layers.sizes(row.layer)).own
         return dataclasses.replace(row.info, disk_bytes=await in_thread(disk_use, directory) + own)
 
-    async def list(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
-        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
-        return [await self.get(row.info.id) for row in self._of(sandbox)]
+    async def list(
+        self, sandbox: str | None = None, *, checkpoints: bool = False
+    ) -> Sequence[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone.
 
-    def _of(self, sandbox: str | None) -> Sequence[SnapshotRow]:
-        ready = [row for row in self._shelf.values() if row.ready]
-        if sandbox is None:
-            return ready
-        with contextlib.suppress(HutchError):
-            sandbox = self._registry.find(sandbox).info.id
-        return [r for r in ready if sandbox in (r.info.sandbox_id, r.info.sandbox_name)]
+        With `checkpoints` those that are checkpoints, too.
+        """
+        rows = [row for row in self.shelf.of(sandbox) if checkpoints or not row.info.checkpoint]
+        return [await self.get(row.info.id) for row in rows]
 
     # ---- restoring
 
@@ -267,7 +259,7 @@ class Snapshots:
         Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible, image_not_found,
         name_taken, no_capacity, disk_full, boot_failed; nothing is left of the sandbox then.
         """
-        row = self.find(ref)
+        row = self.shelf.find(ref)
         directory = self._parts.places.snapshot(row.info.id)
         if name is not None:
             check_name(name)
@@ -288,6 +280,23 @@ class Snapshots:
             "snapshot.restored", row.info.id, row.info.name, sandbox=entry.info.id
         )
         return entry.info
+
+    @contextlib.asynccontextmanager
+    async def opened(self, ref: str) -> AsyncIterator[Past]:
+        """Hand out the moment of a snapshot, checked, for its own sandbox to go back to.
+
+        Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible.
+        """
+        row = self.shelf.find(ref)
+        directory = self._parts.places.snapshot(row.info.id)
+        with self._used(row):
+            manifest = await in_thread(read_manifest, directory, row.info.name)
+            if row.layer is None:
+                raise damaged(row.info.name, "its disk is gone")
+            source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
+            origin = Origin(source, row.info.id, row.layer)
+            async with self._checked(manifest, origin, directory) as frozen:
+                yield Past(manifest.snapshot, frozen, row.layer, directory / LOGS)
 
     @contextlib.asynccontextmanager
     async def _checked(
@@ -325,24 +334,29 @@ class Snapshots:
 
     # ---- travelling
 
-    async def export(self, ref: str) -> AsyncIterator[bytes]:
+    async def export(self, ref: str, key: Key | None = None) -> AsyncIterator[bytes]:
         """Yield a snapshot as one file, with all that another host needs to restore it.
+
+        With a key it is encrypted.
 
         Raises snapshot_not_found, snapshot_damaged, image_not_found, tool_missing, disk_full.
         """
-        row = self.find(ref)
+        row = self.shelf.find(ref)
         self._exported[row.info.id] += 1
         try:
-            async with contextlib.aclosing(self._travel.export(row)) as pieces:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._travel.export(row, key)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
                     yield piece
         finally:
             self._exported[row.info.id] -= 1
 
-    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+    async def load(
+        self, pieces: AsyncIterator[bytes], name: str | None = None, key: Key | None = None
+    ) -> SnapshotInfo:
         """Take in the file of a snapshot, checked as a whole before anything is on record.
 
-        Raises snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is left then.
+        Raises wrong_key, snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is
+        left then.
         """
         if name is not None:
             check_name(name, "snapshot", SNAPSHOT_PREFIX)
@@ -352,7 +366,7 @@ class Snapshots:
             with host_errors():
                 await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
                 path = await self._travel.receive(pieces, directory)
-                arrived = await settle_in_thread(self._travel.unpack, path, directory)
+                arrived = await settle_in_thread(self._travel.unpack, path, directory, key)
                 await settle_in_thread(path.unlink)
                 return await self._enter(snapshot_id, arrived, name)
         except BaseException:
@@ -365,11 +379,13 @@ class Snapshots:
         image_id, root = await settle_in_thread(self._travel.settle_root, arrived)
         base = await self._parts.base_disk(self._parts.settings.home, arrived.manifest.info.disk)
         manifest = await in_thread(at_home, arrived.manifest, image_id, root, base)
-        taken = {row.info.name for row in self._shelf.values()}
+        taken = {row.info.name for row in self.shelf.values()}
         given = manifest.snapshot.name
         if name is None:
             name = numbered_name(given, taken) if given in taken else given
-        snapshot = dataclasses.replace(manifest.snapshot, id=snapshot_id, name=name)
+        snapshot = dataclasses.replace(
+            manifest.snapshot, id=snapshot_id, name=name, checkpoint=False
+        )
         layer = self._layers.plan()
         await settle(self._put_on_record(snapshot, layer.id, manifest.info, layer))
         size = (await in_thread(arrived.disk.stat)).st_size
@@ -378,7 +394,7 @@ class Snapshots:
             await settle_in_thread(left.unlink, missing_ok=True)
         manifest = dataclasses.replace(manifest, snapshot=snapshot)
         await settle_in_thread(write_manifest, directory, manifest)
-        self._shelf[snapshot_id] = await settle(self._finish(snapshot))
+        self.shelf[snapshot_id] = await settle(self._finish(snapshot))
         self._parts.events.emit("snapshot.imported", snapshot_id, name)
         return await self.get(snapshot_id)
 
@@ -386,7 +402,7 @@ class Snapshots:
 
     async def remove(self, ref: str) -> Removed:
         """Remove a snapshot; what was restored from it goes on. Raises in_use."""
-        row = self.find(ref)
+        row = self.shelf.find(ref)
         if self._busy(row):
             what = "restored" if self._users[row.info.id] else "exported"
             raise error(
@@ -394,25 +410,28 @@ class Snapshots:
                 f"the snapshot {row.info.name} is being {what}",
                 hint="try again in a moment",
             )
-        self._leaving.add(row.info.id)
+        self.shelf.leaving.add(row.info.id)
         try:
             freed = await settle(self._forget(row))
         finally:
-            self._leaving.discard(row.info.id)
+            self.shelf.leaving.discard(row.info.id)
         self._parts.events.emit("snapshot.removed", row.info.id, row.info.name)
         return Removed([row.info.id], freed)
 
     async def collect(self, keep: int, sandbox: str | None = None) -> Removed:
-        """Remove all but the `keep` newest snapshots of each sandbox, or of one."""
+        """Remove all but the `keep` newest snapshots of each sandbox, or of one.
+
+        Checkpoints have a limit of their own.
+        """
         if keep < 0:
             raise error("bad_request", f"{keep} snapshots cannot be kept", hint="keep 0 or more")
         groups: defaultdict[str, list[SnapshotRow]] = defaultdict(list)
-        for row in self._of(sandbox):
+        for row in [row for row in self.shelf.of(sandbox) if not row.info.checkpoint]:
             groups[row.info.sandbox_id].append(row)
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:
-                if not self._busy(row) and row.info.id not in self._leaving:
+                if not self._busy(row) and row.info.id not in self.shelf.leaving:
                     one = await self.remove(row.info.id)
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
@@ -431,7 +450,7 @@ class Snapshots:
             # The records need a little room themselves: make it first.
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
             await self._parts.store.remove_snapshot(snapshot_id)
-        self._shelf.pop(snapshot_id, None)
+        self.shelf.pop(snapshot_id, None)
         self._sources.pop(snapshot_id, None)
         # From here on a crash leaves a directory without a row, which the next start removes.
         await in_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -451,14 +470,14 @@ class Snapshots:
                 except HutchError as failure:
                     log.error("the snapshot %s stays on record: %s", row.info.name, failure)
                 continue
-            self._shelf[row.info.id] = row
+            self.shelf[row.info.id] = row
             try:
                 manifest = await in_thread(read_manifest, directory, row.info.name)
                 self._sources[row.info.id] = manifest.info
             except HutchError as failure:
                 log.warning("%s", failure)
         for directory in await in_thread(_directories, self._parts.places.snapshots):
-            if directory.name not in self._shelf:
+            if directory.name not in self.shelf:
                 log.warning("removing what is left of %s", directory.name)
                 await in_thread(shutil.rmtree, directory, ignore_errors=True)
 

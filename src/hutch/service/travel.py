@@ -34,6 +34,7 @@ from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id
 from hutch.service.parts import Parts, host_errors
 from hutch.service.portable import Member, Reader, member_of, unreadable, write
 from hutch.service.recipe import file_identity
+from hutch.service.sealing import Key, is_sealed, seal, unseal
 from hutch.settings import GIB, MIB
 from hutch.state.base import SnapshotRow
 from hutch.tasks import in_thread, settle_in_thread
@@ -75,8 +76,8 @@ class Travel:
 
     # ---- out
 
-    async def export(self, row: SnapshotRow) -> AsyncIterator[bytes]:
-        """Yield the file of a snapshot that stays as it is meanwhile.
+    async def export(self, row: SnapshotRow, key: Key | None = None) -> AsyncIterator[bytes]:
+        """Yield the file of a snapshot that stays as it is meanwhile; with a key encrypted.
 
         Raises snapshot_damaged, image_not_found, tool_missing, disk_full before the first piece.
         """
@@ -101,6 +102,8 @@ class Travel:
                 members = await in_thread(_members, manifest, directory, files)
             head = {"snapshot": to_json(manifest), "fstype": root.fstype}
             pieces = write(head, members)
+            if key is not None:
+                pieces = seal(pieces, key)
             while (piece := await settle_in_thread(_next, pieces)) is not None:
                 yield piece
         finally:
@@ -131,13 +134,16 @@ class Travel:
                     await settle_in_thread(file.write, piece)
         return path
 
-    def unpack(self, path: Path, directory: Path) -> Arrived:
+    def unpack(self, path: Path, directory: Path, key: Key | None = None) -> Arrived:
         """Check a file and unpack it into its snapshot's directory. Blocking.
 
-        Raises snapshot_damaged, snapshot_incompatible, disk_full.
+        Raises wrong_key, snapshot_damaged, snapshot_incompatible, disk_full.
         """
         with host_errors(), open(path, "rb") as file:
-            return _unpack(file, directory, self._room)
+            if not is_sealed(file):
+                return _unpack(file, directory, self._room)
+            # Decrypted as it is read: nothing of it lies anywhere but what is unpacked.
+            return _unpack(unseal(file, key, "the file"), directory, self._room)
 
     def settle_root(self, arrived: Arrived) -> tuple[str, RootFs]:
         """Return the image that its root is of here, and that root. Blocking. Raises OSError.

@@ -15,6 +15,7 @@ from hutch.models import (
     SnapshotInfo,
     SnapshotKind,
 )
+from hutch.service.sealing import Key, no_key
 
 
 class FakeSnapshots:
@@ -81,14 +82,20 @@ class FakeSnapshots:
         source = await self.sandboxes.get(snapshot.sandbox_id)
         return self.add(source, name or "restored", snapshot.id)
 
-    async def export(self, ref: str) -> AsyncIterator[bytes]:
+    async def export(self, ref: str, key: Key | None = None) -> AsyncIterator[bytes]:
         """Yield the name, which is all that `load` needs."""
         info = await self.get(ref)
-        yield b"hutch "
+        yield b"hutch " if key is None else b"sealed "
         yield info.name.encode()
 
-    async def load(self, pieces: AsyncIterator[bytes], name: str | None = None) -> SnapshotInfo:
+    async def load(
+        self, pieces: AsyncIterator[bytes], name: str | None = None, key: Key | None = None
+    ) -> SnapshotInfo:
         data = b"".join([piece async for piece in pieces])
+        if data.startswith(b"sealed "):
+            if key is None:
+                raise no_key("the file")
+            data = b"hutch " + data.removeprefix(b"sealed ")
         if not data.startswith(b"hutch "):
             raise error("snapshot_damaged", "it is no snapshot")
         source = await self.get(data.removeprefix(b"hutch ").decode())

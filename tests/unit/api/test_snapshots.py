@@ -70,3 +70,20 @@ async def test_a_snapshot_travels_as_a_file(api: str, tmp_path: Path) -> None:
             await client.snapshots.load(each([b"no snapshot"]))
         assert caught.value.code == "snapshot_damaged"
     assert [path.name for path in tmp_path.iterdir()] == ["one.hutch"]
+
+
+async def test_a_key_comes_in_a_header(api: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.hutch"
+    async with AsyncClient(socket=api) as client:
+        await client.create(SandboxSpec("busybox", name="web", idle=True))
+        await client.snapshots.create("web", name="one")
+        await client.snapshots.export("one", file, key="a key of mine")
+        assert file.read_bytes() == b"sealed one"
+        with pytest.raises(InvalidInput) as caught:
+            await client.snapshots.load(file)
+        assert (caught.value.code, caught.value.status) == ("wrong_key", 403)
+        came = await client.snapshots.load(file, name="two", key=b"\xff a key of bytes")
+        assert came.name == "two"
+        with pytest.raises(InvalidInput, match="8 to 4096 bytes"):
+            await client.snapshots.export("one", file, key="short")
+    assert (await refused(api, "GET", f"{BASE}/one/export", {"encrypt": True})).code == "wrong_key"

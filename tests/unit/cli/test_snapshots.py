@@ -58,3 +58,21 @@ def test_snapshots_travel_as_files(hutch: Cli, tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"else")
     refused = hutch("snapshot", "import", str(tmp_path / "bad"), code=125)
     assert b"(snapshot_damaged)" in refused.stderr
+
+
+def test_encrypted_files_need_the_key(hutch: Cli, tmp_path: Path) -> None:
+    hutch("create", "--name", "secret", "busybox")
+    hutch("snapshot", "create", "--name", "s1", "secret")
+    file, key = tmp_path / "s1.hutch", tmp_path / "key"
+    key.write_text("a key of mine\n")
+    export = ("snapshot", "export", "--encrypt")
+    assert b"(wrong_key)" in hutch(*export, "s1", str(file), code=125).stderr
+    hutch(*export, "--key-file", str(key), "s1", str(file))
+    assert file.read_bytes() == b"sealed s1"
+    useless = hutch("snapshot", "export", "--key-file", str(key), "s1", str(file), code=125)
+    assert b"(bad_request)" in useless.stderr
+    assert b"(wrong_key)" in hutch("snapshot", "import", str(file), code=125).stderr
+    load = ("snapshot", "import", "--name", "came", "--key-file", str(key))
+    assert hutch(*load, str(file)).stdout == b"came\n"
+    key.write_text("short\n")
+    assert b"8 to 4096 bytes" in hutch(*export, "--key-file", str(key), "s1", "-", code=125).stderr

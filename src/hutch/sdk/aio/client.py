@@ -24,7 +24,7 @@ from hutch.models import (
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.aio.transport import Transport, file_pieces, write_file
-from hutch.sdk.http1 import Query, broken, quote
+from hutch.sdk.http1 import Query, broken, key_header, quote
 from hutch.settings import Settings
 
 OnProgress = Callable[[Progress], None]
@@ -248,16 +248,20 @@ class AsyncSnapshots:
         answer = await self._transport.request("POST", "/v1/snapshots/gc", json=body)
         return from_json(Removed, await answer.json())
 
-    async def export(self, ref: str, local: str | os.PathLike[str]) -> int:
+    async def export(
+        self, ref: str, local: str | os.PathLike[str], *, key: bytes | str | None = None
+    ) -> int:
         """Write a snapshot into one local file, for `load` on any host; returns its bytes.
 
-        The file appears whole or not at all, readable by its owner alone.
+        The file appears whole or not at all, readable by its owner alone; with `key` encrypted.
         """
-        return await write_file(local, self.stream(ref), name=f"{ref}.hutch", mode=0o600)
+        return await write_file(local, self.stream(ref, key=key), name=f"{ref}.hutch", mode=0o600)
 
-    async def stream(self, ref: str) -> AsyncIterator[bytes]:
+    async def stream(self, ref: str, *, key: bytes | str | None = None) -> AsyncIterator[bytes]:
         """Yield the file that `export` writes, as it comes."""
-        answer = await self._transport.request("GET", f"/v1/snapshots/{quote(ref)}/export")
+        query = None if key is None else {"encrypt": True}
+        path = f"/v1/snapshots/{quote(ref)}/export"
+        answer = await self._transport.request("GET", path, query, headers=key_header(key))
         try:
             async for piece in answer:
                 yield piece
@@ -269,11 +273,17 @@ class AsyncSnapshots:
         source: str | os.PathLike[str] | AsyncIterator[bytes],
         *,
         name: str | None = None,
+        key: bytes | str | None = None,
     ) -> SnapshotInfo:
-        """Take in an exported snapshot: a local file, or its bytes as they come."""
+        """Take in an exported snapshot: a local file, or its bytes as they come.
+
+        `key` is that of an encrypted one.
+        """
         body = source if isinstance(source, AsyncIterator) else file_pieces(source)
         path = "/v1/snapshots/import"
-        answer = await self._transport.request("POST", path, {"name": name}, body=body)
+        answer = await self._transport.request(
+            "POST", path, {"name": name}, body=body, headers=key_header(key)
+        )
         return from_json(SnapshotInfo, await answer.json())
 
 

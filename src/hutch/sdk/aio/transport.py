@@ -9,7 +9,7 @@ import contextlib
 import json as jsonlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -216,16 +216,17 @@ class Transport:
         *,
         json: Any = None,
         body: AsyncIterator[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a request and return its answer once its head is here.
 
-        `path` is percent-encoded. Raises the error that the daemon answers, and DaemonError
-        (daemon_unreachable) when the connection fails.
+        `path` is percent-encoded, `headers` are sent as they are. Raises the error that the daemon
+        answers, and DaemonError (daemon_unreachable) when the connection fails.
         """
         whole = body if isinstance(body, bytes) else None
         pieces = None if isinstance(body, bytes) else body
-        headers, start = encode_body(json, whole, chunked=pieces is not None)
-        head = request_head(method, http1.target(path, query), headers)
+        own, start = encode_body(json, whole, chunked=pieces is not None)
+        head = request_head(method, http1.target(path, query), own | dict(headers or {}))
         link = await self._take()
         parser = ResponseParser(method)
         try:

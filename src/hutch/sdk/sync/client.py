@@ -24,7 +24,7 @@ from hutch.models import (
     to_json,
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
-from hutch.sdk.http1 import Query, broken, quote
+from hutch.sdk.http1 import Query, broken, key_header, quote
 from hutch.sdk.sync.transport import Transport, file_pieces, write_file
 from hutch.settings import Settings
 
@@ -245,16 +245,20 @@ class Snapshots:
         answer = self._transport.request("POST", "/v1/snapshots/gc", json=body)
         return from_json(Removed, answer.json())
 
-    def export(self, ref: str, local: str | os.PathLike[str]) -> int:
+    def export(
+        self, ref: str, local: str | os.PathLike[str], *, key: bytes | str | None = None
+    ) -> int:
         """Write a snapshot into one local file, for `load` on any host; returns its bytes.
 
-        The file appears whole or not at all, readable by its owner alone.
+        The file appears whole or not at all, readable by its owner alone; with `key` encrypted.
         """
-        return write_file(local, self.stream(ref), name=f"{ref}.hutch", mode=0o600)
+        return write_file(local, self.stream(ref, key=key), name=f"{ref}.hutch", mode=0o600)
 
-    def stream(self, ref: str) -> Iterator[bytes]:
+    def stream(self, ref: str, *, key: bytes | str | None = None) -> Iterator[bytes]:
         """Yield the file that `export` writes, as it comes."""
-        answer = self._transport.request("GET", f"/v1/snapshots/{quote(ref)}/export")
+        query = None if key is None else {"encrypt": True}
+        path = f"/v1/snapshots/{quote(ref)}/export"
+        answer = self._transport.request("GET", path, query, headers=key_header(key))
         try:
             yield from answer
         finally:
@@ -265,11 +269,17 @@ class Snapshots:
         source: str | os.PathLike[str] | Iterator[bytes],
         *,
         name: str | None = None,
+        key: bytes | str | None = None,
     ) -> SnapshotInfo:
-        """Take in an exported snapshot: a local file, or its bytes as they come."""
+        """Take in an exported snapshot: a local file, or its bytes as they come.
+
+        `key` is that of an encrypted one.
+        """
         body = source if isinstance(source, Iterator) else file_pieces(source)
         path = "/v1/snapshots/import"
-        answer = self._transport.request("POST", path, {"name": name}, body=body)
+        answer = self._transport.request(
+            "POST", path, {"name": name}, body=body, headers=key_header(key)
+        )
         return from_json(SnapshotInfo, answer.json())
 
 

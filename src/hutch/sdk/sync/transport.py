@@ -6,7 +6,7 @@ again when it has gone away since. Safe for several threads.
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,16 @@ class Transport:
         *,
         json: Any = None,
         body: Iterator[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a request and return its answer once its head is here.
 
-        `path` is percent-encoded. Raises the error that the daemon answers, and DaemonError
-        (daemon_unreachable) when the connection fails.
+        `path` is percent-encoded, `headers` are sent as they are. Raises the error that the daemon
+        answers, and DaemonError (daemon_unreachable) when the connection fails.
         """
         connection = self._take()
         connection.on_idle = self._give_back
-        return connection.request(method, path, query, json=json, body=body)
+        return connection.request(method, path, query, json=json, body=body, headers=headers)
 
     def websocket(self, path: str, query: Query | None = None) -> WebSocket:
         """Open a WebSocket. Raises the error that the daemon answers."""
