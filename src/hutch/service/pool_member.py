@@ -119,6 +119,14 @@ class _Record:
         self.row = await self._store.put_layer(self.row.info.id, layer, template=template_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Going:
+    """A member on its way to be a sandbox; the task is `_answer`."""
+
+    task: "asyncio.Task[float | str]"
+    generation: int
+
+
 class Members:
     """Makes, hands over and discards the members of all pools of one host."""
 
@@ -127,6 +135,8 @@ class Members:
         self._booter = booter
         self._records: dict[str, _Record] = {}
         self._ends = Scope("members", grace=10.0)
+        self._going = Scope("going on")
+        self._roused: dict[str, _Going] = {}
         booter.layers.add_holder(self._layers)
         parts.capacity.count(self._holdings)
 
@@ -188,32 +198,44 @@ class Members:
         key = member.template.manifest.key
         return not await in_thread(is_stale, key, self._parts.engine)
 
+    def rouse(self, member: Member, info: SandboxInfo) -> None:
+        """Let a member go on as the sandbox that is about to claim it, while that is put on record.
+
+        Nothing but its identity runs in it until `begin`; `discard` and `abandon` end it as ever.
+        """
+        self._go_on(member, info, member.row.generation + 1)
+
     async def begin(self, member: Member, row: SandboxRow) -> Booted | None:
         """Let a claimed member go on as the sandbox of `row`, and hand it over.
 
         None when it does not: then its VM is gone. In any case it is no member any more.
         """
-        began = time.monotonic()
+        going = self._roused.get(member.id)
+        if going is None or going.generation != row.generation:
+            going = self._go_on(member, row.info, row.generation)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await member.machine.resume()
-                await set_up_clone(row.info, row.generation, member.guest)
-        except (Stalled, HutchError, TimeoutError) as cause:
-            why = str(cause) or f"it has not answered for {ANSWER_SECONDS:g} s"
-            log.warning("%s does not begin as a member of a pool: %s", row.info.name, why)
-            await self.abandon(member)
-            return None
+            await asyncio.wait({going.task})
+            answer = going.task.result()
         except BaseException:
             await self.abandon(member)
             raise
+        if isinstance(answer, str):
+            log.warning("%s does not begin as a member of a pool: %s", row.info.name, answer)
+            await self.abandon(member)
+            return None
         await self._let_go(member)
         return Booted(
             member.machine,
             member.guest,
             member.recipe.kernel.name,
             member.recipe.verdict,
-            time.monotonic() - began,
+            answer,
         )
+
+    def _go_on(self, member: Member, info: SandboxInfo, generation: int) -> "_Going":
+        task = self._going.start(member.id, _answer(member, info, generation))
+        going = self._roused[member.id] = _Going(task, generation)
+        return going
 
     # ---- ending
 
@@ -231,18 +253,27 @@ class Members:
         await asyncio.wait({task})
 
     async def _abandon(self, member: Member) -> None:
+        await self._stop(member)
         await member.guest.close()
         await member.machine.kill()
         await self._clear_machine(member.id)
         await self._let_go(member)
 
     async def _discard(self, member: Member) -> None:
+        await self._stop(member)
         await member.guest.close()
         await member.machine.kill()
         await self._clear(member.id)
         await member.lease.aclose()
 
+    async def _stop(self, member: Member) -> None:
+        """Cut off what `rouse` has begun."""
+        if (going := self._roused.pop(member.id, None)) is not None:
+            going.task.cancel()
+            await asyncio.wait({going.task})
+
     async def _let_go(self, member: Member) -> None:
+        self._roused.pop(member.id, None)
         self._records.pop(member.id, None)
         await member.lease.aclose()
 
@@ -266,6 +297,7 @@ class Members:
     async def close(self) -> None:
         """Wait for those that are being ended."""
         await self._ends.close()
+        await self._going.close()
 
     async def forget_all(self) -> None:
         """Take the members that a daemon has left off the record, before anything is made of it.
@@ -278,6 +310,21 @@ class Members:
             except HutchError as failure:
                 # On a full disk, say: the daemon is what makes room. The next one tries again.
                 log.error("the member %s stays on record: %s", row.info.id, failure)
+
+
+async def _answer(member: Member, info: SandboxInfo, generation: int) -> float | str:
+    """Let a member run on and make it the sandbox that it is.
+
+    Returns the seconds that it took, or why it is of no use.
+    """
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await member.machine.resume()
+            await set_up_clone(info, generation, member.guest)
+    except (Stalled, HutchError, TimeoutError) as cause:
+        return str(cause) or f"it has not answered for {ANSWER_SECONDS:g} s"
+    return time.monotonic() - began
 
 
 async def _warm(guest: Guest) -> None:

@@ -173,6 +173,9 @@ class Pools:
             for pool in list(self._pools.values()):
                 while (member := pool.take(lambda each: each.suits(info, kernel))) is not None:
                     try:
+                        if spec.provisional:  # its start follows at once
+                            own = dataclasses.replace(info, id=member.id)
+                            self._members.rouse(member, own)
                         if await self._members.is_fresh(member):
                             return await self._hand_over(pool, member, spec, info)
                     except BaseException:
