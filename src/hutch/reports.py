@@ -138,8 +138,8 @@ class Event:
 class Checkpoint:
     """A snapshot that `undo` can go back to.
 
-    `number` says how far back it is: 1 is the last one, 0 the one that the sandbox was just put
-    back to. None: it is of what was undone, and gone when the next one is taken.
+    `number` says how far back it is: 1 is the last one, also after the sandbox was put back to it.
+    None: it is of what was undone, and goes when the next one is taken.
     """
 
     number: int | None

@@ -20,6 +20,7 @@ from hutch.images.store import ImageStore
 from hutch.models import timestamp
 from hutch.service.capacity import Capacity
 from hutch.service.capture import Captures
+from hutch.service.checkpoints import Checkpoints
 from hutch.service.connection import ConnectGuest
 from hutch.service.content import HostImages, HostKernels, HostTemplates
 from hutch.service.events import EventLog
@@ -80,7 +81,6 @@ class HostService:
         self._registry = registry
         self._lives = Lives(parts, registry)
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
-        self.execs = HostExecs(parts.places, registry, self._lives)
         self.files = HostFiles(registry, self._lives)
         self.pools = self._lives.pools
         self.images = HostImages(parts, registry, self.pools)
@@ -89,6 +89,8 @@ class HostService:
         revivals, captures = Revivals(parts, registry, self._lives), Captures(parts, self._lives)
         self.snapshots = Snapshots(parts, registry, self._lives, captures, revivals)
         self.forks = Forks(parts, registry, self._lives, captures, revivals)
+        self.checkpoints = Checkpoints(parts, registry, self._lives, captures, self.snapshots)
+        self.execs = HostExecs(parts.places, registry, self._lives, self.checkpoints.create)
         self._revivals = revivals
         self.system = HostSystem(parts, registry, self._lives.booter, known, timestamp())
 
@@ -98,6 +100,7 @@ class HostService:
             await self.snapshots.open()
             await self.forks.open()
             await reconcile(self._parts, self._registry, self._lives)
+            await self.checkpoints.open()
             await self.pools.open()
         except BaseException:
             await self._close(stop_sandboxes=False)
@@ -110,6 +113,7 @@ class HostService:
 
     async def _close(self, *, stop_sandboxes: bool) -> None:
         try:
+            await self.checkpoints.close()
             await self._revivals.close()
             await self._lives.close(stop_sandboxes=stop_sandboxes)
         finally:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hutch.engine.base import Machine
@@ -69,6 +70,7 @@ class Lives:
         self.parking = Parking(parts, self.booter)
         self.pauses = Pauses(parts, self.records, self.parking, self)
         self.pools = Pools(parts, self.booter)
+        self._erased: list[Callable[[str], Awaitable[None]]] = []
         self._boots = Scope("boots")
         self._ends = Scope("ends")
         self._closing = False
@@ -396,7 +398,13 @@ class Lives:
         freed += await self.booter.layers.release(entry.row.layer)
         self._registry.forget(entry)
         self.records.emit("sandbox.removed", entry)
+        for follow in self._erased:
+            await follow(sandbox_id)
         return freed
+
+    def when_erased(self, follow: Callable[[str], Awaitable[None]]) -> None:
+        """Have `follow` called with the id of each sandbox that was removed. It must not raise."""
+        self._erased.append(follow)
 
     def _check_open(self) -> None:
         if self._closing:

@@ -16,6 +16,7 @@ from hutch.service.lifecycle import rest_state
 from hutch.service.lives import Lives
 from hutch.service.names import ID_PREFIX
 from hutch.service.parts import Parts
+from hutch.service.records import machine_directory
 from hutch.service.registry import Entry, Registry
 from hutch.tasks import in_thread
 
@@ -159,6 +160,13 @@ async def _remove_orphans(parts: Parts, registry: Registry) -> None:
     """Remove what belongs to no row: a crash came between two steps."""
     known = {entry.info.id for entry in registry}
     places = parts.places
+    for entry in registry:
+        directory, usual = machine_directory(places, entry.row), places.machine(entry.info.id)
+        known.add(directory.name)
+        if directory != usual:
+            # It was put back to a checkpoint: the VM before that is not its own any more.
+            await parts.engine.discard(usual)
+            await in_thread(shutil.rmtree, usual, ignore_errors=True)
     machines = await in_thread(_directories, places.runtime)
     lasting = await in_thread(_directories, places.sandboxes)
     for sandbox_id in machines | lasting:

@@ -9,12 +9,13 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError
 from hutch.models import SandboxState
 from hutch.service.lifecycle import sources
-from hutch.service.parts import Parts
+from hutch.service.parts import Parts, Places
 from hutch.service.registry import Entry
 from hutch.state.base import LayerRow, SandboxRow, Store
 from hutch.tasks import in_thread
@@ -70,9 +71,11 @@ class Records:
 
     async def clear_machine(self, entry: Entry) -> None:
         """Clear away what a VM that is gone leaves: its sockets, its directory, its record."""
-        parts, directory = self._parts, self._parts.places.machine(entry.info.id)
-        await parts.engine.discard(directory)
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        parts = self._parts
+        usual = parts.places.machine(entry.info.id)
+        for directory in {usual, machine_directory(parts.places, entry.row)}:
+            await parts.engine.discard(directory)
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
         # Not the row that the store returns: `settle` may know better.
         entry.row = dataclasses.replace(entry.row, machine=None)
         with contextlib.suppress(HutchError):
@@ -81,6 +84,16 @@ class Records:
     def emit(self, kind: str, entry: Entry, **fields: Any) -> None:
         """Add an event about a sandbox."""
         self._parts.events.emit(kind, entry.info.id, entry.info.name, **fields)
+
+
+def machine_directory(places: Places, row: SandboxRow) -> Path:
+    """Return where the sockets of a sandbox's VM are: one that it was put back to has its own."""
+    usual = places.machine(row.info.id)
+    try:
+        found = Path(str((row.machine or {})["directory"]))
+    except KeyError:
+        return usual
+    return found if found.parent == places.runtime else usual
 
 
 class BootRecord:

@@ -5,7 +5,8 @@ state, the running sandbox for the rest.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from typing import Protocol
 
 from hutch.errors import HutchError, error
 from hutch.guest.base import GuestFiles, TunnelStream
@@ -203,13 +204,23 @@ def matches(info: SandboxInfo, which: SandboxFilter) -> bool:
     return which.image is None or which.image in (info.image, info.image_id)
 
 
+class TakeCheckpoint(Protocol):
+    """How a checkpoint is taken before a program (checkpoints.py)."""
+
+    def __call__(self, ref: str, *, command: Sequence[str]) -> Awaitable[object]:
+        """Take it of the sandbox `ref`, in which `command` is about to be started."""
+
+
 class HostExecs:
     """Implements `Execs` of the API's operations for one host."""
 
-    def __init__(self, places: Places, registry: Registry, lives: Lives) -> None:
+    def __init__(
+        self, places: Places, registry: Registry, lives: Lives, checkpoint: TakeCheckpoint
+    ) -> None:
         self._places = places
         self._registry = registry
         self._lives = lives
+        self._checkpoint = checkpoint
 
     @contextlib.asynccontextmanager
     async def _used(self, ref: str) -> AsyncIterator[SandboxExecs]:
@@ -220,11 +231,15 @@ class HostExecs:
 
     async def start(self, ref: str, spec: ExecSpec) -> Session:
         """Start a program with its client attached."""
+        if spec.checkpoint:
+            await self._checkpoint(ref, command=spec.argv)
         async with self._used(ref) as execs:
             return await execs.start(spec)
 
     async def spawn(self, ref: str, spec: ExecSpec) -> ExecInfo:
         """Start a program by itself; its output goes to its log."""
+        if spec.checkpoint:
+            await self._checkpoint(ref, command=spec.argv)
         async with self._used(ref) as execs:
             return await execs.spawn(spec)
 

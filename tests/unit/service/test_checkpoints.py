@@ -1,0 +1,152 @@
+"""Checkpoints: numbered back from now, capped, gone with their sandbox and with what was undone."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hutch.errors import error
+from hutch.images.base import no_report
+from hutch.models import ExecSpec, SandboxInfo, SandboxState
+from hutch.service.checkpoints import numbered
+from hutch.service.host import HostService
+from hutch.settings import Settings
+from tests.unit.service.world import World, expect, output, spec
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, checkpoint_keep=3)
+
+
+@pytest.fixture
+async def service(world: World) -> AsyncIterator[HostService]:
+    async with world.service() as service:
+        yield service
+
+
+async def run(service: HostService, **fields: Any) -> SandboxInfo:
+    info = await service.sandboxes.create(spec(idle=True, **fields), no_report)
+    return await service.sandboxes.start(info.id)
+
+
+async def listed(service: HostService, ref: str = "web") -> list[tuple[int | None, str]]:
+    return [(each.number, each.snapshot.message) for each in await service.checkpoints.list(ref)]
+
+
+async def take(service: HostService, *messages: str) -> list[str]:
+    return [(await service.checkpoints.create("web", message=each)).id for each in messages]
+
+
+async def test_they_are_numbered_and_capped(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    first = await service.checkpoints.create("web", message="a")
+    assert (first.checkpoint, first.name, first.sandbox_id) == (True, "web-cp-1", info.id)
+    _, b, *_ = await take(service, "b", "c", "d")
+    assert await listed(service) == [(1, "d"), (2, "c"), (3, "b")]
+    await expect("snapshot_not_found", service.snapshots.get(first.id))
+    (newest, *_) = await service.checkpoints.list("web")
+    assert newest.snapshot.parent == b
+    assert newest.snapshot.disk_bytes > 0
+    # Other snapshots are counted apart, and collected apart.
+    await service.snapshots.create("web", name="kept")
+    assert [each.name for each in await service.snapshots.list("web")] == ["kept"]
+    assert len(await service.snapshots.list("web", checkpoints=True)) == 4
+    assert (await service.snapshots.collect(0)).bytes > 0
+    assert len(await listed(service)) == 3
+    restored = await service.snapshots.restore(b, "copy")
+    assert restored.state is SandboxState.RUNNING
+    assert await listed(service, "copy") == []
+
+
+async def test_an_exec_takes_one_before(service: HostService) -> None:
+    await run(service, name="web")
+    session = await service.execs.start("web", ExecSpec(["echo", "hi"], checkpoint=True))
+    assert (await output(session))[0] == b"hi\n"
+    await session.close(detach=False)
+    await service.execs.spawn("web", ExecSpec(["true"], detached=True, checkpoint=True))
+    commands = [each.snapshot.command for each in await service.checkpoints.list("web")]
+    assert commands == [["true"], ["echo", "hi"]]
+
+
+async def test_without_its_checkpoint_a_program_does_not_start(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    world.engine.fail_keep = error("disk_full", "told to")
+    await expect("disk_full", service.execs.start("web", ExecSpec(["true"], checkpoint=True)))
+    assert await service.execs.list("web") == []
+    assert await listed(service) == []
+
+
+async def test_what_was_undone_stays_until_the_next_one(service: HostService) -> None:
+    await run(service, name="web")
+    a, b, c = await take(service, "a", "b", "c")
+    await service.checkpoints.undo("web", 2)
+    assert await listed(service) == [(None, "c"), (1, "b"), (2, "a")]
+    await service.checkpoints.undo("web", to=c)
+    assert await listed(service) == [(1, "c"), (2, "b"), (3, "a")]
+    await service.checkpoints.undo("web", to="web-cp-1")
+    assert await listed(service) == [(None, "c"), (None, "b"), (1, "a")]
+    await take(service, "d")
+    assert await listed(service) == [(1, "d"), (2, "a")]
+    await expect("checkpoint_not_found", service.checkpoints.undo("web", to=b))
+    await expect("checkpoint_not_found", service.checkpoints.undo("web", 3))
+    await expect("checkpoint_not_found", service.checkpoints.undo("web", 0))
+    assert (await service.sandboxes.get("web")).undone_to == a
+
+
+async def test_those_undone_stay_when_the_next_one_fails(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    await take(service, "a", "b")
+    await service.checkpoints.undo("web", 2)
+    world.engine.fail_capture = error("engine_failed", "told to")
+    await expect("engine_failed", service.checkpoints.create("web"))
+    assert await listed(service) == [(None, "b"), (1, "a")]
+
+
+async def test_they_go_with_their_sandbox(world: World) -> None:
+    async with world.service() as service:
+        await run(service, name="web")
+        (kept,) = await take(service, "a")
+        await service.snapshots.create("web", name="other")
+        await service.sandboxes.remove("web", force=True)
+        names = [each.name for each in await service.snapshots.list(checkpoints=True)]
+        assert names == ["other"]
+        await expect("sandbox_not_found", service.checkpoints.create("web"))
+        await expect("snapshot_not_found", service.snapshots.get(kept))
+
+
+async def test_those_of_sandboxes_that_are_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon ended between the removal of the sandbox and theirs."""
+    async with world.service() as service:
+        await run(service, name="web")
+        await take(service, "a")
+
+        async def fail(ref: str) -> None:
+            raise error("internal", f"told to keep {ref}")
+
+        monkeypatch.setattr(service.snapshots, "remove", fail)
+        await service.sandboxes.remove("web", force=True)
+        assert len(await service.snapshots.list(checkpoints=True)) == 1
+    async with world.service() as service:
+        assert await service.snapshots.list(checkpoints=True) == []
+    assert world.leftovers() == []
+
+
+async def test_numbers_are_those_of_the_line_that_it_is_in(service: HostService) -> None:
+    info = await run(service, name="web")
+    await take(service, "a", "b")
+    known = [each.snapshot for each in await service.checkpoints.list("web")][::-1]
+    dated = [
+        replace(each, created_at=f"2026-01-0{day}T00:00:00.000Z")
+        for day, each in enumerate(known, 1)
+    ]
+    undone = replace(info, undone_since=dated[0].created_at, undone_at="2026-01-05T00:00:00.000Z")
+    assert [each.number for each in numbered(undone, dated)] == [None, 1]
+    assert [each.number for each in numbered(info, dated)] == [1, 2]
