@@ -278,6 +278,14 @@ class Engine(Protocol):
         none when it raises: engine_failed, disk_full, sandbox_died.
         """
 
+    async def expect(self, directory: Path, memory: int) -> Frozen:
+        """Announce a capture of a machine with that much memory: its clones can be begun at once.
+
+        Each is started as far as it can be without a state, and waits until the capture for
+        `directory` is done; it is engine_failed if that fails, or what is expected is dropped.
+        Raises engine_failed.
+        """
+
     async def capture(
         self,
         machine: Machine,

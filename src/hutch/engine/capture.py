@@ -38,28 +38,38 @@ Still: TypeAlias = contextlib.AbstractAsyncContextManager[object]
 
 
 async def capture(
-    qmp: Qmp, process: ProcessId, next_disk: Path | None, still: Still | None = None
+    qmp: Qmp,
+    process: ProcessId,
+    next_disk: Path | None,
+    still: Still | None = None,
+    memory: int | None = None,
 ) -> Captured:
     """Take a machine as it is now, and give it another writable disk at that very moment.
 
-    `still` is entered right before the machine is stopped and left once it goes on. Raises its
-    errors, engine_failed, sandbox_died: the disk has not been switched then, unless it was to go on
-    that failed. A cancellation shows after the machine runs on.
+    `memory` is an empty file to copy its memory into. `still` is entered right before the machine
+    is stopped and left once it goes on. Raises its errors, engine_failed, sandbox_died: the disk
+    has not been switched then, unless it was to go on that failed. A cancellation shows after the
+    machine runs on.
     """
     try:
-        return await _capture(qmp, process, next_disk, still or contextlib.nullcontext())
+        return await _capture(qmp, process, next_disk, still or contextlib.nullcontext(), memory)
     except HutchError as cause:
         if cause.code != "sandbox_died" and not process.alive():
             raise error("sandbox_died", f"the VM ended while it was captured: {cause}") from cause
         raise
 
 
-async def _capture(qmp: Qmp, process: ProcessId, next_disk: Path | None, still: Still) -> Captured:
+async def _capture(
+    qmp: Qmp, process: ProcessId, next_disk: Path | None, still: Still, memory: int | None
+) -> Captured:
     with contextlib.ExitStack() as on_error:
         with GuestMemory(process.pid) as source:
             await settle_in_thread(source.find)
-            memory = create_memory(source.size)
-            on_error.callback(os.close, memory)
+            if memory is None:
+                memory = create_memory(source.size)
+                on_error.callback(os.close, memory)
+            elif os.fstat(memory).st_size != source.size:
+                raise error("engine_failed", f"the VM has {source.size} bytes of memory")
             await settle_in_thread(source.begin_copy, memory)
             # From here on QEMU has things open of which it must not be left with any.
             state = await settle(_take(qmp, source, next_disk, still))

@@ -93,6 +93,7 @@ class FakeEngine:
         self.fail_capture: HutchError | None = None
         self.fail_keep: HutchError | None = None
         self.hang_capture = False
+        self._expected: dict[Path, asyncio.Future[None]] = {}
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """Return the verdict for `accelerator`."""
@@ -153,6 +154,17 @@ class FakeEngine:
     def _child(self, spec: MachineSpec) -> Serve:
         return self._serve_clone if self.serve_child is None else self.serve_child(spec)
 
+    async def expect(self, directory: Path, memory: int) -> Frozen:
+        """See the Protocol."""
+        self._disappoint(directory)
+        self._expected[directory] = asyncio.get_running_loop().create_future()
+        return Frozen(directory, memory)
+
+    def _disappoint(self, directory: Path) -> None:
+        if (expected := self._expected.pop(directory, None)) is not None:
+            expected.set_exception(error("engine_failed", "what it was to go on from is not there"))
+            expected.exception()  # there may be nobody who waits
+
     async def capture(
         self,
         machine: Machine,
@@ -162,6 +174,22 @@ class FakeEngine:
         still: AbstractAsyncContextManager[object] | None = None,
     ) -> Frozen:
         """See the Protocol. Raises `fail_capture`, engine_failed for a disk that is missing."""
+        try:
+            frozen = await self._capture(machine, directory, next_disk, still)
+        except BaseException:
+            self._disappoint(directory)
+            raise
+        if (expected := self._expected.pop(directory, None)) is not None:
+            expected.set_result(None)
+        return frozen
+
+    async def _capture(
+        self,
+        machine: Machine,
+        directory: Path,
+        next_disk: Path | None,
+        still: AbstractAsyncContextManager[object] | None,
+    ) -> Frozen:
         process = self._processes[machine.record.process]
         frozen = Frozen(directory, process.spec.memory)
         self.captured.append(frozen)
@@ -205,6 +233,8 @@ class FakeEngine:
         if self.hang_clone:
             await asyncio.get_running_loop().create_future()
         _must_exist(*_disks(spec))
+        if (expected := self._expected.get(frozen.directory)) is not None:
+            await asyncio.shield(expected)
         memory = self._memories.get(frozen.directory)
         state = None if memory is None else memory.state
         if (_read(frozen) if state is None else state) != _layout(spec):
@@ -216,6 +246,7 @@ class FakeEngine:
 
     async def drop(self, frozen: Frozen) -> None:
         """See the Protocol."""
+        self._disappoint(frozen.directory)
         self._memories.pop(frozen.directory, None)
 
     def frozen_memory(self, frozen: Frozen) -> int:

@@ -173,11 +173,14 @@ class QemuMachine:
         return await migration.save(self._qmp)
 
     async def capture(
-        self, next_disk: Path | None, still: AbstractAsyncContextManager[object] | None
+        self,
+        next_disk: Path | None,
+        still: AbstractAsyncContextManager[object] | None,
+        memory: int | None,
     ) -> Captured:
         """Take it as it is now: see `hutch.engine.capture.capture`. Raises EngineError."""
         async with self._standing:
-            return await capture(self._qmp, self.record.process, next_disk, still)
+            return await capture(self._qmp, self.record.process, next_disk, still, memory)
 
     def take_memory(self) -> int | None:
         """Return the guest's memory, the caller's to close; None: there is none to be had."""

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -209,17 +210,19 @@ def copy_sparse(source: int, target: int, size: int, parts: Extents | None = Non
 class _Entry:
     """The memory of one frozen machine, or its absence; `lock` is held while it is loaded.
 
-    `state` is that of a machine that is nowhere else yet.
+    `state` is that of a machine that is nowhere else yet; `expected` is done when there is one.
     """
 
     def __init__(self, fd: int | None = None, state: bytes | None = None) -> None:
         self.fd = fd
         self.state = state
         self.lock = asyncio.Lock()
+        self.expected: asyncio.Future[None] | None = None
 
 
 class Memories:
-    """The sealed memories in use, by directory. Invariant: each descriptor here is sealed.
+    """The memories in use, by directory. Invariant: no state is handed out before its memory is
+    sealed, and so no guest ever runs in a process that can write to it.
 
     After a restart of the daemon they are loaded from disk again, although a clone that lives on
     holds the same memory: its word for what it holds is its guest's by now, and would be believed
@@ -231,11 +234,38 @@ class Memories:
 
     def add(self, frozen: Frozen, fd: int, state: bytes | None = None) -> None:
         """Take over the sealed memory of a machine, and its state unless that is on disk."""
+        entry, expected = self._entries.get(frozen.directory), None
+        if entry is not None:
+            expected, entry.expected = entry.expected, None
         self.drop(frozen)
         self._entries[frozen.directory] = _Entry(fd, state)
+        if expected is not None:
+            expected.set_result(None)
 
-    async def state(self, frozen: Frozen) -> bytes:
-        """Return the state of a machine. Raises engine_failed (`template`)."""
+    def expect(self, frozen: Frozen) -> None:
+        """Make the memory of a machine that is to be captured. Raises engine_failed."""
+        self.drop(frozen)
+        entry = self._entries[frozen.directory] = _Entry(create_memory(frozen.memory))
+        entry.expected = asyncio.get_running_loop().create_future()
+
+    def expected(self, directory: Path) -> int | None:
+        """Return a descriptor of what is expected there, to be filled; None: nothing is."""
+        entry = self._entries.get(directory)
+        if entry is None or entry.fd is None or entry.expected is None:
+            return None
+        return os.dup(entry.fd)
+
+    def state(self, frozen: Frozen) -> Callable[[], Awaitable[bytes]]:
+        """Return what returns the state of a machine, or of the one that is expected by now.
+
+        Raises engine_failed: with `template` unless it was expected in vain.
+        """
+        entry = self._entries.get(frozen.directory)
+        return functools.partial(self._state, frozen, None if entry is None else entry.expected)
+
+    async def _state(self, frozen: Frozen, expected: "asyncio.Future[None] | None") -> bytes:
+        if expected is not None:
+            await asyncio.shield(expected)
         entry = self._entries.get(frozen.directory)
         if entry is not None and entry.state is not None:
             return entry.state
@@ -262,7 +292,8 @@ class Memories:
     async def of(self, frozen: Frozen) -> int:
         """Return a descriptor of its memory, the caller's to close; loads it if need be, once.
 
-        Raises engine_failed: with `template` when the file is missing or of another size.
+        One that is expected is empty yet. Raises engine_failed: with `template` when the file is
+        missing or of another size.
         """
         entry = self._entries.setdefault(frozen.directory, _Entry())
         async with entry.lock:
@@ -279,6 +310,11 @@ class Memories:
         if entry is not None and entry.fd is not None:
             os.close(entry.fd)
             entry.fd = None
+        if entry is not None and entry.expected is not None:
+            entry.expected.set_exception(
+                error("engine_failed", "what it was to go on from was not captured")
+            )
+            entry.expected.exception()  # there may be nobody who waits
 
     def held(self, frozen: Frozen) -> int:
         """Return the bytes of host memory that it takes, 0 when it is not loaded."""

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +76,12 @@ class QemuEngine:
         listener: Callable[[float, bytes], None] | None = None,
         *,
         memory: int | None = None,
-        state: bytes | None = None,
+        state: Callable[[], Awaitable[bytes]] | None = None,
     ) -> QemuMachine:
-        """Start a process that boots, and takes over `memory`, or one that takes up `state`."""
+        """Start a process that boots, and takes over `memory`, or one that takes up a state.
+
+        `state` returns that; it is not asked before the process is ready for it.
+        """
         program = self._program()
         incoming = state is not None
         with jail.prepare(spec, memory=memory, incoming=incoming) as handover:
@@ -89,7 +92,7 @@ class QemuEngine:
                 qmp = await Qmp.open(handover.qmp, timeout=self._handshake_timeout)
                 try:
                     if state is not None:
-                        await migration.load(qmp, state)
+                        await migration.load(qmp, await state())
                         await disks.announce_sizes(qmp, spec.drives)
                     # Only now is the console's reader accepted for sure, and the guest may write
                     # its first byte.
@@ -141,6 +144,12 @@ class QemuEngine:
         self._memories.add(frozen, memory)
         return frozen
 
+    async def expect(self, directory: Path, memory: int) -> Frozen:
+        """See the Protocol. Raises engine_failed."""
+        frozen = Frozen(directory, memory)
+        self._memories.expect(frozen)
+        return frozen
+
     async def capture(
         self,
         machine: Machine,
@@ -152,7 +161,14 @@ class QemuEngine:
         """See the Protocol. Raises engine_failed, sandbox_died."""
         if not isinstance(machine, QemuMachine):
             raise error("engine_failed", "that VM is not QEMU's")
-        taken = await machine.capture(next_disk, still)
+        memory = self._memories.expected(directory)
+        try:
+            taken = await machine.capture(next_disk, still, memory)
+        except BaseException:
+            if memory is not None:
+                os.close(memory)
+                self._memories.drop(Frozen(directory, 0))
+            raise
         frozen = Frozen(directory, os.fstat(taken.memory).st_size)
         self._memories.add(frozen, taken.memory, taken.state)
         return frozen
@@ -165,7 +181,7 @@ class QemuEngine:
         """See the Protocol. Raises engine_missing, engine_failed, disk_full."""
         if spec.memory != frozen.memory:
             raise template_failure(f"{frozen.directory} is of a VM with other memory")
-        state = await self._memories.state(frozen)
+        state = self._memories.state(frozen)
         memory = await self._memories.of(frozen)
         try:
             return await self._start(spec, memory=memory, state=state)

@@ -101,8 +101,11 @@ class Boots:
                 log.warning("boot %d of %s (%s): %s", number, order.subject, board, cause)
         raise AssertionError("there is no board to boot on")
 
-    async def attempt(self, order: Order, deadline: float) -> tuple[Machine, Guest]:
-        """Start the VM once and set it up. Raises Stalled, Late, and what `boot` raises."""
+    async def attempt(self, order: Order, deadline: float | None = None) -> tuple[Machine, Guest]:
+        """Start the VM once and set it up. Raises Stalled, Late, and what `boot` raises.
+
+        Without a deadline it has a clone's time, from when it runs.
+        """
         directory = order.spec.directory
         async with (
             self._parts.capacity.admit(order.need),
@@ -113,6 +116,8 @@ class Boots:
             machine = await order.start(order.spec)
             undo.push_async_callback(order.record, None)
             undo.push_async_callback(lambda: settle(machine.kill()))
+            if deadline is None:
+                deadline = time.monotonic() + self._parts.settings.boot_timeout * STALL_SHARE
             await order.record(machine.record.to_json())
             guest = await self._reach(machine, deadline)
             undo.push_async_callback(guest.close)

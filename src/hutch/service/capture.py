@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hutch.engine.base import Frozen, Machine
+from hutch.engine.base import Frozen, Machine, MachineType
 from hutch.errors import HutchError, error
 from hutch.service.capacity import copy_need
 from hutch.service.flatten import LAYERS_MAX
@@ -93,6 +93,12 @@ class Source:
     def alive(self) -> bool:
         """Whether it has a VM whose memory can be captured."""
         return self._entry.sandbox is not None and self._entry.info.state in (RUNNING, PAUSED)
+
+    @property
+    def board(self) -> MachineType:
+        """The board of the VM that it has: see `alive`."""
+        assert self._entry.sandbox is not None
+        return self._entry.sandbox.machine.record.machine
 
     async def capture(
         self, directory: Path, *, logs: Path | None, freeze: bool = True, sync: bool = False

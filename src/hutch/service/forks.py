@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Sequence
 from typing import Final
 
+from hutch.engine.base import Frozen
 from hutch.errors import HutchError, error
 from hutch.models import ErrorInfo, Forked, ForkFailure, SandboxInfo
-from hutch.service.capture import Captures, Point
+from hutch.service.capture import Captures, Source
 from hutch.service.lifecycle import wrong_state
 from hutch.service.lives import Lives
 from hutch.service.names import check_name, numbered_name
@@ -73,27 +74,23 @@ class Forks:
         try:
             with contextlib.ExitStack() as stack:
                 chosen = self._reserve(stack, entry, names, number)
-                async with self._captures.hold(entry) as source:
+                async with contextlib.AsyncExitStack() as held:
+                    source = await held.enter_async_context(self._captures.hold(entry))
                     if not source.alive:
                         raise wrong_state(source.row.info, "running or paused")
-                    layer = source.layer
+                    layer, info = source.layer, source.row.info
                     stack.enter_context(layers.pinned(layer))
+                    frozen = await self._parts.engine.expect(directory, info.memory)
                     try:
-                        with host_errors():
-                            point = await source.capture(directory, logs=directory / "logs")
-                    except BaseException:
-                        await settle(in_thread(shutil.rmtree, directory, ignore_errors=True))
-                        raise
-                try:
-                    forked = await self._children(point, chosen)
-                finally:
-                    await settle(self._let_go(point))
+                        forked = await self._make(source, held, frozen, chosen)
+                    finally:
+                        await settle(self._let_go(frozen))
         finally:
             await settle(layers.release(layer))  # the source may have gone meanwhile
         self._parts.events.emit(
             "sandbox.forked",
-            point.row.info.id,
-            point.row.info.name,
+            info.id,
+            info.name,
             children=[child.id for child in forked.children],
         )
         return forked
@@ -111,37 +108,40 @@ class Forks:
             chosen.append(name)
         return chosen
 
-    async def _children(self, point: Point, names: Sequence[str]) -> Forked:
-        places, made = asyncio.Semaphore(AT_ONCE), dict[str, SandboxInfo]()
-        failures: dict[str, HutchError] = {}
-        origin = Origin(point.row, point.row.info.id, point.layer, point.frozen.directory / "logs")
+    async def _make(
+        self,
+        source: Source,
+        held: contextlib.AsyncExitStack,
+        frozen: Frozen,
+        names: Sequence[str],
+    ) -> Forked:
+        """Capture a source, which is `held` until then, and make its children.
 
-        async def make(name: str) -> None:
-            async with places:
-                try:
-                    child = await self._revivals.go_on(
-                        name, origin, point.frozen, point.machine.record.machine
-                    )
-                except HutchError as cause:
-                    log.warning("the fork %s of %s failed: %s", name, point.row.info.name, cause)
-                    failures[name] = cause
-                else:
-                    made[name] = child.info
-
+        The first of them are begun before: processes that wait for the memory by the time that it
+        is there.
+        """
+        brood = _Brood(self._revivals, source, frozen)
         try:
             async with asyncio.TaskGroup() as group:
                 for name in names:
-                    group.create_task(make(name))
+                    group.create_task(brood.make(name))
+                try:
+                    with host_errors():
+                        point = await source.capture(frozen.directory, logs=brood.origin.logs)
+                except HutchError as cause:
+                    brood.failure = cause
+                    await self._parts.engine.drop(frozen)  # nobody waits for it any more
+                await held.aclose()
         except asyncio.CancelledError:
-            await settle(self._undo(list(made.values())))
+            await settle(self._undo(list(brood.made.values())))
             raise
-        if not made:
-            raise next(iter(failures.values()))
+        if not brood.made:
+            raise brood.failure or next(iter(brood.failures.values()))
         failed = [
             ForkFailure(name, ErrorInfo(cause.code, cause.message, cause.hint))
-            for name, cause in failures.items()
+            for name, cause in brood.failures.items()
         ]
-        children = [made[name] for name in names if name in made]
+        children = [brood.made[name] for name in names if name in brood.made]
         return Forked(point.row.info.id, children, failed, point.seconds)
 
     async def _undo(self, children: Sequence[SandboxInfo]) -> None:
@@ -150,12 +150,43 @@ class Forks:
             with contextlib.suppress(HutchError):
                 await self._lives.remove(self._registry.find(child.id), force=True)
 
-    async def _let_go(self, point: Point) -> None:
-        await self._parts.engine.drop(point.frozen)
-        await in_thread(shutil.rmtree, point.frozen.directory, ignore_errors=True)
+    async def _let_go(self, frozen: Frozen) -> None:
+        await self._parts.engine.drop(frozen)
+        await in_thread(shutil.rmtree, frozen.directory, ignore_errors=True)
 
     async def open(self) -> None:
         """Remove what a fork has left that was under way when a daemon died."""
         runtime = self._parts.places.runtime
         for directory in await in_thread(lambda: sorted(runtime.glob(f"{PREFIX}*"))):
             await in_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+class _Brood:
+    """The children of one fork: those that came up (`made`), and why others did not.
+
+    `failure` is why there is nothing to go on from.
+    """
+
+    def __init__(self, revivals: Revivals, source: Source, frozen: Frozen) -> None:
+        logs = frozen.directory / "logs"
+        self.origin = Origin(source.row, source.row.info.id, source.layer, logs)
+        self.made: dict[str, SandboxInfo] = {}
+        self.failures: dict[str, HutchError] = {}
+        self.failure: HutchError | None = None
+        self._revivals = revivals
+        self._frozen = frozen
+        self._board = source.board
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def make(self, name: str) -> None:
+        """Make a child when it is its turn."""
+        async with self._places:
+            if self.failure is not None:
+                return
+            try:
+                child = await self._revivals.go_on(name, self.origin, self._frozen, self._board)
+            except HutchError as cause:
+                log.warning("the fork %s of %s failed: %s", name, self.origin.id, cause)
+                self.failures[name] = cause
+            else:
+                self.made[name] = child.info

@@ -21,7 +21,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, Identity
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, TemplatePoint
-from hutch.service.boot import STALL_SHARE, Boots, Late, Order, Stalled, boards
+from hutch.service.boot import Boots, Late, Order, Stalled, boards
 from hutch.service.build import Builder, mount_disk, mount_root, nobody
 from hutch.service.layers import Layers
 from hutch.service.parts import Parts
@@ -276,8 +276,7 @@ class Booter:
         start = functools.partial(self._parts.engine.clone, frozen=frozen)
         order = self._order(row, spec, record, start, set_up)
         order = dataclasses.replace(order, load=await in_thread(self._to_load, frozen))
-        limit = self._parts.settings.boot_timeout * STALL_SHARE
-        return await self._boots.attempt(order, time.monotonic() + limit)
+        return await self._boots.attempt(order)
 
     def _to_load(self, frozen: Frozen) -> int:
         """Return the bytes of frozen memory that the next clone must read in."""

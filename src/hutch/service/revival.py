@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
-from hutch.models import SandboxInfo, SandboxState, timestamp
+from hutch.models import SandboxState, timestamp
 from hutch.service.boot import Late, Stalled
 from hutch.service.lifecycle import RUNNING, STARTING
 from hutch.service.lives import Lives
@@ -66,10 +66,12 @@ class Revivals:
     async def go_on(self, name: str, origin: Origin, frozen: Frozen, board: MachineType) -> Entry:
         """Make a sandbox that runs on from a memory, which is of a machine of that board.
 
-        Raises engine_failed (with `template` when the memory will never load), boot_failed,
-        name_taken, no_capacity, disk_full; nothing is left then, nor when this is cancelled.
+        It may be one that the engine expects: the logs need not be there before it is. Raises
+        engine_failed (with `template` when the memory will never load), boot_failed, name_taken,
+        no_capacity, disk_full; nothing is left then, nor when this is cancelled.
         """
-        return await self._owned(name, origin, functools.partial(self._go_on, frozen, board))
+        begin = functools.partial(self._go_on, frozen, board, origin)
+        return await self._owned(name, origin, begin)
 
     async def boot(self, name: str, origin: Origin) -> Entry:
         """Make a sandbox that boots from a disk. Raises what a start raises; nothing is left."""
@@ -125,8 +127,6 @@ class Revivals:
             await layers.make(layer, new.info.disk, base)
             directory = parts.places.sandbox(new.info.id)
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
-            if origin.logs is not None:
-                await settle_in_thread(copy_logs, origin.logs, parts.places.logs(new.info.id))
         self._lives.records.emit("sandbox.created", entry, image=new.info.image)
         return entry
 
@@ -151,18 +151,22 @@ class Revivals:
     async def _boot(self, entry: Entry) -> None:
         await self._lives.start(entry, None, attach=False, template=False)
 
-    async def _go_on(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
+    async def _go_on(
+        self, frozen: Frozen, board: MachineType, origin: Origin, entry: Entry
+    ) -> None:
         async with entry.lock:
             entry.check_present()
             # Whoever stops, kills or removes it meanwhile cancels this.
             entry.boot = asyncio.current_task()
             try:
-                await self._take_up(frozen, board, entry)
+                await self._take_up(frozen, board, origin, entry)
             finally:
                 entry.boot = None
                 entry.notify()
 
-    async def _take_up(self, frozen: Frozen, board: MachineType, entry: Entry) -> None:
+    async def _take_up(
+        self, frozen: Frozen, board: MachineType, origin: Origin, entry: Entry
+    ) -> None:
         parts, records = self._parts, self._lives.records
         began = time.monotonic()
         await records.move(entry, STARTING, error=None)
@@ -177,7 +181,7 @@ class Revivals:
                 record,
                 own,
                 frozen,
-                functools.partial(_begin, entry.info, entry.row.generation),
+                functools.partial(self._begin, entry, origin),
             )
         except (Stalled, Late) as cause:
             raise error(
@@ -210,11 +214,13 @@ class Revivals:
         self._lives.supervise(entry, sandbox)
         records.emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
 
-
-async def _begin(info: SandboxInfo, generation: int, guest: Guest) -> None:
-    """Make a clone the sandbox that it is, and only then let its programs go on."""
-    await identify_clone(info, generation, guest)
-    await guest.thaw()
+    async def _begin(self, entry: Entry, origin: Origin, guest: Guest) -> None:
+        """Make a clone the sandbox that it is, and only then let its programs go on."""
+        await identify_clone(entry.info, entry.row.generation, guest)
+        target = self._parts.places.logs(entry.info.id)
+        if origin.logs is not None:
+            await settle_in_thread(copy_logs, origin.logs, target)
+        await guest.thaw()
 
 
 def _described(origin: Origin, sandbox_id: str, name: str) -> SandboxRow:

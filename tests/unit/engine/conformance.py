@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -235,6 +235,45 @@ class EngineConformance:
         assert not any(seen)
         await machine.kill()
 
+    async def test_clones_of_what_is_expected_wait_for_it(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path
+    ) -> None:
+        machine, source = await engine.boot(new_spec("a")), new_spec("a")
+        frozen = await engine.expect(short_tmp / "captured", source.memory)
+        async with asyncio.TaskGroup() as tasks:
+            clones = [
+                tasks.create_task(engine.clone(new_spec(f"child-{number}"), frozen))
+                for number in range(2)
+            ]
+            await asyncio.sleep(0)
+            assert await engine.capture(machine, frozen.directory) == frozen
+        for clone in clones:
+            assert not await clone.result().paused()
+            await clone.result().kill()
+        await engine.drop(frozen)
+        await machine.kill()
+
+    @pytest.mark.parametrize("why", ["capture", "drop"])
+    async def test_clones_of_what_is_expected_in_vain_fail(
+        self, engine: Engine, new_spec: NewSpec, short_tmp: Path, why: str
+    ) -> None:
+        machine, spec = await engine.boot(new_spec("a")), new_spec("child")
+        frozen = await engine.expect(short_tmp / "captured", spec.memory)
+        async with asyncio.TaskGroup() as tasks:
+            cloning = tasks.create_task(_failure(engine.clone(spec, frozen)))
+            await asyncio.sleep(0)
+            if why == "drop":
+                await engine.drop(frozen)
+            else:
+                gone = short_tmp / "gone.qcow2"
+                with pytest.raises(EngineError):
+                    await engine.capture(machine, frozen.directory, next_disk=gone)
+        assert cloning.result().code == "engine_failed"
+        assert "template" not in cloning.result().details
+        assert not spec.directory.exists() or not list(spec.directory.iterdir())
+        assert engine.frozen_memory(frozen) == 0
+        await machine.kill()
+
     async def test_what_was_kept_is_loaded_when_it_is_needed(
         self, engine: Engine, new_spec: NewSpec, short_tmp: Path
     ) -> None:
@@ -347,6 +386,12 @@ class EngineConformance:
         await engine.drop(frozen)
         assert "template" not in caught.value.details
         assert not spec.directory.exists() or not list(spec.directory.iterdir())
+
+
+async def _failure(work: Awaitable[object]) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        await work
+    return caught.value
 
 
 async def _freeze(engine: Engine, spec: MachineSpec, directory: Path) -> tuple[Frozen, Machine]:

@@ -78,8 +78,6 @@ class StandIn:
             memory = mmap.mmap(fd, os.fstat(fd).st_size, flags)
             if shared:
                 memory[: len(MEMORY)] = MEMORY
-            assert memory[: len(MEMORY)] == MEMORY
-            memory[OWN : OWN + 4096] = memory[OWN : OWN + 4096].translate(NEXT)
         return memory
 
     @staticmethod
@@ -196,10 +194,12 @@ class StandIn:
             state = file.read()
         if self.mode == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if state.rstrip(b".") != self.layout:
+        # What the process was handed may have been filled only after that.
+        if state.rstrip(b".") != self.layout or self.memory[: len(MEMORY)] != MEMORY:
             sys.stderr.write("stand-in: load of migration failed: Invalid argument\n")
             sys.stderr.flush()
             os._exit(1)
+        self.memory[OWN : OWN + 4096] = self.memory[OWN : OWN + 4096].translate(NEXT)
         self.state = "internal-error" if self.mode == "confused" else "paused"
 
     def console(self, server: socket.socket) -> None:

@@ -141,12 +141,12 @@ async def test_what_was_captured_is_here_alone_until_it_is_kept(
     frozen, kept = Frozen(short_tmp / "captured", SIZE), Memories()
     await seal(memory)
     kept.add(frozen, os.dup(memory), b"state")
-    assert await kept.state(frozen) == b"state"
+    assert await kept.state(frozen)() == b"state"
     assert not frozen.directory.exists()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(3):
             tasks.create_task(kept.keep(frozen))
-    assert await kept.state(frozen) == b"state"
+    assert await kept.state(frozen)() == b"state"
     kept.drop(frozen)
     fd = await kept.of(frozen)
     assert content(fd) == PAGES
@@ -201,7 +201,7 @@ async def test_what_could_not_be_kept_stays_here(
         patch.setattr(memories, "store", full)
         with pytest.raises(NoCapacity):
             await kept.keep(frozen)
-    assert await kept.state(frozen) == b"state"
+    assert await kept.state(frozen)() == b"state"
     await kept.keep(frozen)
     assert read_state(frozen).state == b"state"
     kept.drop(frozen)

@@ -15,6 +15,7 @@ from hutch.service.host import HostService
 from hutch.service.values import SandboxFilter
 from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
+from tests.waiting import until
 
 RUNNING, PAUSED = SandboxState.RUNNING, SandboxState.PAUSED
 
@@ -112,6 +113,37 @@ async def test_what_cannot_be_asked_for(world: World, service: HostService) -> N
     await service.sandboxes.start("web")
     await expect("engine_failed", service.forks.fork("web"))
     assert not world.agent(await service.sandboxes.get("web")).frozen
+    # Children that had been begun are gone without a trace.
+    (left,) = await service.sandboxes.list(SandboxFilter(all=True))
+    await service.sandboxes.remove(left.id, force=True)
+    assert world.leftovers() == []
+
+
+async def test_a_child_that_ends_while_it_waits_for_the_memory(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    capture, go_on = world.engine.capture, asyncio.Event()
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        await go_on.wait()
+        return await capture(*args, **kwargs)
+
+    world.engine.capture = late  # type: ignore[method-assign]
+    async with asyncio.TaskGroup() as tasks:
+        forking = tasks.create_task(service.forks.fork("web", ["a", "b", "c"]))
+        await until(lambda: len(world.engine.cloned) == 2, what="two children are begun")
+        with contextlib.suppress(HutchError):  # there is nothing left of it to tell about
+            await service.sandboxes.kill("a")
+        await until(lambda: len(world.engine.cloned) == 3, what="the next one is begun")
+        go_on.set()
+    forked = forking.result()
+    assert [child.name for child in forked.children] == ["b", "c"]
+    assert [(it.name, it.error.code) for it in forked.failed] == [("a", "sandbox_died")]
+    assert not world.agent(await service.sandboxes.get("web")).frozen
+    for left in await service.sandboxes.list(SandboxFilter(all=True)):
+        await service.sandboxes.remove(left.id, force=True)
+    assert world.leftovers() == []
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.04, 0.08])
