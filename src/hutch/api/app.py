@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from hutch import __version__
 from hutch.api import (
+    checkpoints,
     execs,
     files,
     images,
@@ -50,7 +51,17 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
     # exec takes is mostly what happens around it.
     for streaming in (streams, run):
         app.router.routes += streaming.routes(operations).routes
-    for module in (sandboxes, execs, files, images, kernels, templates, pools, snapshots):
+    for module in (
+        sandboxes,
+        execs,
+        files,
+        images,
+        kernels,
+        templates,
+        pools,
+        snapshots,
+        checkpoints,
+    ):
         app.include_router(module.routes(operations))
     app.include_router(system.routes(operations, on_stop))
     app.add_exception_handler(HutchError, _answer_error)

@@ -234,6 +234,22 @@ class ForkBody:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointBody:
+    """Why a checkpoint is taken: a message, or the command that comes after it."""
+
+    message: str = ""
+    command: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class UndoBody:
+    """How many checkpoints to go back, or `to` which one, by id or name."""
+
+    number: int = 1
+    to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStopBody:
     """Whether the sandboxes are stopped too, or go on without a daemon."""
 

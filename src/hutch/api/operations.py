@@ -25,7 +25,7 @@ from hutch.models import (
     TemplateInfo,
     TtySize,
 )
-from hutch.reports import Check, DaemonInfo, Event, HostUsage, ProcessInfo, SandboxStats
+from hutch.reports import Check, Checkpoint, DaemonInfo, Event, HostUsage, ProcessInfo, SandboxStats
 from hutch.service.sealing import Key
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
@@ -281,8 +281,13 @@ class Snapshots(Protocol):
         Raises wrong_state, name_taken, guest_timeout, disk_full.
         """
 
-    async def list(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
-        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
+    async def list(
+        self, sandbox: str | None = None, *, checkpoints: bool = False
+    ) -> Sequence[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox, which may be gone.
+
+        With `checkpoints` those that are checkpoints, too.
+        """
 
     async def get(self, ref: str) -> SnapshotInfo:
         """Return one snapshot."""
@@ -326,6 +331,28 @@ class Forks(Protocol):
 
         `names` are those of the first, `count` is how many there shall be. Raises what became of
         the first when none came up; wrong_state, name_taken, guest_timeout.
+        """
+
+
+class Checkpoints(Protocol):
+    """Moments that sandboxes can be put back to themselves."""
+
+    async def create(
+        self, ref: str, *, message: str = "", command: Sequence[str] = ()
+    ) -> SnapshotInfo:
+        """Take a checkpoint of a running or paused sandbox, which goes on.
+
+        `command` is what will be done next. Raises wrong_state, guest_timeout, disk_full.
+        """
+
+    async def list(self, ref: str) -> Sequence[Checkpoint]:
+        """Return the checkpoints of a sandbox, the newest first."""
+
+    async def undo(self, ref: str, number: int = 1, *, to: str | None = None) -> SandboxInfo:
+        """Put a sandbox back to its `number`th last checkpoint, or to one by id or name.
+
+        It is as it was when that fails. Raises checkpoint_not_found, snapshot_damaged,
+        snapshot_incompatible, no_capacity, boot_failed.
         """
 
 
@@ -390,6 +417,10 @@ class Operations(Protocol):
         """Children of running sandboxes."""
 
     @property
+    def checkpoints(self) -> Checkpoints:
+        """Moments that sandboxes can be put back to themselves."""
+
+    @property
     def pools(self) -> Pools:
         """Clones that are started and warm before anybody asks for them."""
 
@@ -400,6 +431,7 @@ class Operations(Protocol):
 
 __all__ = [
     "Channel",
+    "Checkpoints",
     "ExecSession",
     "Execs",
     "FileEntry",

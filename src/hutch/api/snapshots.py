@@ -39,8 +39,8 @@ def routes(operations: Operations) -> APIRouter:
     snapshots = operations.snapshots
 
     @router.get("/snapshots", response_model=list[SnapshotInfo])
-    async def list_snapshots(sandbox: str | None = None) -> Response:
-        return answer(list(await snapshots.list(sandbox)))
+    async def list_snapshots(sandbox: str | None = None, checkpoints: bool = False) -> Response:
+        return answer(list(await snapshots.list(sandbox, checkpoints=checkpoints)))
 
     @router.post("/snapshots", status_code=201, response_model=SnapshotInfo)
     async def create_snapshot(request: Request, body: SnapshotBody) -> Response:

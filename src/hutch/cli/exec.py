@@ -56,6 +56,7 @@ def execute(app: App, values: dict[str, Any], name: str, words: tuple[str, ...])
         workdir=values["workdir"],
         user=values["user"],
         timeout=values["timeout"],
+        checkpoint=values["checkpoint"] or None,
     )
     if not detach:
         return run_attached(app, name, spec)
@@ -81,6 +82,7 @@ EXEC = Verb(
         Option(("-i", "--interactive"), "interactive", "Pass stdin on."),
         Option(("-t", "--tty"), "tty", "Give the program a terminal."),
         Option(("-d", "--detach"), "detach", "Leave it running; print its id."),
+        Option(("--checkpoint",), "checkpoint", "Take a checkpoint before, for `hutch undo`."),
         Option(
             ("--timeout",),
             "timeout",
@@ -99,5 +101,6 @@ EXEC = Verb(
         "hutch exec -it web bash",
         "tar c src | hutch exec -i web tar x -C /srv",
         "hutch exec --timeout 30s web make test",
+        "hutch exec --checkpoint web make install",
     ),
 )

@@ -69,14 +69,16 @@ def create(app: App, /, name: str, title: str | None, disk_only: bool, no_freeze
 
 
 @command("ls", examples=["hutch snapshot ls", "hutch snapshot ls web"])
+@click.option("--checkpoints", is_flag=True, help="Checkpoints, too (see `hutch checkpoints`).")
 @click.argument("sandbox", required=False)
 @pass_app
-def list_snapshots(app: App, /, sandbox: str | None) -> None:
+def list_snapshots(app: App, /, sandbox: str | None, checkpoints: bool) -> None:
     """List snapshots, oldest first.
 
     With SANDBOX those of one sandbox, also when it is gone.
     """
-    answer = app.client.call("GET", "/v1/snapshots", {"sandbox": sandbox})
+    query = {"sandbox": sandbox, "checkpoints": checkpoints}
+    answer = app.client.call("GET", "/v1/snapshots", query)
     if app.json:
         print_json(answer)
         return

@@ -36,6 +36,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "snapshot": "snapshots:snapshot",
         "restore": "snapshots:restore",
         "fork": "snapshots:fork",
+        "checkpoint": "checkpoints:checkpoint",
+        "checkpoints": "checkpoints:list_checkpoints",
+        "undo": "checkpoints:undo",
     },
     "Programs": {
         "exec": "exec:EXEC",

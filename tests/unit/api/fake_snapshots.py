@@ -55,8 +55,11 @@ class FakeSnapshots:
         self.all.append(info)
         return info
 
-    async def list(self, sandbox: str | None = None) -> Sequence[SnapshotInfo]:
-        return [info for info in self.all if sandbox in (None, info.sandbox_id, info.sandbox_name)]
+    async def list(
+        self, sandbox: str | None = None, *, checkpoints: bool = False
+    ) -> Sequence[SnapshotInfo]:
+        found = [info for info in self.all if checkpoints or not info.checkpoint]
+        return [info for info in found if sandbox in (None, info.sandbox_id, info.sandbox_name)]
 
     async def get(self, ref: str) -> SnapshotInfo:
         for info in self.all:

@@ -23,6 +23,7 @@ from hutch.models import (
     to_json,
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
+from hutch.sdk.aio.checkpoints import AsyncCheckpoints
 from hutch.sdk.aio.transport import Transport, file_pieces, write_file
 from hutch.sdk.http1 import Query, broken, key_header, quote
 from hutch.settings import Settings
@@ -208,9 +209,12 @@ class AsyncSnapshots:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self, sandbox: str | None = None) -> list[SnapshotInfo]:
-        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
-        answer = await self._transport.request("GET", "/v1/snapshots", {"sandbox": sandbox})
+    async def list(
+        self, sandbox: str | None = None, *, checkpoints: bool = False
+    ) -> list[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox; with its checkpoints."""
+        query: Query = {"sandbox": sandbox, "checkpoints": checkpoints}
+        answer = await self._transport.request("GET", "/v1/snapshots", query)
         return [from_json(SnapshotInfo, item) for item in await answer.json()]
 
     async def create(
@@ -303,6 +307,7 @@ class AsyncClient:
         self.templates = AsyncTemplates(self.transport)
         self.snapshots = AsyncSnapshots(self.transport)
         self.pools = AsyncPools(self.transport)
+        self.checkpoints = AsyncCheckpoints(self.transport)
 
     async def create(
         self, spec: SandboxSpec, *, on_progress: OnProgress | None = None

@@ -208,6 +208,7 @@ class AsyncCommands:
         cwd: str | None = ...,
         user: str | None = ...,
         timeout: float = ...,
+        checkpoint: bool = ...,
         stdin: str | bytes | None = ...,
         on_stdout: OnText | None = ...,
         on_stderr: OnText | None = ...,
@@ -223,6 +224,7 @@ class AsyncCommands:
         cwd: str | None = ...,
         user: str | None = ...,
         timeout: float = ...,
+        checkpoint: bool = ...,
         stdin: bool = ...,
         background: Literal[True],
     ) -> AsyncCommandHandle: ...
@@ -235,6 +237,7 @@ class AsyncCommands:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float = 0.0,
+        checkpoint: bool = False,
         stdin: str | bytes | bool | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
@@ -244,7 +247,8 @@ class AsyncCommands:
 
         Returns its result, whatever its exit code; with `background` a handle while it runs
         (`stdin=True` keeps its stdin open). After `timeout` seconds (0: none) it is ended, exit
-        code 124. Raises GuestError (command_not_found …), and all that a request can raise.
+        code 124. With `checkpoint` one is taken before, which `undo` goes back to. Raises
+        GuestError (command_not_found …), and all that a request can raise.
         """
         spec = ExecSpec(
             argv=["/bin/sh", "-c", cmd] if isinstance(cmd, str) else list(cmd),
@@ -253,6 +257,7 @@ class AsyncCommands:
             user=user,
             stdin=stdin is not None and stdin is not False,
             timeout=timeout,
+            checkpoint=checkpoint,
         )
         handle = await self.start(spec)
         if background:

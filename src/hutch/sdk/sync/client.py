@@ -25,6 +25,7 @@ from hutch.models import (
 )
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.http1 import Query, broken, key_header, quote
+from hutch.sdk.sync.checkpoints import Checkpoints
 from hutch.sdk.sync.transport import Transport, file_pieces, write_file
 from hutch.settings import Settings
 
@@ -207,9 +208,10 @@ class Snapshots:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, sandbox: str | None = None) -> list[SnapshotInfo]:
-        """Return all snapshots, oldest first, or those of one sandbox, which may be gone."""
-        answer = self._transport.request("GET", "/v1/snapshots", {"sandbox": sandbox})
+    def list(self, sandbox: str | None = None, *, checkpoints: bool = False) -> list[SnapshotInfo]:
+        """Return all snapshots, oldest first, or those of one sandbox; with its checkpoints."""
+        query: Query = {"sandbox": sandbox, "checkpoints": checkpoints}
+        answer = self._transport.request("GET", "/v1/snapshots", query)
         return [from_json(SnapshotInfo, item) for item in answer.json()]
 
     def create(
@@ -299,6 +301,7 @@ class Client:
         self.templates = Templates(self.transport)
         self.snapshots = Snapshots(self.transport)
         self.pools = Pools(self.transport)
+        self.checkpoints = Checkpoints(self.transport)
 
     def create(self, spec: SandboxSpec, *, on_progress: OnProgress | None = None) -> SandboxInfo:
         """Make a sandbox and start it; when that fails, or is cancelled, nothing is left of it."""

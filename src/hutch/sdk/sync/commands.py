@@ -209,6 +209,7 @@ class Commands:
         cwd: str | None = ...,
         user: str | None = ...,
         timeout: float = ...,
+        checkpoint: bool = ...,
         stdin: str | bytes | None = ...,
         on_stdout: OnText | None = ...,
         on_stderr: OnText | None = ...,
@@ -224,6 +225,7 @@ class Commands:
         cwd: str | None = ...,
         user: str | None = ...,
         timeout: float = ...,
+        checkpoint: bool = ...,
         stdin: bool = ...,
         background: Literal[True],
     ) -> CommandHandle: ...
@@ -236,6 +238,7 @@ class Commands:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float = 0.0,
+        checkpoint: bool = False,
         stdin: str | bytes | bool | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
@@ -245,7 +248,8 @@ class Commands:
 
         Returns its result, whatever its exit code; with `background` a handle while it runs
         (`stdin=True` keeps its stdin open). After `timeout` seconds (0: none) it is ended, exit
-        code 124. Raises GuestError (command_not_found …), and all that a request can raise.
+        code 124. With `checkpoint` one is taken before, which `undo` goes back to. Raises
+        GuestError (command_not_found …), and all that a request can raise.
         """
         spec = ExecSpec(
             argv=["/bin/sh", "-c", cmd] if isinstance(cmd, str) else list(cmd),
@@ -254,6 +258,7 @@ class Commands:
             user=user,
             stdin=stdin is not None and stdin is not False,
             timeout=timeout,
+            checkpoint=checkpoint,
         )
         handle = self.start(spec)
         if background:

@@ -166,6 +166,15 @@ class Sandbox:
         """Take a snapshot of it: `client.snapshots.restore` makes sandboxes that go on from it."""
         return self.client.snapshots.create(self.id, name=name, disk_only=disk_only)
 
+    def checkpoint(self, message: str = "") -> SnapshotInfo:
+        """Take a checkpoint, which `undo` puts it back to."""
+        return self.client.checkpoints.create(self.id, message)
+
+    def undo(self, number: int = 1, *, to: str | None = None) -> SandboxInfo:
+        """Put it back to its `number`th last checkpoint, or `to` one by id or name."""
+        self.info = self.client.checkpoints.undo(self.id, number, to=to)
+        return self.info
+
     def fork(self, names: Sequence[str] = (), *, count: int | None = None) -> Sequence[Self]:
         """Return running children of it, all from one moment; `names` are those of the first.
 

@@ -1,0 +1,28 @@
+"""`hutch checkpoint`, `hutch checkpoints` and `hutch undo` as processes."""
+
+import json
+
+from tests.unit.cli.conftest import Cli
+
+
+def test_a_past_of_its_own(hutch: Cli) -> None:
+    hutch("create", "--name", "past", "busybox")
+    name = hutch("checkpoint", "-m", "it works", "past").stdout.strip()
+    second = json.loads(hutch("checkpoint", "--json", "past").stdout)
+    lines = hutch("checkpoints", "past").stdout.splitlines()
+    assert lines[0].split()[:3] == [b"NUMBER", b"ID", b"NAME"]
+    assert [line.split()[0] for line in lines[1:]] == [b"1", b"2"]
+    assert name in lines[2]
+    assert lines[2].endswith(b"it works")
+    listed = json.loads(hutch("checkpoints", "--json", "past").stdout)
+    assert [each["number"] for each in listed] == [1, 2]
+    assert hutch("undo", "past").stdout.strip() == second["id"].encode()
+    back = json.loads(hutch("undo", "--json", "past", "2").stdout)
+    assert back["undone_to"] == listed[1]["snapshot"]["id"]
+    assert hutch("undo", "--to", second["id"], "past").stdout.strip() == second["id"].encode()
+    assert b"(checkpoint_not_found)" in hutch("undo", "past", "9", code=125).stderr
+    for wrong in (("past", "0"), ("--to", "x", "past", "1")):
+        assert b"(bad_request)" in hutch("undo", *wrong, code=125).stderr
+    names = [each["name"] for each in json.loads(hutch("snapshots", "--json", "past").stdout)]
+    assert names == []
+    assert len(hutch("snapshot", "ls", "--checkpoints", "past").stdout.splitlines()) == 3
