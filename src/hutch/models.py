@@ -6,6 +6,7 @@ CLI's hot path stays light.
 """
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -476,9 +477,15 @@ def from_json(cls: type[T], body: Any) -> T:
     """
     if not isinstance(body, Mapping):
         raise TypeError(f"{cls.__name__} is not made from {type(body).__name__}")
+    hints = _hints(cls)
+    return cls(**{key: _convert(hints[key], item) for key, item in body.items() if key in hints})
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields: looking them up takes most of a conversion."""
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{key: _convert(hints[key], item) for key, item in body.items() if key in known})
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _convert(hint: Any, item: Any) -> Any:
