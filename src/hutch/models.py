@@ -477,7 +477,7 @@ def from_json(cls: type[T], body: Any) -> T:
     """
     if not isinstance(body, Mapping):
         raise TypeError(f"{cls.__name__} is not made from {type(body).__name__}")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     return cls(**{key: _convert(hints[key], item) for key, item in body.items() if key in hints})
 
 
@@ -485,7 +485,7 @@ def from_json(cls: type[T], body: Any) -> T:
 def _hints(cls: type) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields: looking them up takes most of a conversion."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
 
 
 def _convert(hint: Any, item: Any) -> Any:
