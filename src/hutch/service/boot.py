@@ -130,6 +130,13 @@ class Boots:
             undo.pop_all()
             return machine, guest
 
+    async def undo(self, machine: Machine, guest: Guest, record: Record) -> None:
+        """End a VM that is up, and remove what there is of it."""
+        await guest.close()
+        await machine.kill()
+        await record(None)
+        await self.remove_directory(machine.record.directory)
+
     async def remove_directory(self, directory: Path) -> None:
         """Remove a VM's directory, and end what still serves the sockets in it."""
         await settle(self._remove(directory))

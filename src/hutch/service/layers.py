@@ -18,7 +18,7 @@ from hutch.service.flatten import DEEPEST, flatten
 from hutch.service.names import new_id
 from hutch.service.parts import LAYER_SUFFIX, Parts, host_errors
 from hutch.state.base import LayerRow
-from hutch.tasks import in_thread, settle_in_thread
+from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,17 @@ class Layers:
         """Return a new layer over `parent`, or over a template's disk, to be put on record."""
         return LayerRow(new_id(LAYER_PREFIX), parent, template, timestamp())
 
+    def know(self, layer: LayerRow) -> None:
+        """Take note of a layer that is on record now, and that `make` or `release` is to follow."""
+        self._rows[layer.id] = layer
+
     async def make(self, layer: LayerRow, size: int, base: Path) -> Path:
         """Make the file of a layer that is on record; returns its path.
 
         `size` is that of the whole disk, `base` the empty disk below all layers. What is over from
         an attempt that failed is the caller's to release. Raises disk_full, engine_failed.
         """
-        self._rows[layer.id] = layer
+        self.know(layer)
         path = self.path(layer.id)
         await settle_in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
         behind, form = (self.behind(layer.id) or [base])[0], "qcow2"
@@ -92,10 +96,20 @@ class Layers:
             with host_errors():
                 files = [self.path(row.id) for row in rows]
                 await flatten(files, behind or None, base, self.path(joined.id))
-            self._rows[joined.id] = joined
-            await record(joined)
         except HutchError as failure:
             log.warning("the %d layers of %s stay apart: %s", len(rows), top, failure)
+            return top
+        return await settle(self._replace(top, joined, record))
+
+    async def _replace(
+        self, top: str, joined: LayerRow, record: Callable[[LayerRow], Awaitable[None]]
+    ) -> str:
+        """Put what was joined on record in the place of a disk's layers; return the uppermost."""
+        self.know(joined)
+        try:
+            await record(joined)
+        except HutchError as failure:
+            log.warning("the layers of %s stay apart: %s", top, failure)
             await self.release(joined.id)
             return top
         await self.release(top)
@@ -164,8 +178,14 @@ class Layers:
     async def release(self, top: str | None) -> int:
         """Remove a layer that nobody holds any more, and what is behind it down to one in use.
 
-        Returns the bytes that are freed. One that is in use is left as it is.
+        Returns the bytes that are freed. One that is in use is left as it is. Carried out to its
+        end also when this is cancelled.
         """
+        if top is None or top not in self._rows or self._in_use(top):
+            return 0
+        return await settle(self._release(top))
+
+    async def _release(self, top: str | None) -> int:
         freed = 0
         while top is not None and top in self._rows and not self._in_use(top):
             row = self._rows.pop(top)

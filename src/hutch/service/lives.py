@@ -51,7 +51,7 @@ from hutch.service.session import Session
 from hutch.service.spec import check_request, resolve, running_spec
 from hutch.service.stats import disk_use
 from hutch.state.base import SandboxRow
-from hutch.tasks import Scope, in_thread, settle_in_thread
+from hutch.tasks import Scope, in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +106,14 @@ class Lives:
             with host_errors():
                 await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
         except BaseException:
-            await parts.store.remove_sandbox(info.id)
-            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            await settle(self._take_off_record(info.id))
             raise
         return row
+
+    async def _take_off_record(self, sandbox_id: str) -> None:
+        await self._parts.store.remove_sandbox(sandbox_id)
+        directory = self._parts.places.sandbox(sandbox_id)
+        await in_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _enter(self, row: SandboxRow) -> Entry:
         entry = self._registry.add(row)
@@ -169,8 +173,7 @@ class Lives:
             entry.boot = None
             if entry.sandbox is not None:
                 # It ran before it could be cancelled: a client that is gone wants nothing of it.
-                await entry.sandbox.kill("its start was cancelled")
-                await entry.rest()
+                await settle(self._end_unwanted(entry, entry.sandbox))
             raise
         if boot.cancelled():
             raise error(
@@ -182,6 +185,10 @@ class Lives:
         if isinstance(result, HutchError):
             raise result
         return result
+
+    async def _end_unwanted(self, entry: Entry, sandbox: Sandbox) -> None:
+        await sandbox.kill("its start was cancelled")
+        await entry.rest()
 
     async def _try_boot(
         self, entry: Entry, size: TtySize | None, *, attach: bool, template: bool
@@ -224,17 +231,21 @@ class Lives:
                     boot_seconds=round(booted.seconds, 4),
                 )
             except BaseException:
-                entry.sandbox = None
-                await booted.machine.kill()
-                await sandbox.close()
-                await self.records.clear_machine(entry)
+                await settle(self.put_down(entry, sandbox))
                 raise
         except BaseException as cause:
-            await self._undo_start(entry, rest, cause)
+            await settle(self._undo_start(entry, rest, cause))
             raise
         self.supervise(entry, sandbox)
         self.records.emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)
         return session
+
+    async def put_down(self, entry: Entry, sandbox: Sandbox) -> None:
+        """End the VM of a sandbox that is not supervised yet, and clear away what it leaves."""
+        entry.sandbox = None
+        await sandbox.machine.kill()
+        await sandbox.close()
+        await self.records.clear_machine(entry)
 
     async def _undo_start(self, entry: Entry, rest: SandboxState, cause: BaseException) -> None:
         """Record how a start has failed; one that removes itself is gone with it."""
@@ -289,20 +300,23 @@ class Lives:
         self._abort_boot(entry)
         async with entry.lock:
             entry.check_present()
-            await self.pauses.give_up(entry, StopReason.STOPPED)
+            await settle(self.pauses.give_up(entry, StopReason.STOPPED))
             if entry.sandbox is not None:
                 entry.sandbox.end(StopReason.STOPPED, grace=timeout, signal=signal)
         await entry.rest()
 
     async def kill(self, entry: Entry, message: str | None = None) -> None:
         """End a sandbox at once, also while it boots or stops, is paused or parked."""
-        self._abort_boot(entry)
-        if entry.sandbox is not None:
-            await entry.sandbox.kill(message)
-        await entry.settled()
-        if entry.info.state is PARKED:
-            async with entry.lock:
-                await self.pauses.give_up(entry, StopReason.KILLED)
+        while True:
+            self._abort_boot(entry)
+            if (sandbox := entry.sandbox) is not None:
+                await sandbox.kill(message)
+            await entry.settled()
+            if entry.info.state is PARKED:
+                async with entry.lock:
+                    await settle(self.pauses.give_up(entry, StopReason.KILLED))
+            elif entry.sandbox in (None, sandbox):
+                break  # else it was woken meanwhile
         await entry.rest()
 
     async def remove(self, entry: Entry, *, force: bool) -> Removed:
@@ -350,8 +364,11 @@ class Lives:
         status = await sandbox.wait_end()
         await entry.settled()
         if entry.sandbox is sandbox:  # and not parked meanwhile
-            await sandbox.close()
-            await self.finish(entry, status)
+            await settle(self._end(entry, sandbox, status))
+
+    async def _end(self, entry: Entry, sandbox: Sandbox, status: ExitStatus) -> None:
+        await sandbox.close()
+        await self.finish(entry, status)
 
     async def finish(self, entry: Entry, status: ExitStatus) -> None:
         """Record the end of a sandbox whose VM is gone, and remove it if it is to remove itself."""
@@ -375,12 +392,18 @@ class Lives:
         )
 
     async def erase(self, entry: Entry) -> int:
-        """Forget a sandbox whose entry is marked as removed; returns the bytes that are freed."""
+        """Forget a sandbox whose entry is marked as removed; returns the bytes that are freed.
+
+        Carried out to its end also when this is cancelled.
+        """
+        return await settle(self._erase(entry))
+
+    async def _erase(self, entry: Entry) -> int:
         parts, sandbox_id = self._parts, entry.info.id
         directory = parts.places.sandbox(sandbox_id)
-        await self.pools.give_up(sandbox_id)
-        freed = await in_thread(disk_use, directory)
         try:
+            await self.pools.give_up(sandbox_id)
+            freed = await in_thread(disk_use, directory)
             try:
                 await parts.store.remove_sandbox(sandbox_id)
             except HutchError as failure:

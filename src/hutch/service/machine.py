@@ -32,7 +32,7 @@ from hutch.service.stats import disk_use
 from hutch.service.templatefile import Template
 from hutch.service.templates import Templates
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import in_thread
+from hutch.tasks import in_thread, settle
 
 log = logging.getLogger(__name__)
 
@@ -139,25 +139,42 @@ class Booter:
         self, row: SandboxRow, record: BootRecord, recipe: Recipe, point: TemplatePoint
     ) -> tuple[Machine, Guest] | None:
         """Start a clone; None when there is none to be had, and nothing is left of the attempt."""
-        async with self.templates.lease(recipe, point) as template:
-            if template is None:
-                return None
-            try:
-                if point is TemplatePoint.BARE:
-                    return await self._clone_bare(row, record, recipe, template)
-                set_up = functools.partial(set_up_clone, row.info, row.generation)
-                return await self.clone(row, record, recipe, template, set_up)
-            except (Stalled, Late) as cause:
-                why = str(cause) or "no time was left"
-                at_fault = not isinstance(cause, Unmountable)
-            except HutchError as cause:
-                if cause.code != "engine_failed":
-                    raise
-                why, at_fault = cause.message, bool(cause.details.get(_TEMPLATE_AT_FAULT))
-            log.warning("%s is no clone of %s, and boots cold: %s", row.info.name, template.id, why)
-            if at_fault:
-                await self.templates.drop(template.id, f"a clone of it failed: {why}")
-            return None
+        reached = None
+        try:
+            async with self.templates.lease(recipe, point) as template:
+                if template is not None:
+                    reached = await self._clone_of(template, row, record, recipe, point)
+        except BaseException:
+            if reached is not None:  # it was the end of the lease that was cut off
+                await settle(self._boots.undo(*reached, record.machine))
+            raise
+        return reached
+
+    async def _clone_of(
+        self,
+        template: Template,
+        row: SandboxRow,
+        record: BootRecord,
+        recipe: Recipe,
+        point: TemplatePoint,
+    ) -> tuple[Machine, Guest] | None:
+        """Start a clone of a leased template; None when that fails, and nothing is left then."""
+        try:
+            if point is TemplatePoint.BARE:
+                return await self._clone_bare(row, record, recipe, template)
+            set_up = functools.partial(set_up_clone, row.info, row.generation)
+            return await self.clone(row, record, recipe, template, set_up)
+        except (Stalled, Late) as cause:
+            why = str(cause) or "no time was left"
+            at_fault = not isinstance(cause, Unmountable)
+        except HutchError as cause:
+            if cause.code != "engine_failed":
+                raise
+            why, at_fault = cause.message, bool(cause.details.get(_TEMPLATE_AT_FAULT))
+        log.warning("%s is no clone of %s, and boots cold: %s", row.info.name, template.id, why)
+        if at_fault:
+            await self.templates.drop(template.id, f"a clone of it failed: {why}")
+        return None
 
     async def clone(
         self,
@@ -230,11 +247,16 @@ class Booter:
         template_id = None if template is None else template.id
         has_disk = template is not None and template.disk is not None
         layer = self.layers.plan(template=template_id if has_disk else None)
+        await settle(self._put_disk(record, layer, template_id, recipe))
+        return layer.id
+
+    async def _put_disk(
+        self, record: BootRecord, layer: LayerRow, template_id: str | None, recipe: Recipe
+    ) -> None:
         before = record.row.layer
         await record.layer(layer, template_id)
         await self.layers.make(layer, recipe.disk, recipe.base)
         await self.layers.release(before)
-        return layer.id
 
     async def _check_disk(self, info: SandboxInfo, layer_id: str) -> None:
         for path in (self.layers.path(layer_id), *self.layers.behind(layer_id)):

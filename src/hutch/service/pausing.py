@@ -23,7 +23,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry
 from hutch.service.sandbox import SIGKILL, TIMEOUT_CODE, Sandbox
-from hutch.tasks import Scope
+from hutch.tasks import Scope, settle
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ class Lives(Protocol):
 
     def supervise(self, entry: Entry, sandbox: Sandbox) -> None:
         """Let a sandbox run until it ends."""
+
+    async def put_down(self, entry: Entry, sandbox: Sandbox) -> None:
+        """End the VM of a sandbox that is not supervised yet, and clear away what it leaves."""
 
     async def finish(self, entry: Entry, status: ExitStatus) -> None:
         """Record the end of a sandbox whose VM is gone, and remove it if it is to be."""
@@ -261,7 +264,7 @@ class Pauses:
             machine, guest = await self.parking.take_up(entry.row, record)
             return await self._adopt(entry, machine, guest)
         except BaseException:
-            await self._records.settle(entry, PARKED)
+            await settle(self._records.settle(entry, PARKED))
             raise
 
     async def _adopt(self, entry: Entry, machine: Machine, guest: Guest) -> Sandbox:
@@ -270,10 +273,7 @@ class Pauses:
         try:
             await self._records.move(entry, RUNNING, pid=machine.record.process.pid)
         except BaseException:
-            entry.sandbox = None
-            await machine.kill()
-            await sandbox.close()
-            await self._records.clear_machine(entry)
+            await settle(self._lives.put_down(entry, sandbox))
             raise
         return sandbox
 

@@ -30,7 +30,7 @@ from hutch.service.priority import lower, restore
 from hutch.service.recipe import Recipe, is_stale
 from hutch.service.templatefile import Template
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import Scope, in_thread, settle_in_thread
+from hutch.tasks import Scope, in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +176,13 @@ class Members:
             raise error("engine_failed", f"the template of {ahead.recipe.image} is gone again")
         member_id = new_id(ID_PREFIX)
         info = dataclasses.replace(ahead.info, id=member_id, name=member_id)
-        undo.push_async_callback(self._clear, member_id)
+        undo.push_async_callback(lambda: settle(self._clear(member_id)))
         row = await parts.store.add_member(info, pool_id, slots=parts.settings.uid_count)
         record = self._records[member_id] = _Record(parts, row)
         await settle_in_thread(parts.places.sandbox(member_id).mkdir, mode=0o700, parents=True)
         machine, guest = await self._booter.clone(row, record, ahead.recipe, template, _warm)
         record.vm = machine
-        undo.push_async_callback(machine.kill)
+        undo.push_async_callback(lambda: settle(machine.kill()))
         undo.push_async_callback(guest.close)
         await machine.pause()
         await in_thread(restore, machine.record.process)
@@ -223,7 +223,10 @@ class Members:
             log.warning("%s does not begin as a member of a pool: %s", row.info.name, answer)
             await self.abandon(member)
             return None
-        await self._let_go(member)
+        self._roused.pop(member.id, None)
+        self._records.pop(member.id, None)
+        # Not waited for: a cancellation in the middle would lose a VM that runs.
+        self._ends.start(member.id, member.lease.aclose())
         return Booted(
             member.machine,
             member.guest,

@@ -31,7 +31,7 @@ from hutch.service.parts import Parts
 from hutch.service.pool import Lull, Pool, Yard
 from hutch.service.pool_member import Member, Members
 from hutch.state.base import PoolRow, SandboxRow
-from hutch.tasks import Scope
+from hutch.tasks import Scope, settle
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +123,14 @@ class Pools:
     async def _end(self, pools: Sequence[Pool]) -> None:
         async with self._changes:
             for pool in pools:
-                # First off the record: a crash then leaves members only, which are swept.
-                await self._parts.store.remove_pool(pool.row.id)
-                self._pools.pop(pool.row.id, None)
-                await pool.close()
-                self._parts.events.emit("pool.drained", pool.row.id, pool.row.image)
+                await settle(self._drain(pool))
+
+    async def _drain(self, pool: Pool) -> None:
+        # First off the record: a crash then leaves members only, which are swept.
+        await self._parts.store.remove_pool(pool.row.id)
+        self._pools.pop(pool.row.id, None)
+        await pool.close()
+        self._parts.events.emit("pool.drained", pool.row.id, pool.row.image)
 
     def _find(self, image: str, cpus: int, memory: int) -> Pool | None:
         wanted = (image, cpus, memory)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.models import SandboxState, timestamp
 from hutch.service.boot import Late, Stalled
-from hutch.service.lifecycle import RUNNING, STARTING
+from hutch.service.lifecycle import RUNNING, STARTING, rest_state
 from hutch.service.lives import Lives
 from hutch.service.logfile import copy_logs
 from hutch.service.machine import identify_clone
@@ -31,6 +32,8 @@ from hutch.service.registry import Entry, Registry
 from hutch.service.spec import default_hostname
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import Scope, settle, settle_in_thread
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Begin = Callable[[Entry], Awaitable[None]]
@@ -105,8 +108,11 @@ class Revivals:
         return result
 
     async def _give_up(self, entry: Entry) -> None:
-        with contextlib.suppress(HutchError):  # somebody else has removed it
+        try:
             await self._lives.remove(entry, force=True)
+        except HutchError as failure:
+            if not entry.removed:  # by somebody else
+                log.error("%s was not made, and stays: %s", entry.info.name, failure)
 
     async def _make(self, name: str, origin: Origin, begin: Begin) -> Entry:
         sandbox_id = new_id(ID_PREFIX)
@@ -138,13 +144,14 @@ class Revivals:
             layer=layer,
             generation=new.generation,
         )
+        self._lives.booter.layers.know(layer)
         return self._registry.add(row)
 
     async def _undo(self, sandbox_id: str) -> None:
         for entry in self._registry:
             if entry.info.id == sandbox_id:
-                entry.removed = True
-                await self._lives.erase(entry)
+                # By force: somebody else may have found and started it before we came to that.
+                await self._give_up(entry)
 
     # ---- beginning
 
@@ -160,6 +167,10 @@ class Revivals:
             entry.boot = asyncio.current_task()
             try:
                 await self._take_up(frozen, board, origin, entry)
+            except BaseException:
+                if entry.info.state is STARTING:
+                    await settle(self._lives.records.settle(entry, rest_state(entry.info)))
+                raise
             finally:
                 entry.boot = None
                 entry.notify()
@@ -206,10 +217,7 @@ class Revivals:
                 boot_seconds=round(time.monotonic() - began, 4),
             )
         except BaseException:
-            entry.sandbox = None
-            await machine.kill()
-            await sandbox.close()
-            await records.clear_machine(entry)
+            await settle(self._lives.put_down(entry, sandbox))
             raise
         self._lives.supervise(entry, sandbox)
         records.emit("sandbox.started", entry, boot_seconds=entry.info.boot_seconds)

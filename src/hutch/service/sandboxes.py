@@ -34,6 +34,7 @@ from hutch.service.session import RecordedSession, Session
 from hutch.service.spec import check_timeout, signal_name, signal_number
 from hutch.service.stats import processes, sandbox_stats
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter
+from hutch.tasks import settle
 
 
 class HostSandboxes:
@@ -133,9 +134,12 @@ class HostSandboxes:
             return entry.info
         with self._registry.reserve(name):
             old = entry.info.name
-            self._registry.rename(entry, await self._parts.store.rename(entry.info.id, name))
+            await settle(self._rename(entry, name))
         self._parts.events.emit("sandbox.renamed", entry.info.id, name, before=old)
         return entry.info
+
+    async def _rename(self, entry: Entry, name: str) -> None:
+        self._registry.rename(entry, await self._parts.store.rename(entry.info.id, name))
 
     async def get(self, ref: str) -> SandboxInfo:
         """Return one sandbox."""

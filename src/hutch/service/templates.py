@@ -132,8 +132,11 @@ class Templates:
             yield template
         finally:
             self._leases[template.id] -= 1
-            await self.settle(template.id)
-            await self._keep_memory()
+            await settle(self._tidy_up(template.id))
+
+    async def _tidy_up(self, template_id: str) -> None:
+        await self.settle(template_id)
+        await self._keep_memory()
 
     async def _find_or_make(self, recipe: Recipe, point: TemplatePoint) -> Template | None:
         digest = ""
@@ -276,8 +279,12 @@ class Templates:
     async def drop(self, template_id: str, reason: str) -> int:
         """Drop a template; returns the bytes that are freed.
 
-        No start finds it from now on. Its disk stays while others are based on it.
+        No start finds it from now on. Its disk stays while others are based on it. Carried out to
+        its end also when this is cancelled.
         """
+        return await settle(self._drop(template_id, reason))
+
+    async def _drop(self, template_id: str, reason: str) -> int:
         template = self._shelf.pop(template_id, None)
         if template is None:
             return 0
