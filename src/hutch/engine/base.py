@@ -315,6 +315,20 @@ class Engine(Protocol):
         engine_failed. It stays in memory, too, until it is dropped.
         """
 
+    def lend(self, frozen: Frozen) -> tuple[bytes, int]:
+        """Return state and memory of what was captured: the latter as a descriptor, to be closed.
+
+        For whoever keeps it in another way than `keep` does. Raises engine_failed for what is not
+        held any more, or kept already.
+        """
+
+    async def hold(self, frozen: Frozen, state: bytes, memory: int) -> None:
+        """Hold, until it is dropped, what `lend` gave once, to be cloned; nothing is on disk.
+
+        `memory` is a memfd made for it, which nobody maps any more and is taken over in any case.
+        Raises engine_failed.
+        """
+
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> Machine:
         """Start a VM that goes on where a frozen or captured one stopped; returns once it runs.
 

@@ -7,6 +7,7 @@ package knows no guest.
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -26,6 +27,7 @@ from hutch.engine.base import (
 )
 from hutch.engine.failures import template_failure
 from hutch.engine.fake_machine import FakeMachine, FakeProcess, Serve
+from hutch.engine.memories import create_memory
 from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError, error
 from hutch.process import ProcessId
@@ -73,6 +75,7 @@ class FakeEngine:
         self._serve_clone = serve_clone or serve
         self._memories: dict[Path, _Memory] = {}
         self._serve_kept: dict[Path, Serve] = {}
+        self._lent: list[Serve] = []
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
         self.program = "fake 1"
@@ -224,6 +227,24 @@ class FakeEngine:
             _write(frozen, memory.state)
         self._memories[frozen.directory] = _Memory(memory.serve)
         self._serve_kept[frozen.directory] = memory.serve
+
+    def lend(self, frozen: Frozen) -> tuple[bytes, int]:
+        """See the Protocol. The memory says which agent was in it."""
+        memory = self._memories.get(frozen.directory)
+        if memory is None or memory.state is None:
+            raise error("engine_failed", f"nothing is held for {frozen.directory}")
+        self._lent.append(memory.serve)
+        fd = create_memory(frozen.memory)
+        os.pwrite(fd, b"fake %d\n" % (len(self._lent) - 1), 0)
+        return memory.state.encode(), fd
+
+    async def hold(self, frozen: Frozen, state: bytes, memory: int) -> None:
+        """See the Protocol. Raises engine_failed for a memory that was not lent."""
+        word, number, *_ = os.pread(memory, 20, 0).split()
+        os.close(memory)
+        if word != b"fake":
+            raise error("engine_failed", "that memory is none")
+        self._memories[frozen.directory] = _Memory(self._lent[int(number)], state.decode())
 
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> "FakeMachine":
         """See the Protocol. Raises `fail_clone`; a state of another layout does not load."""

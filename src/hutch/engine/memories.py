@@ -289,6 +289,16 @@ class Memories:
                 os.close(fd)
             entry.state = None
 
+    def lend(self, frozen: Frozen) -> tuple[bytes, int]:
+        """Return the state and a descriptor of the memory of a machine that is only here.
+
+        The descriptor is the caller's to close. Raises engine_failed.
+        """
+        entry = self._entries.get(frozen.directory)
+        if entry is None or entry.fd is None or entry.state is None:
+            raise error("engine_failed", f"nothing is held for {frozen.directory}")
+        return entry.state, os.dup(entry.fd)
+
     async def of(self, frozen: Frozen) -> int:
         """Return a descriptor of its memory, the caller's to close; loads it if need be, once.
 

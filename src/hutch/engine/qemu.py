@@ -177,6 +177,19 @@ class QemuEngine:
         """See the Protocol. Raises disk_full, engine_failed."""
         await self._memories.keep(frozen)
 
+    def lend(self, frozen: Frozen) -> tuple[bytes, int]:
+        """See the Protocol. Raises engine_failed."""
+        return self._memories.lend(frozen)
+
+    async def hold(self, frozen: Frozen, state: bytes, memory: int) -> None:
+        """See the Protocol. Raises engine_failed."""
+        try:
+            await seal(memory)
+        except BaseException:
+            os.close(memory)
+            raise
+        self._memories.add(frozen, memory, state)
+
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> QemuMachine:
         """See the Protocol. Raises engine_missing, engine_failed, disk_full."""
         if spec.memory != frozen.memory:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
+
+TakeLogs = Path | Callable[[Path], None]
+"""Where logs are copied to, or what takes them from the directory that they are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,11 @@ class Source:
         return self._entry.sandbox.machine.record.machine
 
     async def capture(
-        self, directory: Path, *, logs: Path | None, freeze: bool = True, sync: bool = False
+        self, directory: Path, *, logs: TakeLogs | None, freeze: bool = True, sync: bool = False
     ) -> Point:
         """Take memory and disk; the sandbox goes on with a new layer over its disk.
 
-        Its programs are frozen meanwhile, and their logs of that moment copied to `logs`. Only what
+        Its programs are frozen meanwhile, and their logs of that moment go to `logs`. Only what
         is never to be taken up may be captured without `freeze`: in a clone they would run before
         it has an identity. With `sync` the disk is of use without the memory. That is held by the
         engine for `directory`, and the caller's to drop. Carried out to its end also when this is
@@ -116,7 +119,7 @@ class Source:
         return await settle(self._capture(directory, logs, freeze=freeze, sync=sync))
 
     async def _capture(
-        self, directory: Path, logs: Path | None, *, freeze: bool, sync: bool
+        self, directory: Path, logs: TakeLogs | None, *, freeze: bool, sync: bool
     ) -> Point:
         entry, sandbox = self._entry, self._entry.sandbox
         if sandbox is None or not self.alive or sandbox.ending:
@@ -150,11 +153,14 @@ class Source:
                 )
         return Point(row, sandbox.machine, frozen, before, round(seconds, 4))
 
-    async def _copy_logs(self, target: Path) -> None:
+    async def _copy_logs(self, target: TakeLogs) -> None:
         # Before the programs go on: what they write from now on is not in the moment.
         with host_errors():
             source = self._parts.places.logs(self._entry.info.id)
-            await settle_in_thread(copy_logs, source, target)
+            if isinstance(target, Path):
+                await settle_in_thread(copy_logs, source, target)
+            else:
+                await settle_in_thread(target, source)
 
     async def switch(self) -> str:
         """Give a sandbox without a VM a new layer; returns the one below it, not written again.

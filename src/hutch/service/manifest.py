@@ -66,13 +66,23 @@ def digests_of(frozen: Frozen) -> dict[str, str]:
     return {path.name: digest_of(path) for path in (frozen.state, frozen.image)}
 
 
-def digest_of(path: Path) -> str:
+def open_source(source: Path | int) -> int:
+    """Return a descriptor, the caller's to close, of a file that has a name or is open only.
+
+    Raises OSError.
+    """
+    if isinstance(source, int):
+        return os.dup(source)
+    return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def digest_of(source: Path | int) -> str:
     """Return the digest of a sparse file: of its length, and of what is not zero and where.
 
     Equal for equal contents, however their holes lie. Blocking. Raises OSError.
     """
     digest = hashlib.sha256()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = open_source(source)
     try:
         size = os.fstat(fd).st_size
         digest.update(size.to_bytes(8, "big"))

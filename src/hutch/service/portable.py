@@ -20,7 +20,7 @@ import zstandard
 
 from hutch.engine.memories import extents
 from hutch.errors import HutchError, error
-from hutch.service.manifest import digest_of
+from hutch.service.manifest import digest_of, open_source
 
 MAGIC: Final = b"hutch-snapshot\n"
 FORMAT: Final = 1
@@ -46,12 +46,16 @@ class Member:
     digest: str
 
 
-def member_of(name: str, path: Path) -> Member:
+Source = Path | int
+"""A file, by its path or as a descriptor."""
+
+
+def member_of(name: str, source: Source) -> Member:
     """Describe a file as a member. Blocking. Raises OSError."""
-    return Member(name, path.stat().st_size, digest_of(path))
+    return Member(name, os.stat(source).st_size, digest_of(source))
 
 
-def write(manifest: Mapping[str, Any], members: Sequence[tuple[Member, Path]]) -> Iterator[bytes]:
+def write(manifest: Mapping[str, Any], members: Sequence[tuple[Member, Source]]) -> Iterator[bytes]:
     """Yield the stream, piece by piece. Blocking. Raises OSError.
 
     `manifest` are JSON values, to which the members are added. A file that is shorter than its
@@ -69,16 +73,16 @@ def write(manifest: Mapping[str, Any], members: Sequence[tuple[Member, Path]]) -
     text = json.dumps({**manifest, "members": listed}).encode()
     for data in (_LENGTH.pack(len(text)), text):
         yield sealed(packer.compress(data))
-    for member, path in members:
-        for data in _pieces(member, path):
+    for member, source in members:
+        for data in _pieces(member, source):
             if packed := packer.compress(data):
                 yield sealed(packed)
     yield sealed(packer.flush())
     yield seal.digest()
 
 
-def _pieces(member: Member, path: Path) -> Iterator[bytes]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _pieces(member: Member, source: Source) -> Iterator[bytes]:
+    fd = open_source(source)
     try:
         for start, length in extents(fd, member.size):
             for at in range(start, start + length, _CHUNK):
@@ -125,24 +129,40 @@ class Reader:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(target, flags, 0o600)
         try:
-            os.ftruncate(fd, member.size)
-            end = 0
-            while True:
-                start, length = _PIECE.unpack(self._read(_PIECE.size))
-                if length > _CHUNK or start < end or start + length > member.size:
-                    raise unreadable(f"{member.name} is not as it was declared")
-                if length == 0:
-                    break
-                room()
-                _write_all(fd, self._read(length), start)
-                end = start + length
-            if start != member.size:
-                raise unreadable(f"{member.name} is not as long as it was declared")
+            self.fill(member, fd, room)
             os.fsync(fd)
         finally:
             os.close(fd)
-        if digest_of(target) != member.digest:
+
+    def fill(self, member: Member, fd: int, room: Callable[[], None]) -> None:
+        """Write the next member into an empty file that is open, and check its digest: `extract`.
+
+        Raises OSError.
+        """
+        os.ftruncate(fd, member.size)
+        for start, data in self._pieces(member):
+            room()
+            _write_all(fd, data, start)
+        if digest_of(fd) != member.digest:
             raise unreadable(f"{member.name} is not what was exported")
+
+    def skip(self, member: Member) -> None:
+        """Pass over the next member."""
+        for _ in self._pieces(member):
+            pass
+
+    def _pieces(self, member: Member) -> Iterator[tuple[int, bytes]]:
+        end = 0
+        while True:
+            start, length = _PIECE.unpack(self._read(_PIECE.size))
+            if length > _CHUNK or start < end or start + length > member.size:
+                raise unreadable(f"{member.name} is not as it was declared")
+            if length == 0:
+                break
+            yield start, self._read(length)
+            end = start + length
+        if start != member.size:
+            raise unreadable(f"{member.name} is not as long as it was declared")
 
     def finish(self) -> None:
         """Make sure that nothing comes after the last member."""

@@ -49,12 +49,17 @@ class Origin:
     `source` is the sandbox that it goes on from, as it was; `id` is that of the snapshot or the
     sandbox which it is made from. `layer` is what its disk is put over, `logs` the directory with
     its programs' logs (None: they are not taken over).
+
+    What does not lie on disk as that has `fill_disk`, which writes the disk into a layer that is
+    over none (`layer` is None then), and `put_logs`, which writes the logs into a directory.
     """
 
     source: SandboxRow
     id: str
-    layer: str
+    layer: str | None
     logs: Path | None = None
+    fill_disk: Callable[[Path], Awaitable[None]] | None = None
+    put_logs: Callable[[Path], None] | None = None
 
 
 class Revivals:
@@ -130,7 +135,9 @@ class Revivals:
         entry = await settle(self._add(new, layer))
         with host_errors():
             base = await parts.base_disk(parts.settings.home, new.info.disk)
-            await layers.make(layer, new.info.disk, base)
+            path = await layers.make(layer, new.info.disk, base)
+            if origin.fill_disk is not None:
+                await origin.fill_disk(path)
             directory = parts.places.sandbox(new.info.id)
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         self._lives.records.emit("sandbox.created", entry, image=new.info.image)
@@ -228,6 +235,8 @@ class Revivals:
         target = self._parts.places.logs(entry.info.id)
         if origin.logs is not None:
             await settle_in_thread(copy_logs, origin.logs, target)
+        if origin.put_logs is not None:
+            await settle_in_thread(origin.put_logs, target)
         await guest.thaw()
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 from hutch.engine.base import Frozen, MachineType
@@ -23,23 +23,23 @@ from hutch.service.lives import Lives
 from hutch.service.manifest import (
     FORMAT,
     Manifest,
-    check_files,
-    check_needs,
     damaged,
     digests_of,
     needs_of,
     read_manifest,
     write_manifest,
 )
+from hutch.service.moments import Moments
 from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id, numbered_name
 from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Registry
-from hutch.service.revival import AT_FAULT, Origin, Revivals
+from hutch.service.revival import Revivals
 from hutch.service.sealing import Key
 from hutch.service.shelf import Shelf
 from hutch.service.stats import disk_use
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
 from hutch.service.undo import Past
+from hutch.service.vault import Sealing, Vault
 from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
 from hutch.tasks import in_thread, settle, settle_in_thread
 
@@ -71,7 +71,8 @@ class Snapshots:
         self._revivals = revivals
         self.shelf = Shelf(registry)
         self._sources: dict[str, SandboxInfo] = {}
-        self._users: Counter[str] = Counter()
+        self._vault = Vault(parts, self._layers)
+        self._moments = Moments(parts, lives, self._vault)
         self._travel = Travel(parts, self._layers)
         self._exported: Counter[str] = Counter()
         self._layers.add_holder(self._held)
@@ -90,9 +91,11 @@ class Snapshots:
         disk_only: bool = False,
         freeze: bool = True,
         mark: Mark | None = None,
+        key: Key | None = None,
     ) -> SnapshotInfo:
         """Make a snapshot of a sandbox, which goes on; nothing is left of it when that fails.
 
+        With a key it is encrypted.
         `mark` changes what is put on record of it, and is called while the sandbox is held.
         Raises wrong_state, name_taken, guest_timeout, disk_full, engine_failed, sandbox_died.
         """
@@ -109,12 +112,14 @@ class Snapshots:
         snapshot_id = new_id(SNAPSHOT_PREFIX)
         try:
             with host_errors():
-                async with self._captures.hold(entry) as source:
-                    if not source.alive and not disk_only:
-                        raise _cannot_run(source.row.info)
-                    row = await self._begin(snapshot_id, source, name, kind, mark)
-                    taken = await self._take(row, source, freeze=freeze)
-                return await self._complete(row, *taken)
+                async with self._vault.sealing(snapshot_id, key) as sealing:
+                    async with self._captures.hold(entry) as source:
+                        if not source.alive and not disk_only:
+                            raise _cannot_run(source.row.info)
+                        row = await self._begin(snapshot_id, source, name, kind, mark, sealing)
+                        taken = await self._take(row, source, sealing, freeze=freeze)
+                    await self._complete(row, *taken, sealing)
+                return await self.get(snapshot_id)
         except BaseException:
             await settle(self._discard(snapshot_id))
             raise
@@ -126,6 +131,7 @@ class Snapshots:
         name: str | None,
         kind: SnapshotKind,
         mark: Mark | None,
+        sealing: Sealing | None,
     ) -> SnapshotRow:
         info, layer = source.row.info, source.layer
         if source.alive or kind is SnapshotKind.FULL:
@@ -156,10 +162,18 @@ class Snapshots:
         )
         if mark is not None:
             snapshot = mark(snapshot, taken)
-        return await settle(self._put_on_record(snapshot, layer, info))
+        if sealing is None:
+            return await settle(self._put_on_record(snapshot, layer, info))
+        sealing.hold(layer)
+        snapshot = dataclasses.replace(snapshot, encrypted=True)
+        return await settle(self._put_on_record(snapshot, None, info))
 
     async def _put_on_record(
-        self, snapshot: SnapshotInfo, layer: str, source: SandboxInfo, new: LayerRow | None = None
+        self,
+        snapshot: SnapshotInfo,
+        layer: str | None,
+        source: SandboxInfo,
+        new: LayerRow | None = None,
     ) -> SnapshotRow:
         row = await self._parts.store.add_snapshot(snapshot, layer, new=new)
         self.shelf[snapshot.id] = row
@@ -167,7 +181,7 @@ class Snapshots:
         return row
 
     async def _take(
-        self, row: SnapshotRow, source: Source, *, freeze: bool
+        self, row: SnapshotRow, source: Source, sealing: Sealing | None, *, freeze: bool
     ) -> tuple[SandboxRow, Point | None]:
         directory = self._parts.places.snapshot(row.info.id)
         await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
@@ -176,48 +190,55 @@ class Snapshots:
             await source.switch()
             return before, None
         full = row.info.kind is SnapshotKind.FULL
-        logs = directory / LOGS if full else None
-        point = await source.capture(directory, logs=logs, freeze=freeze, sync=True)
+        logs = sealing.take_logs if sealing is not None else directory / LOGS
+        point = await source.capture(
+            directory, logs=logs if full else None, freeze=freeze, sync=True
+        )
         if not full:
             await self._parts.engine.drop(point.frozen)
         return point.row, point
 
     async def _complete(
-        self, row: SnapshotRow, source: SandboxRow, point: Point | None
-    ) -> SnapshotInfo:
+        self, row: SnapshotRow, source: SandboxRow, point: Point | None, sealing: Sealing | None
+    ) -> None:
         directory = self._parts.places.snapshot(row.info.id)
         snapshot, needs, digests = row.info, None, dict[str, str]()
         if point is not None:
             snapshot = dataclasses.replace(snapshot, pause_seconds=point.seconds)
-        if point is not None and snapshot.kind is SnapshotKind.FULL:
-            try:
+        frozen = point.frozen if point and snapshot.kind is SnapshotKind.FULL else None
+        try:
+            if point is not None and frozen is not None:
                 recipe = await self._lives.booter.recipe(source.info)
                 spec = self._lives.booter.machine_spec(source, recipe, point.layer)
                 record = point.machine.record
                 spec = dataclasses.replace(
                     spec, machine=record.machine, accelerator=record.accelerator
                 )
-                await self._parts.engine.keep(point.frozen)
+                held = 0
+                if sealing is None:
+                    await self._parts.engine.keep(frozen)
+                    digests = await in_thread(digests_of, frozen)
+                    held = await in_thread(_allocated, frozen.image)
                 needs = await in_thread(needs_of, self._parts.engine, spec, recipe)
-                digests = await in_thread(digests_of, point.frozen)
-                held = await in_thread(_allocated, point.frozen.image)
                 snapshot = dataclasses.replace(
                     snapshot,
                     machine=record.machine.value,
                     accelerator=record.accelerator.value,
                     memory_bytes=held,
                 )
-            finally:
-                await self._parts.engine.drop(point.frozen)
-        manifest = Manifest(
-            FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
-        )
+            manifest = Manifest(
+                FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
+            )
+            if sealing is not None:
+                manifest = await sealing.finish(manifest, frozen)
+        finally:
+            if frozen is not None:
+                await self._parts.engine.drop(frozen)
         await settle_in_thread(write_manifest, directory, manifest)
-        self.shelf[snapshot.id] = await settle(self._finish(snapshot))
+        self.shelf[snapshot.id] = await settle(self._finish(manifest.snapshot))
         self._parts.events.emit(
             "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
         )
-        return await self.get(snapshot.id)
 
     async def _finish(self, snapshot: SnapshotInfo) -> SnapshotRow:
         return await self._parts.store.finish_snapshot(snapshot)
@@ -252,30 +273,31 @@ class Snapshots:
     # ---- restoring
 
     async def restore(
-        self, ref: str, name: str | None = None, *, disk_only: bool = False
+        self,
+        ref: str,
+        name: str | None = None,
+        *,
+        disk_only: bool = False,
+        key: Key | None = None,
     ) -> SandboxInfo:
         """Make a sandbox that goes on from a snapshot, or boots from its disk; return it running.
 
-        Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible, image_not_found,
-        name_taken, no_capacity, disk_full, boot_failed; nothing is left of the sandbox then.
+        `key` is that of an encrypted one. Raises snapshot_not_found, wrong_key, snapshot_damaged,
+        snapshot_incompatible, image_not_found, name_taken, no_capacity, disk_full, boot_failed;
+        nothing is left of the sandbox then.
         """
         row = self.shelf.find(ref)
-        directory = self._parts.places.snapshot(row.info.id)
         if name is not None:
             check_name(name)
-        with self._used(row), self._registry.reserve(name) as new_name:
-            manifest = await in_thread(read_manifest, directory, row.info.name)
-            source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
-            if row.layer is None:
-                raise damaged(row.info.name, "its disk is gone")
-            origin = Origin(source, row.info.id, row.layer)
-            if disk_only or row.info.kind is SnapshotKind.DISK:
-                entry = await self._revivals.boot(new_name, origin)
-            else:
-                origin = dataclasses.replace(origin, logs=directory / LOGS)
-                async with self._checked(manifest, origin, directory) as frozen:
-                    board = MachineType(manifest.snapshot.machine)
-                    entry = await self._revivals.go_on(new_name, origin, frozen, board)
+        with self._registry.reserve(name) as new_name:
+            async with self._moments.opened(row, key, disk_only=disk_only) as moment:
+                if moment.frozen is None:
+                    entry = await self._revivals.boot(new_name, moment.origin)
+                else:
+                    board = MachineType(moment.manifest.snapshot.machine)
+                    entry = await self._revivals.go_on(
+                        new_name, moment.origin, moment.frozen, board
+                    )
         self._parts.events.emit(
             "snapshot.restored", row.info.id, row.info.name, sandbox=entry.info.id
         )
@@ -287,50 +309,11 @@ class Snapshots:
 
         Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible.
         """
-        row = self.shelf.find(ref)
-        directory = self._parts.places.snapshot(row.info.id)
-        with self._used(row):
-            manifest = await in_thread(read_manifest, directory, row.info.name)
-            if row.layer is None:
-                raise damaged(row.info.name, "its disk is gone")
-            source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
-            origin = Origin(source, row.info.id, row.layer)
-            async with self._checked(manifest, origin, directory) as frozen:
-                yield Past(manifest.snapshot, frozen, row.layer, directory / LOGS)
-
-    @contextlib.asynccontextmanager
-    async def _checked(
-        self, manifest: Manifest, origin: Origin, directory: Path
-    ) -> AsyncIterator[Frozen]:
-        """Refuse a memory that would not go on here; let go of it when the last user is done."""
-        booter, engine, name = self._lives.booter, self._parts.engine, manifest.snapshot.name
-        if manifest.needs is None:
-            raise damaged(name, "its manifest names nothing that it needs")
-        recipe = await booter.recipe(manifest.info)
-        spec = booter.machine_spec(origin.source, recipe, origin.layer)
-        spec = dataclasses.replace(spec, machine=MachineType(manifest.snapshot.machine))
-        with host_errors():
-            now = await in_thread(needs_of, engine, spec, recipe)
-        check_needs(manifest, now, recipe, engine.name)
-        frozen = Frozen(directory, manifest.info.memory)
-        try:
-            await in_thread(check_files, manifest, frozen)
-            yield frozen
-        except HutchError as cause:
-            if cause.code == "engine_failed" and cause.details.get(AT_FAULT):
-                raise damaged(name, cause.message) from cause
-            raise
-        finally:
-            if self._users[manifest.snapshot.id] == 1:
-                await engine.drop(frozen)
-
-    @contextlib.contextmanager
-    def _used(self, row: SnapshotRow) -> Iterator[None]:
-        self._users[row.info.id] += 1
-        try:
-            yield
-        finally:
-            self._users[row.info.id] -= 1
+        async with self._moments.opened(self.shelf.find(ref)) as moment:
+            origin, frozen = moment.origin, moment.frozen
+            if origin.layer is None or origin.logs is None or frozen is None:
+                raise damaged(moment.manifest.snapshot.name, "it has no memory")
+            yield Past(moment.manifest.snapshot, frozen, origin.layer, origin.logs)
 
     # ---- travelling
 
@@ -386,12 +369,15 @@ class Snapshots:
         snapshot = dataclasses.replace(
             manifest.snapshot, id=snapshot_id, name=name, checkpoint=False
         )
-        layer = self._layers.plan()
-        await settle(self._put_on_record(snapshot, layer.id, manifest.info, layer))
-        size = (await in_thread(arrived.disk.stat)).st_size
-        await fill_layer(arrived.disk, await self._layers.make(layer, size, base))
-        for left in (arrived.disk, arrived.root):
-            await settle_in_thread(left.unlink, missing_ok=True)
+        if arrived.disk is None:
+            await settle(self._put_on_record(snapshot, None, manifest.info))
+        else:
+            layer = self._layers.plan()
+            await settle(self._put_on_record(snapshot, layer.id, manifest.info, layer))
+            size = (await in_thread(arrived.disk.stat)).st_size
+            await fill_layer(arrived.disk, await self._layers.make(layer, size, base))
+            await settle_in_thread(arrived.disk.unlink)
+        await settle_in_thread(arrived.root.unlink, missing_ok=True)
         manifest = dataclasses.replace(manifest, snapshot=snapshot)
         await settle_in_thread(write_manifest, directory, manifest)
         self.shelf[snapshot_id] = await settle(self._finish(snapshot))
@@ -404,7 +390,7 @@ class Snapshots:
         """Remove a snapshot; what was restored from it goes on. Raises in_use."""
         row = self.shelf.find(ref)
         if self._busy(row):
-            what = "restored" if self._users[row.info.id] else "exported"
+            what = "restored" if self._moments.busy(row.info.id) else "exported"
             raise error(
                 "in_use",
                 f"the snapshot {row.info.name} is being {what}",
@@ -437,7 +423,7 @@ class Snapshots:
         return removed
 
     def _busy(self, row: SnapshotRow) -> bool:
-        return self._users[row.info.id] > 0 or self._exported[row.info.id] > 0
+        return self._moments.busy(row.info.id) or self._exported[row.info.id] > 0
 
     async def _forget(self, row: SnapshotRow) -> int:
         snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)

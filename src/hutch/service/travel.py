@@ -35,6 +35,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.portable import Member, Reader, member_of, unreadable, write
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key, is_sealed, seal, unseal
+from hutch.service.vault import SEALED
 from hutch.settings import GIB, MIB
 from hutch.state.base import SnapshotRow
 from hutch.tasks import in_thread, settle_in_thread
@@ -58,10 +59,13 @@ _ROUNDING: Final = MIB
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What was in a file and is unpacked beside it now: the manifest as it came, disk and root."""
+    """What was in a file and is unpacked beside it now: the manifest as it came, disk and root.
+
+    There is no disk where all but the root is encrypted, and stays so.
+    """
 
     manifest: Manifest
-    disk: Path
+    disk: Path | None
     root: Path
     root_digest: str
     fstype: str
@@ -78,6 +82,8 @@ class Travel:
 
     async def export(self, row: SnapshotRow, key: Key | None = None) -> AsyncIterator[bytes]:
         """Yield the file of a snapshot that stays as it is meanwhile; with a key encrypted.
+
+        What is encrypted at rest goes as it is, whatever the key.
 
         Raises snapshot_damaged, image_not_found, tool_missing, disk_full before the first piece.
         """
@@ -96,9 +102,11 @@ class Travel:
                         f"the image {row.info.image} of the snapshot {name} is gone",
                         hint=f"get it back with `hutch image pull {row.info.image}`",
                     )
-                disk = scratch / DISK
-                await self._whole_disk(row, manifest, disk)
-                files = {DISK: disk, ROOT: root.path}
+                if row.info.encrypted:
+                    files = {SEALED: directory / SEALED, ROOT: root.path}
+                else:
+                    files = {DISK: scratch / DISK, ROOT: root.path}
+                    await self._whole_disk(row, manifest, files[DISK])
                 members = await in_thread(_members, manifest, directory, files)
             head = {"snapshot": to_json(manifest), "fstype": root.fstype}
             pieces = write(head, members)
@@ -197,6 +205,8 @@ def _members(
     manifest: Manifest, directory: Path, files: Mapping[str, Path]
 ) -> Sequence[tuple[Member, Path]]:
     members = [(member_of(name, path), path) for name, path in files.items()]
+    if SEALED in files:
+        return members
     if manifest.snapshot.kind is SnapshotKind.FULL:
         frozen = Frozen(directory, manifest.info.memory)
         check_files(manifest, frozen)
@@ -228,12 +238,14 @@ def _unpack(file: BinaryIO, directory: Path, room: typing.Callable[[], None]) ->
         reader.extract(member, target, room)
         digests[member.name] = member.digest
     reader.finish()
-    root, disk = directory / f"{ROOT}.part", directory / f"{DISK}.part"
-    return Arrived(manifest, disk, root, digests[ROOT], fstype)
+    disk = directory / f"{DISK}.part" if DISK in digests else None
+    return Arrived(manifest, disk, directory / f"{ROOT}.part", digests[ROOT], fstype)
 
 
 def _limits(manifest: Manifest, directory: Path) -> Mapping[str, range]:
     """Return the sizes that each member that must be there may have."""
+    if manifest.snapshot.encrypted:
+        return {SEALED: range(1, _SIZE_MAX), ROOT: range(1, _SIZE_MAX)}
     disk = manifest.info.disk
     limits = {DISK: range(disk - _ROUNDING, disk + _ROUNDING), ROOT: range(1, _SIZE_MAX)}
     if manifest.snapshot.kind is SnapshotKind.FULL:
@@ -254,7 +266,7 @@ def _check_members(
     for member in members:
         if member.name in limits:
             allowed = limits[member.name]
-        elif _LOG.fullmatch(member.name):
+        elif SEALED not in limits and _LOG.fullmatch(member.name):
             allowed = range(_SMALL_MAX)
         else:
             raise unreadable("it has a member that no snapshot has")
@@ -262,7 +274,8 @@ def _check_members(
             raise unreadable(f"{member.name} has a size that cannot be")
         if member.name == DISK and member.size % 512:
             raise unreadable("its disk has a size that cannot be")
-    given = {m.name: m.digest for m in members if m.name in limits and m.name not in (DISK, ROOT)}
+    others = limits.keys() - {DISK, ROOT, SEALED}
+    given = {m.name: m.digest for m in members if m.name in others}
     if given != manifest.digests:
         raise unreadable("its manifest has other digests")
 

@@ -214,3 +214,19 @@ def test_what_could_not_be_stored_leaves_nothing(memory: int, short_tmp: Path) -
     with pytest.raises(EngineError, match="cannot be written"):
         store(frozen, b"state", memory)
     assert [path.name for path in frozen.directory.iterdir()] == ["state.part"]
+
+
+async def test_what_is_lent_can_be_held_again(memory: int, short_tmp: Path) -> None:
+    kept, frozen = Memories(), Frozen(short_tmp / "captured", SIZE)
+    with pytest.raises(EngineError):
+        kept.lend(frozen)
+    await seal(taken := os.dup(memory))
+    kept.add(frozen, taken, b"state")
+    state, fd = kept.lend(frozen)
+    assert (state, content(fd), fd != taken) == (b"state", PAGES, True)
+    await kept.keep(frozen)
+    with pytest.raises(EngineError):  # it has no state of its own any more
+        kept.lend(frozen)
+    kept.drop(frozen)
+    assert content(fd) == PAGES
+    os.close(fd)

@@ -1,5 +1,6 @@
 """Whole disks out of layers and into them, with the real tool."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError
 from hutch.process import which
-from hutch.service.diskimage import fill_layer, write_image
+from hutch.service.diskimage import fill_layer, hidden_file, path_of, write_hidden, write_image
 
 SIZE = 8 << 20
 
@@ -43,6 +44,43 @@ async def test_a_disk_is_the_same_over_another_base(tmp_path: Path) -> None:
     again = tmp_path / "again"
     await write_image([tmp_path / "new"], None, other, again)
     assert again.read_bytes() == expected
+
+
+async def test_a_disk_without_a_name_is_the_same(tmp_path: Path) -> None:
+    base, room = base_of(tmp_path, b"\x11"), tmp_path / "room"
+    room.mkdir()
+    template = layer(tmp_path / "template", base, "raw", "write -P 0x22 0 1M")
+    lower = layer(tmp_path / "lower", template, "qcow2", "write -P 0x33 512k 1M")
+    upper = layer(tmp_path / "upper", lower, "qcow2", "write -z 4M 1M")
+    whole = tmp_path / "whole"
+    await write_image([upper, lower], template, base, whole)
+    disk = await write_hidden([upper, lower], template, base, room)
+    try:
+        assert path_of(disk).read_bytes() == whole.read_bytes()
+        other = base_of(tmp_path, b"\x44")
+        create_overlay(tmp_path / "new", SIZE, other)
+        await fill_layer(disk, tmp_path / "new")
+    finally:
+        os.close(disk)
+    again = tmp_path / "again"
+    await write_image([tmp_path / "new"], None, other, again)
+    assert again.read_bytes() == whole.read_bytes()
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"no layer" * 100)
+    with pytest.raises(HutchError, match="no layer"):
+        await write_hidden([bad], None, base, room)
+    assert list(room.iterdir()) == []
+
+
+def test_a_hidden_file_is_ours_alone(tmp_path: Path) -> None:
+    fd = hidden_file(tmp_path)
+    try:
+        os.write(fd, b"content")
+        assert (path_of(fd).read_bytes(), os.fstat(fd).st_nlink) == (b"content", 0)
+        assert (os.fstat(fd).st_mode & 0o777, os.get_inheritable(fd)) == (0o600, False)
+    finally:
+        os.close(fd)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_layer_that_asks_for_more_is_not_opened(tmp_path: Path) -> None:

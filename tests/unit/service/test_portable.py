@@ -153,3 +153,27 @@ def test_it_stops_where_there_is_no_room(files: list[Path], tmp_path: Path) -> N
     reader = Reader(io.BytesIO(pack(files)))
     with pytest.raises(OSError, match="full"):
         reader.extract(reader.members[0], tmp_path / "out", room)
+
+
+def test_members_may_be_files_without_names(files: list[Path]) -> None:
+    plain, sparse, _ = files
+    with plain.open("rb") as one, sparse.open("rb") as other:
+        named = [(member_of(path.name, path), path) for path in (plain, sparse)]
+        opened = [
+            (member_of(path.name, file.fileno()), file.fileno())
+            for path, file in ((plain, one), (sparse, other))
+        ]
+        assert [member for member, _ in opened] == [member for member, _ in named]
+        data = b"".join(write({}, opened))
+    assert data == b"".join(write({}, named))
+    reader = Reader(io.BytesIO(data))
+    reader.skip(reader.members[0])
+    fd = os.memfd_create("test")
+    try:
+        reader.fill(reader.members[1], fd, lambda: None)
+        assert os.fstat(fd).st_size == 1 << 30
+        assert os.fstat(fd).st_blocks < 1 << 10
+        assert os.pread(fd, 8, 900 << 20) == b"far away"
+    finally:
+        os.close(fd)
+    reader.finish()

@@ -1,0 +1,294 @@
+"""Snapshots that are encrypted at rest: all of one in one sealed file, in the form it travels in.
+
+What is in it is in the clear only in memory and in files that no path leads to, which are gone with
+the process that has them open. Beside it lies a manifest without what a sandbox may keep secret. It
+must not know of records, nor how a moment is captured or gone on from.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hutch.engine.base import Frozen
+from hutch.engine.memories import create_memory
+from hutch.errors import HutchError, error
+from hutch.models import SnapshotKind, from_json, to_json
+from hutch.service.capacity import copy_need
+from hutch.service.diskimage import fill_layer, hidden_file, write_hidden
+from hutch.service.layers import Layers
+from hutch.service.manifest import Manifest, damaged
+from hutch.service.parts import Parts
+from hutch.service.portable import Member, Reader, member_of, write
+from hutch.service.sealing import Key, seal, unseal
+from hutch.tasks import settle, settle_in_thread
+
+SEALED: Final = "sealed"
+"""The file in a snapshot's directory with all that is encrypted of it."""
+
+_DISK: Final = "disk"
+_STATE: Final = "state"
+_MEMORY: Final = "memory"
+_LOGS: Final = "logs.tar"
+_LOG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}\.log")
+
+
+class Sealing:
+    """A snapshot that is being encrypted: see `Vault.sealing`."""
+
+    def __init__(self, parts: Parts, layers: Layers, directory: Path, key: Key) -> None:
+        self._parts = parts
+        self._layers = layers
+        self._directory = directory
+        self._key = key
+        self._layer: str | None = None
+        self._files = contextlib.ExitStack()
+        self._logs: int | None = None
+
+    def hold(self, layer: str) -> None:
+        """Keep the uppermost layer of the disk until it is copied, whoever lets go of it."""
+        self._files.enter_context(self._layers.pinned(layer))
+        self._layer = layer
+
+    def take_logs(self, source: Path) -> None:
+        """Copy the logs in a directory, as far as they are written. Blocking. Raises OSError."""
+        self._logs = self._own(hidden_file(self._directory))
+        _pack(source, self._logs)
+
+    async def finish(self, manifest: Manifest, frozen: Frozen | None) -> Manifest:
+        """Write the sealed file; return the manifest that may lie beside it.
+
+        `frozen` is what the engine holds of the machine, None for a disk alone. Raises
+        engine_failed, tool_missing, disk_full, OSError.
+        """
+        assert self._layer is not None
+        rows = self._layers.chain(self._layer)
+        template, places = rows[-1].template, self._parts.places
+        base = await self._parts.base_disk(self._parts.settings.home, manifest.info.disk)
+        disk = await write_hidden(
+            [self._layers.path(each.id) for each in rows],
+            places.template_disk(template) if template is not None else None,
+            base,
+            self._directory,
+        )
+        sources = {_DISK: self._own(disk)}
+        if frozen is not None:
+            state, memory = self._parts.engine.lend(frozen)
+            sources[_MEMORY] = self._own(memory)
+            sources[_STATE] = self._own(os.memfd_create("hutch-state", os.MFD_CLOEXEC))
+            await settle_in_thread(_fill, sources[_STATE], state)
+            held = os.fstat(memory).st_blocks * 512
+            snapshot = dataclasses.replace(manifest.snapshot, memory_bytes=held)
+            manifest = dataclasses.replace(manifest, snapshot=snapshot)
+        if self._logs is not None:
+            sources[_LOGS] = self._logs
+        await self._write(manifest, sources)
+        return _without_secrets(manifest)
+
+    async def _write(self, manifest: Manifest, sources: dict[str, int]) -> None:
+        path = self._directory / SEALED
+        with await settle_in_thread(open, path, "xb", opener=_private) as file:
+            pieces = seal(_packed(manifest, sources), self._key)
+            while (piece := await settle_in_thread(next, pieces, None)) is not None:
+                await settle_in_thread(file.write, piece)
+            await settle_in_thread(file.flush)
+            await settle_in_thread(os.fsync, file.fileno())
+
+    def _own(self, fd: int) -> int:
+        self._files.callback(os.close, fd)
+        return fd
+
+    async def close(self) -> None:
+        """Let go of what was in the clear, and of the layer."""
+        self._files.close()
+        await self._layers.release(self._layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What was in a sealed file: the manifest of then, and the machine, which the engine holds.
+
+    `frozen` is None for a disk alone. `disk` and `logs` are descriptors of files without names.
+    """
+
+    manifest: Manifest
+    disk: int
+    logs: int | None
+    frozen: Frozen | None
+
+    async def fill_disk(self, layer: Path) -> None:
+        """Write the disk into an empty layer. Raises disk_full, tool_missing, engine_failed."""
+        await fill_layer(self.disk, layer)
+
+    def put_logs(self, target: Path) -> None:
+        """Write the logs into a directory, which is made. Blocking. Raises OSError."""
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.logs is not None and os.fstat(self.logs).st_size:
+            _unpack(self.logs, target)
+
+
+class Vault:
+    """Seals and opens the encrypted snapshots of one host."""
+
+    def __init__(self, parts: Parts, layers: Layers) -> None:
+        self._parts = parts
+        self._layers = layers
+
+    @contextlib.asynccontextmanager
+    async def sealing(self, snapshot_id: str, key: Key | None) -> AsyncIterator[Sealing | None]:
+        """Encrypt a snapshot that is made in the block; without a key there is nothing to do."""
+        if key is None:
+            yield None
+            return
+        work = Sealing(self._parts, self._layers, self._parts.places.snapshot(snapshot_id), key)
+        try:
+            yield work
+        finally:
+            await settle(work.close())
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        self, manifest: Manifest, key: Key | None, *, memory: bool
+    ) -> AsyncIterator[Contents]:
+        """Hand out what a snapshot has, all of it checked; without `memory` its disk alone.
+
+        `manifest` is the one beside the sealed file. Raises wrong_key, snapshot_damaged,
+        snapshot_incompatible, no_capacity, disk_full.
+        """
+        outer, parts, frozen = manifest.snapshot, self._parts, None
+        token = secrets.token_hex(8)
+        need = copy_need(
+            f"{outer.id}/{token}", f"the memory of the snapshot {outer.name}", outer.memory_bytes
+        )
+        with contextlib.ExitStack() as files:
+            directory = parts.places.snapshot(outer.id)
+            fds = {name: hidden_file(directory) for name in (_DISK, _LOGS)}
+            for fd in fds.values():
+                files.callback(os.close, fd)
+            if not memory:
+                inner = await settle_in_thread(self._read, manifest, key, fds)
+                yield Contents(_joined(inner, manifest), fds[_DISK], None, None)
+                return
+            fds[_STATE] = os.memfd_create("hutch-state", os.MFD_CLOEXEC)
+            files.callback(os.close, fds[_STATE])
+            async with parts.capacity.admit(need):
+                fds[_MEMORY] = create_memory(manifest.info.memory)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(os.close, fds[_MEMORY])
+                    inner = await settle_in_thread(self._read, manifest, key, fds)
+                    state = await settle_in_thread(_content, fds[_STATE])
+                    undo.pop_all()
+                frozen = Frozen(directory / token, manifest.info.memory)
+                await parts.engine.hold(frozen, state, fds[_MEMORY])
+            try:
+                yield Contents(_joined(inner, manifest), fds[_DISK], fds[_LOGS], frozen)
+            finally:
+                await settle(parts.engine.drop(frozen))
+
+    def _read(self, manifest: Manifest, key: Key | None, fds: dict[str, int]) -> Manifest:
+        name = manifest.snapshot.name
+        path = self._parts.places.snapshot(manifest.snapshot.id) / SEALED
+        try:
+            sealed = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as cause:
+            raise damaged(name, f"{path} cannot be read: {cause.strerror}") from cause
+        try:
+            with open(sealed, "rb") as file:
+                reader = Reader(unseal(file, key, f"the snapshot {name}"))
+                inner = from_json(Manifest, reader.manifest["snapshot"])
+                full = inner.snapshot.kind is SnapshotKind.FULL
+                _check(reader.members, manifest, full=full)
+                for member in reader.members:
+                    if member.name in fds:
+                        reader.fill(member, fds[member.name], self._room)
+                    else:
+                        reader.skip(member)
+                reader.finish()
+                return inner
+        except (ValueError, KeyError, TypeError) as cause:
+            raise damaged(name, "what is in it is not readable") from cause
+        except HutchError as cause:
+            if cause.code == "snapshot_damaged":
+                raise damaged(name, cause.message) from cause
+            raise
+
+    def _room(self) -> None:
+        places = self._parts.places
+        if shutil.disk_usage(places.snapshots).free <= self._parts.settings.disk_reserve:
+            raise error("disk_full", f"{places.home}: there is no room for the disk")
+
+
+def _packed(manifest: Manifest, sources: dict[str, int]) -> Iterator[bytes]:
+    members = [(member_of(name, fd), fd) for name, fd in sources.items()]
+    return write({"snapshot": to_json(manifest)}, members)
+
+
+def _check(members: list[Member], manifest: Manifest, *, full: bool) -> None:
+    """Refuse what is not the content of the snapshot it lies by. Raises snapshot_damaged."""
+    sizes = {member.name: member.size for member in members}
+    wanted = {_DISK, _STATE, _MEMORY} if full else {_DISK}
+    name, same = manifest.snapshot.name, full is (manifest.snapshot.kind is SnapshotKind.FULL)
+    if not same or sizes.keys() - {_LOGS} != wanted:
+        raise damaged(name, "what is in it is not what it says")
+    if full and sizes[_MEMORY] != manifest.info.memory:
+        raise damaged(name, "its memory is of another size than it says")
+
+
+def _without_secrets(manifest: Manifest) -> Manifest:
+    """Return what may be known of a snapshot without the key."""
+    spec = dataclasses.replace(manifest.spec, env={}, command=None, entrypoint=None)
+    info = dataclasses.replace(manifest.info, env={}, command=[], error=None, exit=None)
+    return dataclasses.replace(manifest, spec=spec, info=info)
+
+
+def _joined(inner: Manifest, outer: Manifest) -> Manifest:
+    """Return the sealed manifest with what is this host's own: names, and its files."""
+    needs = inner.needs
+    if needs is not None and outer.needs is not None:
+        needs = dataclasses.replace(needs, files=outer.needs.files)
+    own, image_id = outer.snapshot, outer.info.image_id
+    snapshot = dataclasses.replace(inner.snapshot, id=own.id, name=own.name, image_id=image_id)
+    info = dataclasses.replace(inner.info, image_id=image_id)
+    return dataclasses.replace(inner, snapshot=snapshot, info=info, needs=needs)
+
+
+def _pack(source: Path, target: int) -> None:
+    with open(os.dup(target), "wb") as out, tarfile.open(fileobj=out, mode="w") as archive:
+        for path in sorted(source.glob("*.log")) if source.is_dir() else []:
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                entry = tarfile.TarInfo(path.name)
+                entry.size = os.fstat(file.fileno()).st_size  # it may grow while it is copied
+                archive.addfile(entry, file)
+
+
+def _unpack(source: int, target: Path) -> None:
+    with open(os.dup(source), "rb") as file:
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for entry in archive:
+                log = archive.extractfile(entry) if entry.isreg() else None
+                if log is not None and _LOG.fullmatch(entry.name):
+                    with open(target / entry.name, "xb", opener=_private) as copy:
+                        shutil.copyfileobj(log, copy)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    with open(os.dup(fd), "wb") as file:
+        file.write(data)
+
+
+def _content(fd: int) -> bytes:
+    with open(os.dup(fd), "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,217 @@
+"""Snapshots that are encrypted at rest: nothing is in the clear, and the key opens them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.errors import error
+from hutch.images.base import no_report
+from hutch.models import SandboxInfo, SandboxState, SnapshotInfo, SnapshotKind
+from hutch.process import which
+from hutch.service import sealing
+from hutch.service.host import HostService
+from hutch.service.manifest import MANIFEST
+from hutch.service.sealing import HEAD, Key, Work
+from hutch.service.values import SandboxFilter
+from hutch.service.vault import SEALED
+from tests.unit.service.world import World, expect, spec
+
+pytestmark = pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
+
+KEY = Key(b"a key of mine")
+OTHER = Key(b"a key of others")
+SECRET = "marked-secret"
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap = sealing.seal.__kwdefaults__ | {"work": Work(log_n=1, r=1, p=1)}
+    monkeypatch.setattr(sealing.seal, "__kwdefaults__", cheap)
+
+
+@pytest.fixture
+async def service(world: World) -> AsyncIterator[HostService]:
+    async with world.service() as service:
+        yield service
+
+
+async def run(service: HostService, **fields: Any) -> SandboxInfo:
+    info = await service.sandboxes.create(spec(idle=True, **fields), no_report)
+    return await service.sandboxes.start(info.id)
+
+
+def remains(world: World) -> list[str]:
+    return sorted(path.name for path in (world.settings.home / "snapshots").glob("*"))
+
+
+def directory(world: World, snapshot: SnapshotInfo) -> Path:
+    return world.settings.home / "snapshots" / snapshot.id
+
+
+def logs(world: World, info: SandboxInfo) -> dict[str, bytes]:
+    found = (world.settings.home / "sandboxes" / info.id / "logs").glob("*.log")
+    return {path.name: path.read_bytes() for path in found}
+
+
+def hidden() -> list[str]:
+    """Return what this process has open that no path leads to."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    ours = ("/memfd:hutch-", "/snapshots/")
+    return [name for name in found if name.endswith("(deleted)") and any(o in name for o in ours)]
+
+
+async def names(service: HostService) -> list[str]:
+    return [info.name for info in await service.sandboxes.list(SandboxFilter(all=True))]
+
+
+async def test_it_is_restored_with_its_key_alone(world: World, service: HostService) -> None:
+    source = await run(service, name="web", env={"TOKEN": SECRET}, labels={"team": "x"})
+    place = world.settings.home / "sandboxes" / source.id / "logs"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "program.0.log").write_bytes(SECRET.encode())
+    taken = await service.snapshots.create("web", name="then", key=KEY)
+    assert hidden() == []
+    assert (taken.encrypted, taken.kind, taken.memory_bytes > 0) == (True, SnapshotKind.FULL, True)
+    assert sorted(path.name for path in directory(world, taken).iterdir()) == [SEALED, MANIFEST]
+    for path in directory(world, taken).iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert SECRET.encode() not in path.read_bytes()
+    assert not world.agent(source).frozen
+    machines = len(world.engine.running())
+    for wrong in (None, OTHER):
+        await expect("wrong_key", service.snapshots.restore("then", "again", key=wrong))
+        await expect("wrong_key", service.snapshots.restore("then", disk_only=True, key=wrong))
+    assert len(world.engine.running()) == machines
+    assert await names(service) == ["web"]
+    assert hidden() == []
+    restored = await service.snapshots.restore("then", "again", key=KEY)
+    assert (restored.state, restored.env["TOKEN"]) == (SandboxState.RUNNING, SECRET)
+    assert (restored.origin, restored.labels) == (taken.id, {"team": "x"})
+    assert logs(world, restored)["program.0.log"] == SECRET.encode()
+    assert not world.agent(restored).frozen
+    # Its disk is its own, and the memory is let go of.
+    assert world.engine.running()[-1].spec.drives[1].layers == ()
+    _, frozen = world.engine.cloned[-1]
+    assert world.engine.frozen_memory(frozen) == 0
+    cold = await service.snapshots.restore("then", "cold", disk_only=True, key=KEY)
+    assert (cold.state, cold.env["TOKEN"]) == (SandboxState.RUNNING, SECRET)
+    await service.sandboxes.stop("again")
+    assert (await service.sandboxes.start("again")).state is SandboxState.RUNNING
+
+
+async def test_it_outlives_its_source_and_the_daemon(world: World) -> None:
+    async with world.service() as service:
+        await run(service, name="web")
+        await service.snapshots.create("web", name="then", key=KEY)
+        await service.sandboxes.remove("web", force=True)
+        assert world.layers() == []
+    async with world.service() as service:
+        (found,) = await service.snapshots.list()
+        assert (found.encrypted, found.disk_bytes > 0) == (True, True)
+        assert (await service.snapshots.restore("then", "web", key=KEY)).name == "web"
+        await service.snapshots.remove("then")
+        await service.sandboxes.remove("web", force=True)
+    assert (world.leftovers(), remains(world), world.layers()) == ([], [], [])
+
+
+async def test_a_disk_alone_of_one_that_runs_and_of_one_that_does_not(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    warm = await service.snapshots.create("web", name="warm", disk_only=True, key=KEY)
+    await service.sandboxes.stop("web")
+    cold = await service.snapshots.create("web", name="cold", disk_only=True, key=KEY)
+    for taken in (warm, cold):
+        assert (taken.kind, taken.encrypted) == (SnapshotKind.DISK, True)
+        info = await service.snapshots.restore(taken.name, key=KEY)
+        assert info.state is SandboxState.RUNNING
+    await expect("wrong_key", service.snapshots.restore("warm"))
+
+
+@pytest.mark.parametrize("disk_only", [False, True])
+async def test_damage_is_found_before_a_vm_is_started(
+    world: World, service: HostService, disk_only: bool
+) -> None:
+    await run(service, name="web")
+    taken = await service.snapshots.create("web", name="then", key=KEY)
+    path = directory(world, taken) / SEALED
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    places = [0, 14, HEAD - 1, HEAD, len(whole) - 1]
+    places += [chance.randrange(len(whole)) for _ in range(20)]
+    bad = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in places]
+    bad += [b"", whole[:HEAD], whole[:-1], whole[: len(whole) // 2], whole + b"\0", whole * 2]
+    cloned, booted = len(world.engine.cloned), len(world.engine.booted)
+    for content in bad:
+        path.write_bytes(content)
+        work = service.snapshots.restore("then", disk_only=disk_only, key=KEY)
+        await expect("snapshot_damaged", work)
+    path.unlink()
+    await expect(
+        "snapshot_damaged", service.snapshots.restore("then", disk_only=disk_only, key=KEY)
+    )
+    assert hidden() == []
+    assert (len(world.engine.cloned), len(world.engine.booted)) == (cloned, booted)
+    assert await names(service) == ["web"]
+    path.write_bytes(whole)
+    await service.snapshots.restore("then", "again", disk_only=disk_only, key=KEY)
+
+
+async def test_one_does_not_pass_for_another(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    full = await service.snapshots.create("web", name="full", key=KEY)
+    disk = await service.snapshots.create("web", name="disk", disk_only=True, key=KEY)
+    (directory(world, full) / SEALED).write_bytes((directory(world, disk) / SEALED).read_bytes())
+    await expect("snapshot_damaged", service.snapshots.restore("full", key=KEY))
+    manifest = directory(world, full) / MANIFEST
+    body = json.loads(manifest.read_bytes())
+    body["format"] = 7
+    manifest.write_text(json.dumps(body))
+    await expect("snapshot_incompatible", service.snapshots.restore("full", key=KEY))
+
+
+async def test_nothing_is_left_of_one_that_fails(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await run(service, name="web")
+    world.engine.fail_capture = error("engine_failed", "told to")
+    await expect("engine_failed", service.snapshots.create("web", key=KEY))
+    assert hidden() == []
+    world.engine.fail_capture = None
+
+    def broken(*_: object, **__: object) -> Iterator[bytes]:
+        yield b"begun"
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hutch.service.vault.seal", broken)
+        await expect("disk_full", service.snapshots.create("web", key=KEY))
+    assert remains(world) == []
+    assert not world.agent(info).frozen
+    taken = await service.snapshots.create("web", name="then", key=KEY)
+    world.engine.fail_clone = error("engine_failed", "told to", details={"template": True})
+    await expect("snapshot_damaged", service.snapshots.restore("then", key=KEY))
+    assert hidden() == []
+    world.engine.fail_clone = None
+    assert await names(service) == ["web"]
+    assert (await service.snapshots.restore("then", key=KEY)).origin == taken.id
+
+
+async def test_several_are_restored_at_once(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+    async with asyncio.TaskGroup() as group:
+        for name in ("one", "two", "three"):
+            group.create_task(service.snapshots.restore("then", name, key=KEY))
+    assert sorted(await names(service)) == ["one", "three", "two", "web"]
+    assert all(world.engine.frozen_memory(frozen) == 0 for _, frozen in world.engine.cloned)
