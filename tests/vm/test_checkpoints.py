@@ -1,0 +1,113 @@
+"""Checkpoints of real machines: an agent's session goes wrong, and is put back, processes and all.
+
+The counter writes to a tmpfs: that it goes on from an earlier number, under the same pid, proves
+that memory and processes are those of then.
+"""
+
+import time
+
+import pytest
+
+from tests.harness.hutch import Hutch
+from tests.vm.resting import COUNTER, count, look
+from tests.waiting import wait_until
+
+CLOCK = 1.0
+
+
+@pytest.fixture
+def box(hutch: Hutch) -> Hutch:
+    """A running sandbox `box` that counts, with a file on its disk."""
+    script = f"echo ready; {COUNTER}"
+    hutch.run("run", "-d", "--name", "box", "-l", "k=v", "busybox", "sh", "-c", script)
+    sh(hutch, "mkdir /work && echo one >/work/file && echo warm >/run/warm")
+    return hutch
+
+
+def sh(hutch: Hutch, script: str, *options: str, expect: int = 0) -> str:
+    return hutch.run("exec", *options, "box", "sh", "-c", script, expect=expect).text
+
+
+def numbers(hutch: Hutch) -> list[tuple[int | None, str]]:
+    return [(each["number"], each["snapshot"]["id"]) for each in hutch.json("checkpoints", "box")]
+
+
+def test_a_session_that_goes_wrong(box: Hutch) -> None:
+    before = look(box, "box")
+    identity = sh(box, "cat /etc/machine-id; hostname")
+    pid, counted = count(box, "box")
+    began = time.monotonic()
+    clean = box.json("checkpoint", "-m", "clean", "box")
+    took = time.monotonic() - began
+    print(
+        f"a checkpoint: {took:.2f} s, programs stood still for {clean['pause_seconds']:.3f} s,"
+        f" {clean['memory_bytes'] >> 20} MiB of memory, {clean['disk_bytes'] >> 20} MiB in all"
+    )
+    wait_until(lambda: count(box, "box")[1] > counted + 100)
+    # Installed, then broken: each step with a checkpoint of its own.
+    sh(box, "echo two >/work/file; echo tool >/work/tool; rm /run/warm", "--checkpoint")
+    sh(box, "rm -rf /work; kill -STOP $(cat /run/pid)", "--checkpoint")
+    listed = box.json("checkpoints", "box")
+    assert [each["number"] for each in listed] == [1, 2, 3]
+    assert listed[0]["snapshot"]["command"][:2] == ["sh", "-c"]
+    assert listed[2]["snapshot"]["message"] == "clean"
+    random = {sh(box, "head -c 16 /dev/urandom | md5sum")}
+    waiting = box.start("exec", "box", "sleep", "1000")
+    wait_until(lambda: "sleep" in box.run("top", "box").text)
+    # The last step is undone.
+    assert box.run("undo", "box").text == listed[0]["snapshot"]["id"]
+    assert b"(sandbox_restored)" in waiting.communicate(timeout=60)[1]
+    assert sh(box, "cat /work/file /work/tool; ls /run/warm 2>/dev/null; true") == "two\ntool"
+    again, further = count(box, "box")
+    assert again == pid
+    wait_until(lambda: count(box, "box")[1] > further)
+    assert "sleep 1000" not in box.run("top", "box").text
+    # And all of it: files, processes, what was in a tmpfs.
+    info = box.json("undo", "box", "3")
+    assert sh(box, "cat /work/file /run/warm; ls /work") == "one\nwarm\nfile"
+    assert sh(box, "cat /etc/machine-id; hostname") == identity
+    again, number = count(box, "box")
+    assert again == pid
+    assert number < further
+    kept = ("id", "name", "labels", "hostname", "started_at", "image_id")
+    assert {key: info[key] for key in kept} == {key: before[key] for key in kept}
+    assert abs(float(sh(box, "date +%s")) - time.time()) < CLOCK + 1
+    # The same moment twice, and no random number twice.
+    random.add(sh(box, "head -c 16 /dev/urandom | md5sum"))
+    box.run("undo", "box")
+    random.add(sh(box, "head -c 16 /dev/urandom | md5sum"))
+    assert len(random) == 3
+    assert int(sh(box, "cat /run/hutch/generation")) > 1
+    assert box.run("logs", "box").text == "ready"
+    # What was undone is there until the next one is taken.
+    undone = listed[0]["snapshot"]["id"]
+    assert [number for number, _ in numbers(box)] == [None, None, 1]
+    box.run("undo", "--to", undone, "box")
+    assert sh(box, "cat /work/tool") == "tool"
+    box.run("undo", "--to", clean["id"], "box")
+    box.run("checkpoint", "box")
+    assert [number for number, _ in numbers(box)] == [1, 2]
+    # It stops and starts with the disk that it was put back to, and comes back from the dead.
+    box.run("restart", "-t", "1s", "box")
+    assert sh(box, "cat /work/file") == "one"
+    box.run("kill", "box")
+    assert box.json("undo", "box")["state"] == "running"
+    assert count(box, "box")[0] == pid
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.5])
+def test_a_daemon_that_is_killed_meanwhile(box: Hutch, delay: float) -> None:
+    box.run("checkpoint", "box")
+    sh(box, "echo after >/work/after")
+    pid, _ = count(box, "box")
+    undoing = box.start("undo", "box")
+    time.sleep(delay)  # not a wait for anything: the moment of the kill is arbitrary
+    box.kill_daemon()
+    undoing.wait(60)
+    assert look(box, "box")["state"] == "running"
+    assert count(box, "box")[0] == pid
+    assert sh(box, "ls /work") in ("after\nfile", "file")
+    assert len(list(box.runtime.glob("*/sb_*"))) == 1
+    box.run("undo", "box")
+    assert sh(box, "ls /work") == "file"
+    assert count(box, "box")[0] == pid
