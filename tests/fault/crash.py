@@ -5,7 +5,10 @@
 """
 
 import os
-from collections.abc import Sequence
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.harness.hutch import Hutch, Result
@@ -26,8 +29,10 @@ _UNRELATED = (
 class Crasher:
     """Runs commands of one `Hutch` against daemons that die when told to."""
 
-    def __init__(self, hutch: Hutch) -> None:
+    def __init__(self, hutch: Hutch, ready: Callable[[], object] = lambda: None) -> None:
+        """`ready` waits for what a new daemon shall have done before it is watched."""
         self.hutch = hutch
+        self._ready = ready
         self._file = hutch.runtime / "crash"
         self._acts = hutch.runtime / "crash.acts"
         path = os.pathsep.join(filter(None, (str(SITE), hutch.env.get("PYTHONPATH"))))
@@ -38,6 +43,7 @@ class Crasher:
         if self.hutch.daemon is not None:
             self.hutch.kill_daemon()
         self.hutch.run("ps", env=self._watched)
+        self._ready()
 
     def rehearse(self, *args: str, expect: int | None = 0) -> Sequence[str]:
         """Run a command that nothing disturbs, and return the daemon's acts in their order."""
@@ -65,18 +71,53 @@ class Crasher:
         finally:
             self._end()
 
+    @contextmanager
+    def held_at(self, act: str, *args: str) -> "Iterator[subprocess.Popen[bytes]]":
+        """Start a command, and for the length of the block hold the daemon right before an act."""
+        self.begin()
+        daemon = self.hutch.daemon
+        assert daemon is not None
+        self._file.write_text(f"stop {act}")
+        try:
+            started = self.hutch.start(*args)
+            wait_until(lambda: _is_stopped(daemon.pid), timeout=60, what=f"it reaches {act}")
+            yield started
+        finally:
+            self._end()
+            daemon.kill(signal.SIGCONT)
+
     def _end(self) -> None:
         self._file.unlink(missing_ok=True)
         self._acts.unlink(missing_ok=True)
 
 
+def _is_stopped(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "T"
+
+
 def chosen(acts: Sequence[str], most: int) -> list[str]:
-    """Return at most `most` of the acts, evenly spread: each commit, of the others the first of
-    its kind.
+    """Return at most `most` of the acts, evenly spread: each commit, of the others but for commands
+    to an engine the first of its kind.
     """
-    points = [act for act in acts if act.startswith("1 ") or " sql " in act]
+    points = [
+        act for act in acts if " sql " in act or (act.startswith("1 ") and " qmp " not in act)
+    ]
     step = max(1.0, (len(points) - 1) / (most - 1))
     return [points[round(i * step)] for i in range(most) if round(i * step) < len(points)]
+
+
+def named(acts: Sequence[str], *kinds: str) -> list[str]:
+    """Return the acts meant by `COUNT WORDS`: the first (1), second … or last (-1) of those with
+    the words; a count beyond the last means the last.
+    """
+    found = []
+    for kind in kinds:
+        number, _, words = kind.partition(" ")
+        matching = [act for act in acts if words in act]
+        assert matching, (kind, acts)
+        found.append(matching[min(int(number), len(matching)) - (int(number) > 0)])
+    return found
 
 
 def content(hutch: Hutch) -> set[str]:

@@ -1,7 +1,5 @@
 """Forks of running machines: children go on where the source was, and are machines of their own."""
 
-import time
-
 import pytest
 
 from tests.harness.fixtures import NewHutch
@@ -112,18 +110,3 @@ async def test_clocks_are_right_in_source_and_child(
             assert abs(await guest.keep_clock(NEVER)) < CLOCK
         for each in (info.id, child.id):
             await service.sandboxes.remove(each, force=True)
-
-
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.4])
-def test_a_daemon_that_is_killed_meanwhile(source: Hutch, delay: float) -> None:
-    pid, before = count(source, "box")
-    making = source.start("fork", "box", "one", "two", "three")
-    time.sleep(delay)  # not a wait for anything: the moment of the kill is arbitrary
-    source.kill_daemon()
-    making.wait(30)
-    for info in source.json("ps", "-a"):
-        assert info["state"] == "running", info
-        assert count(source, info["name"])[0] == pid
-    wait_until(lambda: count(source, "box")[1] > before)
-    source.run("fork", "box", "later")
-    assert sh(source, "later", "cat /root/file") == "before"

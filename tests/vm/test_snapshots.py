@@ -4,7 +4,6 @@ The counter writes to a tmpfs: that it goes on proves that memory and processes 
 """
 
 import os
-import time
 
 import pytest
 
@@ -12,7 +11,6 @@ from tests.harness.hutch import Hutch
 from tests.vm.resting import COUNTER, count, look
 from tests.waiting import wait_until
 
-CLOCK = 0.02
 UNIQUE = (
     "head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid;"
     " cat /etc/machine-id; hostname"
@@ -112,26 +110,3 @@ def test_a_damaged_one_is_refused_before_anything_starts(source: Hutch) -> None:
     # Its disk is still of use.
     source.run("restore", "--disk-only", "then", "new")
     assert sh(source, "new", "cat /root/file") == "before"
-
-
-@pytest.mark.parametrize("delay", [0.02, 0.15, 0.3, 0.6])
-def test_a_daemon_that_is_killed_meanwhile(source: Hutch, delay: float) -> None:
-    pid, _ = count(source, "box")
-    making = source.start("snapshot", "create", "--name", "then", "box")
-    time.sleep(delay)  # not a wait for anything: the moment of the kill is arbitrary
-    source.kill_daemon()
-    making.wait(30)
-    info = look(source, "box")
-    assert info["state"] == "running"
-    again, before = count(source, "box")
-    assert again == pid
-    wait_until(lambda: count(source, "box")[1] > before)
-    names = [each["name"] for each in source.json("snapshot", "ls")]
-    kept = [path.name for path in (source.home / "snapshots").glob("*")]
-    assert len(kept) == len(names)
-    if names:
-        source.run("restore", "then", "new")
-        assert sh(source, "new", "cat /root/file") == "before"
-    source.run("snapshot", "create", "--name", "later", "box")
-    source.run("restore", "later", "other")
-    assert count(source, "other")[0] == pid

@@ -1,8 +1,10 @@
-"""Kills a daemon right before one of its outward acts: a rename, a new file, a process, a commit.
+"""Kills a daemon right before one of its outward acts: a rename, a new file, a process, a commit, a
+command to an engine.
 
 On PYTHONPATH of daemons that tests/fault/crash.py starts. `$CRASH_FILE` names a file; while it is
 there, acts are counted by kind, each is written to `<file>.acts` (`COUNT KIND`), and the one that
 the file names is never done: the process is killed with SIGKILL, wherever its other threads are.
+With `stop ` before the act it is stopped there instead, until it gets SIGCONT.
 """
 
 import os
@@ -17,7 +19,10 @@ from typing import Any
 _PATHS = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
 _OTHERS = {"subprocess.Popen", "os.posix_spawn", "socket.bind"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_PASSING = re.compile(r"sb_[0-9a-f]+|\.new-\w+|\btmp\w+|[0-9a-f]{32,}")
+_PASSING = re.compile(
+    r"\b(?:[a-z]{2}_)?[0-9a-f]{12}-[0-9a-f]{6}\b|\b[a-z]{2}_[0-9a-f]{12}\b|\.new-\w+|\btmp\w+"
+    r"|[0-9a-f]{32,}"
+)
 """What is another one each time."""
 _COMMITS = ("INSERT", "UPDATE", "DELETE", "COMMIT")
 
@@ -29,14 +34,31 @@ class _Crash:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._inside = threading.local()
+        self._engines = False
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self._engines:
+            self._engines = self._watch_engines()
         if event in _OTHERS:
             self.act(f"{event} {args[-1] if event == 'socket.bind' else args[0]}")
         elif event in _PATHS and (self._ours(args[0]) or _below_directory(args)):
             self.act(f"{event} {args[0]}")
         elif event == "open" and self._ours(args[0]) and int(args[2] or 0) & _WRITING:
             self.act(f"open {args[0]}")
+
+    def _watch_engines(self) -> bool:
+        """See the commands to engines from now on, if that module is loaded already."""
+        qmp: Any = getattr(sys.modules.get("hutch.engine.qmp"), "Qmp", None)
+        if qmp is None:
+            return False
+        execute = qmp.execute
+
+        def watched(session: Any, command: str, *args: Any, **options: Any) -> Any:
+            self.act(f"qmp {command}")
+            return execute(session, command, *args, **options)
+
+        qmp.execute = watched
+        return True
 
     def _ours(self, path: object) -> bool:
         return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self._places)
@@ -64,6 +86,8 @@ class _Crash:
             acts.write(act + "\n")
         if act == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+        elif fatal == f"stop {act}":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _below_directory(args: tuple[object, ...]) -> bool:
