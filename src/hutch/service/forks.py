@@ -70,23 +70,28 @@ class Forks:
             )
         directory = self._parts.places.machine(PREFIX + secrets.token_hex(6))
         layers = self._lives.booter.layers
-        layer = None
+        layer = forked = None
         try:
-            with contextlib.ExitStack() as stack:
-                chosen = self._reserve(stack, entry, names, number)
-                async with contextlib.AsyncExitStack() as held:
-                    source = await held.enter_async_context(self._captures.hold(entry))
-                    if not source.alive:
-                        raise wrong_state(source.row.info, "running or paused")
-                    layer, info = source.layer, source.row.info
-                    stack.enter_context(layers.pinned(layer))
-                    frozen = await self._parts.engine.expect(directory, info.memory)
-                    try:
-                        forked = await self._make(source, held, frozen, chosen)
-                    finally:
-                        await settle(self._let_go(frozen))
-        finally:
-            await settle(layers.release(layer))  # the source may have gone meanwhile
+            try:
+                with contextlib.ExitStack() as stack:
+                    chosen = self._reserve(stack, entry, names, number)
+                    async with contextlib.AsyncExitStack() as held:
+                        source = await held.enter_async_context(self._captures.hold(entry))
+                        if not source.alive:
+                            raise wrong_state(source.row.info, "running or paused")
+                        layer, info = source.layer, source.row.info
+                        stack.enter_context(layers.pinned(layer))
+                        frozen = await self._parts.engine.expect(directory, info.memory)
+                        try:
+                            forked = await self._make(source, held, frozen, chosen)
+                        finally:
+                            await settle(self._let_go(frozen))
+            finally:
+                await layers.release(layer)  # the source may have gone meanwhile
+        except asyncio.CancelledError:
+            if forked is not None:
+                await settle(self._undo(forked.children))
+            raise
         self._parts.events.emit(
             "sandbox.forked",
             info.id,

@@ -63,6 +63,19 @@ class Cut:
         self.task.cancel()
 
 
+class Noted:
+    """Work of which is known whether it came to its end: `done`."""
+
+    def __init__(self, begin: Callable[[], Awaitable[object]]) -> None:
+        self._begin = begin
+        self.done = False
+
+    async def __call__(self) -> None:
+        self.done = False
+        await self._begin()
+        self.done = True
+
+
 class _Counted(Coroutine[Any, Any, Any]):
     """A coroutine that tells a cut each time when it waits."""
 

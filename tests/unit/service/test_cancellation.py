@@ -12,7 +12,7 @@ from hutch.models import SandboxInfo, SandboxState
 from hutch.service.host import HostService
 from hutch.service.values import SandboxFilter
 from hutch.tasks import Scope
-from tests.unit.service.cutting import cuts, settled, states
+from tests.unit.service.cutting import Noted, cuts, settled, states
 from tests.unit.service.pooling import refilled, warm
 from tests.unit.service.world import World, spec
 from tests.waiting import until
@@ -243,6 +243,20 @@ async def test_one_that_wakes_and_is_killed(world: World, service: HostService) 
         await make()
 
 
+async def test_a_fork(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    fork = Noted(lambda: service.forks.fork("web", ["a", "b"]))
+    async for moment in cuts(fork):
+        await check(world, service, moment)
+        assert not world.agent(info).frozen
+        left = {entry.info.name for entry in service._registry}
+        assert left == ({"web", "a", "b"} if fork.done else {"web"}), moment
+        assert states(service) == {RUNNING}, moment
+        await clear(service)
+        await check(world, service, moment)
+        info = await run(service, name="web")
+
+
 @pytest.mark.parametrize("kind", ["full", "disk", "disk at rest"])
 async def test_a_snapshot(world: World, service: HostService, kind: str) -> None:
     async def make() -> SandboxInfo:
@@ -253,9 +267,11 @@ async def test_a_snapshot(world: World, service: HostService, kind: str) -> None
 
     info = await make()
     act = functools.partial(service.snapshots.create, "web", disk_only=kind != "full")
-    async for moment in cuts(act):
+    create = Noted(act)
+    async for moment in cuts(create):
         await check(world, service, moment)
         assert not world.agent(info).frozen
+        assert len(await service.snapshots.list()) == create.done, moment
         for snapshot in await service.snapshots.list():
             await service.snapshots.remove(snapshot.id)
         await clear(service)
@@ -269,9 +285,10 @@ async def test_a_restore(world: World, service: HostService, disk_only: bool) ->
     snapshot = await service.snapshots.create("web")
     await clear(service)
     act = functools.partial(service.snapshots.restore, snapshot.id, "back", disk_only=disk_only)
-    async for moment in cuts(act):
+    restore = Noted(act)
+    async for moment in cuts(restore):
         await check(world, service, moment)
-        assert states(service) <= {RUNNING}, moment
+        assert states(service) == ({RUNNING} if restore.done else set()), moment
         await clear(service)
         await check(world, service, moment)
 

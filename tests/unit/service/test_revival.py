@@ -1,6 +1,8 @@
 """Sandboxes that begin where others were: what is their own, and what their start leaves."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,24 @@ async def test_an_image_that_is_gone(world: World, service: HostService) -> None
     world.images.path.unlink()
     await expect("image_not_found", service.snapshots.restore("then", "new"))
     await expect("sandbox_not_found", service.sandboxes.get("new"))
+
+
+async def test_somebody_else_starts_it_before_it_goes_on(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await service.sandboxes.create(spec(idle=True, name="web"), no_report)
+    await service.sandboxes.start(info.id)
+    layers = service._lives.booter.layers
+    make = layers.make
+
+    async def make_and_start(*args: Any) -> Path:
+        path = await make(*args)
+        if "child" in (entry.info.name for entry in service._registry):
+            assert (await service.sandboxes.start("child")).state is SandboxState.RUNNING
+        return path
+
+    monkeypatch.setattr(layers, "make", make_and_start)
+    await expect("wrong_state", service.forks.fork("web", ["child"]))
+    await expect("sandbox_not_found", service.sandboxes.get("child"))
+    await service.sandboxes.remove("web", force=True)
+    assert world.leftovers() == []
