@@ -201,12 +201,16 @@ class PoolWarmBody:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotBody:
-    """What to take: `freeze` off leaves the programs running, which a disk alone allows."""
+    """What to take: `freeze` off leaves the programs running, which a disk alone allows.
+
+    With `encrypt` the request carries a key.
+    """
 
     sandbox: str
     name: str | None = None
     disk_only: bool = False
     freeze: bool = True
+    encrypt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,10 +273,17 @@ class Snapshots(Protocol):
     """Points in time of sandboxes. A snapshot's `ref` is its id, name or unique id prefix."""
 
     async def create(
-        self, ref: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        disk_only: bool = False,
+        freeze: bool = True,
+        key: Key | None = None,
     ) -> SnapshotInfo:
         """Take a snapshot of the sandbox `ref`, which goes on; of its disk alone also at rest.
 
+        With a key it is encrypted: it is needed to restore it.
         Its programs stand still meanwhile. Without `freeze`, for a disk alone, only its VM does.
         Raises wrong_state, name_taken, guest_timeout, disk_full.
         """
@@ -299,11 +306,17 @@ class Snapshots(Protocol):
         """Remove all but the `keep` newest of each sandbox, or of one."""
 
     async def restore(
-        self, ref: str, name: str | None = None, *, disk_only: bool = False
+        self,
+        ref: str,
+        name: str | None = None,
+        *,
+        disk_only: bool = False,
+        key: Key | None = None,
     ) -> SandboxInfo:
         """Make a sandbox that goes on from a snapshot, or boots from its disk; return it running.
 
-        Raises snapshot_damaged, snapshot_incompatible, name_taken, no_capacity, boot_failed.
+        `key` is that of an encrypted one. Raises wrong_key, snapshot_damaged,
+        snapshot_incompatible, name_taken, no_capacity, boot_failed.
         """
 
     def export(self, ref: str, key: Key | None = None) -> AsyncIterator[bytes]:

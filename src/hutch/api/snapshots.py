@@ -45,7 +45,11 @@ def routes(operations: Operations) -> APIRouter:
     @router.post("/snapshots", status_code=201, response_model=SnapshotInfo)
     async def create_snapshot(request: Request, body: SnapshotBody) -> Response:
         work = snapshots.create(
-            body.sandbox, name=body.name, disk_only=body.disk_only, freeze=body.freeze
+            body.sandbox,
+            name=body.name,
+            disk_only=body.disk_only,
+            freeze=body.freeze,
+            key=key_of(request, needed=True) if body.encrypt else None,
         )
         return answer(await until_gone(request, work), 201)
 
@@ -66,7 +70,8 @@ def routes(operations: Operations) -> APIRouter:
         request: Request, ref: str, body: RestoreBody | None = None
     ) -> Response:
         how = body or RestoreBody()
-        work = snapshots.restore(ref, how.name, disk_only=how.disk_only)
+        key = key_of(request)
+        work = snapshots.restore(ref, how.name, disk_only=how.disk_only, key=key)
         return answer(await until_gone(request, work), 201)
 
     @router.get("/snapshots/{ref}/export", response_class=Response, responses=_FILE)

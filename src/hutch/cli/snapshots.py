@@ -46,22 +46,40 @@ def snapshot() -> None:
 
 @command(
     "create",
-    examples=["hutch snapshot create web", "hutch snapshot create --disk-only --name base web"],
+    examples=[
+        "hutch snapshot create web",
+        "hutch snapshot create --disk-only --name base web",
+        "hutch snapshot create --encrypt --key-file key web",
+    ],
 )
 @click.option("--name", "title", metavar="NAME", help="Name of the snapshot (NAME-1, ...).")
 @click.option("--disk-only", is_flag=True, help="Without the memory: what is restored boots.")
 @click.option(
     "--no-freeze", is_flag=True, help="With --disk-only: do not stop its programs for a moment."
 )
+@click.option("--encrypt", is_flag=True, help="Encrypt it; `restore` needs the same key.")
+@key_option()
 @sandbox_argument()
 @pass_app
-def create(app: App, /, name: str, title: str | None, disk_only: bool, no_freeze: bool) -> None:
+def create(
+    app: App,
+    /,
+    name: str,
+    title: str | None,
+    disk_only: bool,
+    no_freeze: bool,
+    encrypt: bool,
+    key_file: str | None,
+) -> None:
     """Take a snapshot of a sandbox, which goes on; print its name.
 
     One that is stopped has only its disk to take.
     """
+    headers = _encryption(key_file, encrypt)
     body = {"sandbox": name, "name": title, "disk_only": disk_only, "freeze": not no_freeze}
-    info = app.client.call("POST", "/v1/snapshots", json=body)
+    if encrypt:
+        body["encrypt"] = True
+    info = app.client.send("POST", "/v1/snapshots", json=body, headers=headers).json()
     if app.json:
         print_json(info)
     else:
@@ -84,7 +102,7 @@ def list_snapshots(app: App, /, sandbox: str | None, checkpoints: bool) -> None:
         return
     infos = [from_json(SnapshotInfo, item) for item in answer]
     table(
-        ["NAME", "ID", "SANDBOX", "IMAGE", "KIND", "CREATED", "DISK USE"],
+        ["NAME", "ID", "SANDBOX", "IMAGE", "KIND", "ENCRYPTED", "CREATED", "DISK USE"],
         [
             (
                 info.name,
@@ -92,6 +110,7 @@ def list_snapshots(app: App, /, sandbox: str | None, checkpoints: bool) -> None:
                 info.sandbox_name,
                 info.image,
                 info.kind.value,
+                "yes" if info.encrypted else "no",
                 info.created_at[:19].replace("T", " "),
                 size(info.disk_bytes),
             )
@@ -150,9 +169,7 @@ def export(app: App, /, name: str, file: str, encrypt: bool, key_file: str | Non
 
     Memory, disk and root file system are in it, and nobody but you may read it. `-` is stdout.
     """
-    if key_file is not None and not encrypt:
-        raise error("bad_request", "--key-file is of no use without --encrypt")
-    headers = key_headers(key_file, needed=True) if encrypt else {}
+    headers = _encryption(key_file, encrypt)
     if file == "-" and is_tty(1):
         raise error("bad_path", "a snapshot is not for a terminal", hint="redirect stdout")
     path, query = snapshot_path(name, "export"), {"encrypt": True} if encrypt else None
@@ -195,6 +212,12 @@ def load(app: App, /, file: str, title: str | None, key_file: str | None) -> Non
         click.echo(info["name"])
 
 
+def _encryption(key_file: str | None, encrypt: bool) -> dict[str, str]:
+    if key_file is not None and not encrypt:
+        raise error("bad_request", "--key-file is of no use without --encrypt")
+    return key_headers(key_file, needed=True) if encrypt else {}
+
+
 def _pieces(fd: int) -> Iterator[bytes]:
     with open(fd, "rb", buffering=0, closefd=fd != 0) as file:
         while piece := file.read(_PIECE):
@@ -230,16 +253,20 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @command("restore", examples=["hutch restore web-1 web2", "hutch restore --disk-only web-1 fresh"])
 @click.option("--disk-only", is_flag=True, help="Boot from its disk, without its memory.")
+@key_option()
 @click.argument("snapshot_name", metavar="SNAPSHOT")
 @click.argument("name", required=False, metavar="[NEW]")
 @pass_app
-def restore(app: App, /, snapshot_name: str, name: str | None, disk_only: bool) -> None:
+def restore(
+    app: App, /, snapshot_name: str, name: str | None, disk_only: bool, key_file: str | None
+) -> None:
     """Make a sandbox that goes on from a snapshot; print its name.
 
-    Its programs run on where they were. It has the settings of then, and its own identity.
+    Its programs run on where they were. It has the settings of then, and its own identity. An
+    encrypted one needs its key.
     """
-    body = {"name": name, "disk_only": disk_only}
-    info = app.client.call("POST", snapshot_path(snapshot_name, "restore"), json=body)
+    path, body = snapshot_path(snapshot_name, "restore"), {"name": name, "disk_only": disk_only}
+    info = app.client.send("POST", path, json=body, headers=key_headers(key_file)).json()
     if app.json:
         print_json(info)
     else:

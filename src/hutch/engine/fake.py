@@ -75,7 +75,7 @@ class FakeEngine:
         self._serve_clone = serve_clone or serve
         self._memories: dict[Path, _Memory] = {}
         self._serve_kept: dict[Path, Serve] = {}
-        self._lent: list[Serve] = []
+        self._lent: dict[bytes, Serve] = {}
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
         self.program = "fake 1"
@@ -233,18 +233,20 @@ class FakeEngine:
         memory = self._memories.get(frozen.directory)
         if memory is None or memory.state is None:
             raise error("engine_failed", f"nothing is held for {frozen.directory}")
-        self._lent.append(memory.serve)
+        token = b"fake %s\n" % os.urandom(8).hex().encode()
+        self._lent[token] = memory.serve
         fd = create_memory(frozen.memory)
-        os.pwrite(fd, b"fake %d\n" % (len(self._lent) - 1), 0)
+        os.pwrite(fd, token, 0)
         return memory.state.encode(), fd
 
     async def hold(self, frozen: Frozen, state: bytes, memory: int) -> None:
-        """See the Protocol. Raises engine_failed for a memory that was not lent."""
-        word, number, *_ = os.pread(memory, 20, 0).split()
+        """See the Protocol. Raises engine_failed for a memory of another engine's."""
+        token = os.pread(memory, 22, 0)
         os.close(memory)
-        if word != b"fake":
+        if not token.startswith(b"fake "):
             raise error("engine_failed", "that memory is none")
-        self._memories[frozen.directory] = _Memory(self._lent[int(number)], state.decode())
+        serve = self._lent.get(token, self._serve_clone)
+        self._memories[frozen.directory] = _Memory(serve, state.decode())
 
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> "FakeMachine":
         """See the Protocol. Raises `fail_clone`; a state of another layout does not load."""

@@ -27,7 +27,13 @@ class FakeSnapshots:
         self._made = 0
 
     async def create(
-        self, ref: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        disk_only: bool = False,
+        freeze: bool = True,
+        key: Key | None = None,
     ) -> SnapshotInfo:
         source = await self.sandboxes.get(ref)
         if not freeze and not disk_only:
@@ -51,6 +57,7 @@ class FakeSnapshots:
             accelerator="tcg",
             tsc_khz=None,
             disk_bytes=10 << 20,
+            encrypted=key is not None,
         )
         self.all.append(info)
         return info
@@ -79,9 +86,16 @@ class FakeSnapshots:
         return Removed(gone, len(gone) << 20)
 
     async def restore(
-        self, ref: str, name: str | None = None, *, disk_only: bool = False
+        self,
+        ref: str,
+        name: str | None = None,
+        *,
+        disk_only: bool = False,
+        key: Key | None = None,
     ) -> SandboxInfo:
         snapshot = await self.get(ref)
+        if snapshot.encrypted and key is None:
+            raise no_key("the snapshot")
         source = await self.sandboxes.get(snapshot.sandbox_id)
         return self.add(source, name or "restored", snapshot.id)
 

@@ -87,3 +87,18 @@ async def test_a_key_comes_in_a_header(api: str, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="8 to 4096 bytes"):
             await client.snapshots.export("one", file, key="short")
     assert (await refused(api, "GET", f"{BASE}/one/export", {"encrypt": True})).code == "wrong_key"
+
+
+async def test_a_snapshot_encrypted_at_rest(api: str) -> None:
+    key = "a key of mine"
+    async with AsyncClient(socket=api) as client:
+        await client.create(SandboxSpec("busybox", name="web", idle=True))
+        taken = await client.snapshots.create("web", name="one", key=key)
+        assert taken.encrypted
+        assert not (await client.snapshots.create("web", name="two")).encrypted
+        with pytest.raises(InvalidInput) as caught:
+            await client.snapshots.restore("one")
+        assert caught.value.code == "wrong_key"
+        assert (await client.snapshots.restore("one", "again", key=key)).origin == taken.id
+    body = {"sandbox": "web", "encrypt": True}
+    assert (await refused(api, "POST", BASE, json=body)).code == "wrong_key"

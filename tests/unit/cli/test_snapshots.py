@@ -76,3 +76,17 @@ def test_encrypted_files_need_the_key(hutch: Cli, tmp_path: Path) -> None:
     assert hutch(*load, str(file)).stdout == b"came\n"
     key.write_text("short\n")
     assert b"8 to 4096 bytes" in hutch(*export, "--key-file", str(key), "s1", "-", code=125).stderr
+
+
+def test_encrypted_snapshots_need_the_key(hutch: Cli, tmp_path: Path) -> None:
+    hutch("create", "--name", "safe", "busybox")
+    key = tmp_path / "key"
+    key.write_text("a key of mine\n")
+    create = ("snapshot", "create", "--encrypt", "--name")
+    assert b"(wrong_key)" in hutch(*create, "e1", "safe", code=125).stderr
+    assert hutch(*create, "e1", "--key-file", str(key), "safe").stdout == b"e1\n"
+    head, line = hutch("snapshot", "ls", "safe").stdout.splitlines()
+    column = head.index(b"ENCRYPTED")
+    assert line[column:].split()[0] == b"yes"
+    assert b"(wrong_key)" in hutch("restore", "e1", "open", code=125).stderr
+    assert hutch("restore", "--key-file", str(key), "e1", "open").stdout == b"open\n"

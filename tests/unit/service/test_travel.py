@@ -292,3 +292,41 @@ async def test_an_encrypted_file_needs_its_key(
     # One in the clear is taken in whatever key is given: it may be there for others.
     plain = await exported(service, "then")
     await service.snapshots.load(pieces(plain), "again", key)
+
+
+async def test_what_is_encrypted_at_rest_travels_as_it_is(
+    service: HostService, elsewhere: World
+) -> None:
+    await run(service, name="web", env={"TOKEN": "marked secret"})
+    key = Key(b"a key of mine")
+    taken = await service.snapshots.create("web", name="then", key=key)
+    data = await exported(service, "then")
+    async with elsewhere.service() as other:
+        came = await other.snapshots.load(pieces(data))
+        assert (came.name, came.encrypted, came.kind) == ("then", True, taken.kind)
+        await expect("wrong_key", other.snapshots.restore("then"))
+        restored = await other.snapshots.restore("then", "here", key=key)
+        assert (restored.env["TOKEN"], restored.origin) == ("marked secret", came.id)
+        again = await exported(other, "then")
+        assert (await other.snapshots.load(pieces(again), "twice")).encrypted
+        await other.snapshots.restore("twice", key=key)
+        twice = b"".join([piece async for piece in other.snapshots.export("then", key)])
+        await expect("wrong_key", other.snapshots.load(pieces(twice), "thrice"))
+        assert (await other.snapshots.load(pieces(twice), "thrice", key)).encrypted
+
+
+async def test_a_file_cannot_pass_as_encrypted_or_in_the_clear(
+    service: HostService, elsewhere: World, tmp_path: Path
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="plain")
+    await service.snapshots.create("web", name="sealed", key=Key(b"a key of mine"))
+    async with elsewhere.service() as other:
+        for name, value in (("plain", True), ("sealed", False)):
+
+            def edit(manifest: dict[str, Any], value: bool = value) -> None:
+                manifest["snapshot"]["snapshot"]["encrypted"] = value
+
+            data = edited(await exported(service, name), tmp_path, edit)
+            await expect("snapshot_damaged", other.snapshots.load(pieces(data)))
+        assert remains(elsewhere) == []

@@ -215,14 +215,25 @@ class Snapshots:
         return [from_json(SnapshotInfo, item) for item in answer.json()]
 
     def create(
-        self, sandbox: str, *, name: str | None = None, disk_only: bool = False, freeze: bool = True
+        self,
+        sandbox: str,
+        *,
+        name: str | None = None,
+        disk_only: bool = False,
+        freeze: bool = True,
+        key: bytes | str | None = None,
     ) -> SnapshotInfo:
         """Take a snapshot of a sandbox, which goes on; `disk_only` without its memory.
 
-        `freeze` off, with `disk_only`, leaves its programs running meanwhile.
+        `freeze` off, with `disk_only`, leaves its programs running meanwhile. With `key` it is
+        encrypted.
         """
         body = {"sandbox": sandbox, "name": name, "disk_only": disk_only, "freeze": freeze}
-        answer = self._transport.request("POST", "/v1/snapshots", json=body)
+        if key is not None:
+            body["encrypt"] = True
+        answer = self._transport.request(
+            "POST", "/v1/snapshots", json=body, headers=key_header(key)
+        )
         return from_json(SnapshotInfo, answer.json())
 
     def get(self, ref: str) -> SnapshotInfo:
@@ -230,10 +241,20 @@ class Snapshots:
         answer = self._transport.request("GET", f"/v1/snapshots/{quote(ref)}")
         return from_json(SnapshotInfo, answer.json())
 
-    def restore(self, ref: str, name: str | None = None, *, disk_only: bool = False) -> SandboxInfo:
-        """Make a sandbox that goes on from a snapshot; with `disk_only` it boots from its disk."""
+    def restore(
+        self,
+        ref: str,
+        name: str | None = None,
+        *,
+        disk_only: bool = False,
+        key: bytes | str | None = None,
+    ) -> SandboxInfo:
+        """Make a sandbox that goes on from a snapshot; with `disk_only` it boots from its disk.
+
+        `key` is that of an encrypted one.
+        """
         path, body = f"/v1/snapshots/{quote(ref)}/restore", {"name": name, "disk_only": disk_only}
-        answer = self._transport.request("POST", path, json=body)
+        answer = self._transport.request("POST", path, json=body, headers=key_header(key))
         return from_json(SandboxInfo, answer.json())
 
     def remove(self, ref: str) -> Removed:
