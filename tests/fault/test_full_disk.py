@@ -119,3 +119,36 @@ def test_park(small: Hutch) -> None:
     [info] = small.json("inspect", "box")
     assert info["state"] == "running"
     small.run("rm", "-f", "box")
+
+
+@needs_root
+def test_moments(small: Hutch) -> None:
+    """Snapshots, what is restored, forks and members of pools: made as a whole or not at all."""
+    small.run("run", "-d", "--no-template", "--idle", "--name", "box", "-m", "128m", "busybox")
+    small.run("exec", "box", "sh", "-c", "echo kept >/root/file; sync")
+    small.run("snapshot", "create", "--disk-only", "--name", "disk", "box")
+    before = content(small)
+
+    def nothing_is_left() -> None:
+        # A layer that is in use already stays over the one below it.
+        assert {path for path in content(small) - before if "layers/" not in path} == {"ballast"}
+        assert [row["name"] for row in small.json("ps", "-a")] == ["box"]
+        assert small.run("exec", "box", "cat", "/root/file").text == "kept"
+
+    for spare in (0, MIB):
+        with full(small, spare=spare):
+            _refused(small, "snapshot", "create", "box")
+            nothing_is_left()
+            if not spare:
+                _refused(small, "fork", "box", "child")
+                nothing_is_left()
+                _refused(small, "restore", "disk", "child")
+                nothing_is_left()
+            _refused(small, "template", "build", "busybox")
+            nothing_is_left()
+    assert small.json("snapshot", "ls")[0]["name"] == "disk"
+    small.run("fork", "box", "child")
+    assert small.run("exec", "child", "cat", "/root/file").text == "kept"
+    small.run("rm", "-f", "box", "child")
+    small.run("snapshot", "rm", "disk")
+    assert [path for path in content(small) if "layers/" in path] == []
