@@ -3,6 +3,7 @@
 The counter writes to a tmpfs: that it goes on proves that memory and processes came along.
 """
 
+import secrets
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,53 @@ def test_a_damaged_file_is_refused(hutch: Hutch, elsewhere: Hutch, tmp_path: Pat
         b"(snapshot_damaged)" in elsewhere.run("snapshot", "import", str(file), expect=125).stderr
     )
     assert elsewhere.json("snapshot", "ls") == []
+
+
+def in_the_clear(mark: str, place: Path) -> list[Path]:
+    return [
+        path for path in place.rglob("*") if path.is_file() and mark.encode() in path.read_bytes()
+    ]
+
+
+def test_encrypted_ones_need_their_key(hutch: Hutch, elsewhere: Hutch, tmp_path: Path) -> None:
+    mark, key = secrets.token_hex(16), {"HUTCH_SNAPSHOT_KEY": secrets.token_hex(16)}
+    options = ("--name", "box", "-e", f"TOKEN={mark}")
+    hutch.run("run", "-d", *options, "busybox", "sh", "-c", f"echo {mark}; {COUNTER}")
+    sh(hutch, "box", f"echo {mark} >/root/file; echo {mark} >/run/warm; sync")
+    pid, before = count(hutch, "box")
+    hutch.run("snapshot", "create", "--encrypt", "--name", "then", "box", env=key)
+    file = tmp_path / "box.hutch"
+    hutch.run("snapshot", "create", "--disk-only", "--name", "plain", "box")
+    hutch.run("snapshot", "export", "--encrypt", "plain", str(file), env=key)
+    hutch.run("snapshot", "rm", "plain")
+    hutch.run("rm", "-f", "box")
+    # Nothing is left of it but what is encrypted.
+    (made,) = (hutch.home / "snapshots").iterdir()
+    assert sorted(path.name for path in made.iterdir()) == ["sealed", "snapshot.json"]
+    assert in_the_clear(mark, made) + in_the_clear(mark, hutch.home / "layers") == []
+    assert in_the_clear(mark, tmp_path) == []
+    # Another key, none, or one changed bit: there is never a VM of it.
+    for wrong in ({}, {"HUTCH_SNAPSHOT_KEY": "another key"}):
+        assert b"(wrong_key)" in hutch.run("restore", "then", expect=125, env=wrong).stderr
+    sealed = made / "sealed"
+    whole = sealed.read_bytes()
+    sealed.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    assert b"(snapshot_damaged)" in hutch.run("restore", "then", expect=125, env=key).stderr
+    sealed.write_bytes(whole)
+    assert hutch.json("ps", "-a") == []
+    hutch.run("restore", "then", "here", env=key)
+    again, counted = count(hutch, "here")
+    assert (again, counted >= before) == (pid, True)
+    assert sh(hutch, "here", "cat /root/file /run/warm; echo $TOKEN") == f"{mark}\n{mark}\n{mark}"
+    assert hutch.run("logs", "here").text == mark
+    hutch.run("rm", "-f", "here")
+    # What is encrypted goes elsewhere as it is; an encrypted file is opened there.
+    hutch.run("snapshot", "export", "then", str(tmp_path / "then.hutch"))
+    assert in_the_clear(mark, tmp_path) == []
+    assert elsewhere.json("snapshot", "import", str(tmp_path / "then.hutch"))["encrypted"]
+    elsewhere.run("restore", "then", "there", env=key)
+    assert count(elsewhere, "there")[0] == pid
+    elsewhere.run("rm", "-f", "there")
+    refused = elsewhere.run("snapshot", "import", str(file), expect=125)
+    assert b"(wrong_key)" in refused.stderr
+    assert elsewhere.run("snapshot", "import", str(file), env=key).text == "plain"
