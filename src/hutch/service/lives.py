@@ -83,19 +83,20 @@ class Lives:
         parts = self._parts
         check_request(spec, parts.settings, parts.host)
         with self._registry.reserve(spec.name) as name:
-            image = await parts.images.ensure(spec.image, spec.pull, report)
-            info = resolve(
-                spec,
-                image,
-                parts.settings,
-                parts.host,
-                sandbox_id=new_id(ID_PREFIX),
-                name=name,
-                created_at=timestamp(),
-            )
-            kernel = await parts.kernels.ensure(info.kernel, report)
-            spec = running_spec(spec, info)
-            row = await self.pools.claim(spec, info, kernel.name)
+            async with self.pools.offer(spec, name) as offer:
+                image = await parts.images.ensure(spec.image, spec.pull, report)
+                info = resolve(
+                    spec,
+                    image,
+                    parts.settings,
+                    parts.host,
+                    sandbox_id=new_id(ID_PREFIX),
+                    name=name,
+                    created_at=timestamp(),
+                )
+                kernel = await parts.kernels.ensure(info.kernel, report)
+                spec = running_spec(spec, info)
+                row = await self.pools.claim(spec, info, kernel.name, offer)
             return self._enter(row or await self._put_on_record(spec, info))
 
     async def _put_on_record(self, spec: SandboxSpec, info: SandboxInfo) -> SandboxRow:

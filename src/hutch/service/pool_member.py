@@ -124,7 +124,11 @@ class _Going:
     """A member on its way to be a sandbox; the task is `_answer`."""
 
     task: "asyncio.Task[float | str]"
-    generation: int
+    identity: tuple[object, ...]
+
+
+def _identity(info: SandboxInfo, generation: int) -> tuple[object, ...]:
+    return info.hostname, info.workdir, generation
 
 
 class Members:
@@ -198,11 +202,12 @@ class Members:
         key = member.template.manifest.key
         return not await in_thread(is_stale, key, self._parts.engine)
 
-    def rouse(self, member: Member, info: SandboxInfo) -> None:
-        """Let a member go on as the sandbox that is about to claim it, while that is put on record.
+    def rouse(self, member: Member, *, hostname: str, workdir: str) -> None:
+        """Let a member go on as the sandbox that is likely to claim it, before it does.
 
         Nothing but its identity runs in it until `begin`; `discard` and `abandon` end it as ever.
         """
+        info = dataclasses.replace(member.row.info, hostname=hostname, workdir=workdir)
         self._go_on(member, info, member.row.generation + 1)
 
     async def begin(self, member: Member, row: SandboxRow) -> Booted | None:
@@ -211,9 +216,12 @@ class Members:
         None when it does not: then its VM is gone. In any case it is no member any more.
         """
         going = self._roused.get(member.id)
-        if going is None or going.generation != row.generation:
-            going = self._go_on(member, row.info, row.generation)
         try:
+            if going is not None and going.identity != _identity(row.info, row.generation):
+                await asyncio.wait({going.task})
+                going = None
+            if going is None:
+                going = self._go_on(member, row.info, row.generation)
             await asyncio.wait({going.task})
             answer = going.task.result()
         except BaseException:
@@ -237,7 +245,7 @@ class Members:
 
     def _go_on(self, member: Member, info: SandboxInfo, generation: int) -> "_Going":
         task = self._going.start(member.id, _answer(member, info, generation))
-        going = self._roused[member.id] = _Going(task, generation)
+        going = self._roused[member.id] = _Going(task, _identity(info, generation))
         return going
 
     # ---- ending

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
@@ -30,6 +30,7 @@ from hutch.service.names import new_id
 from hutch.service.parts import Parts
 from hutch.service.pool import Lull, Pool, Yard
 from hutch.service.pool_member import Member, Members
+from hutch.service.spec import default_hostname, sizes
 from hutch.state.base import PoolRow, SandboxRow
 from hutch.tasks import Scope, settle
 
@@ -46,6 +47,14 @@ class MachineRecord(Protocol):
 
     async def machine(self, machine: Mapping[str, Any] | None) -> None:
         """Record the VM, or that it is gone."""
+
+
+@dataclasses.dataclass(slots=True)
+class Offer:
+    """A member that was taken out of its pool for a sandbox that is likely to claim it."""
+
+    pool: Pool | None = None
+    member: Member | None = None
 
 
 class Pools:
@@ -164,7 +173,43 @@ class Pools:
         """Let no member be made for the length of the block, in which a sandbox is started."""
         return self._lull.broken()
 
-    async def claim(self, spec: SandboxSpec, info: SandboxInfo, kernel: str) -> SandboxRow | None:
+    @contextlib.asynccontextmanager
+    async def offer(self, spec: SandboxSpec, name: str) -> AsyncIterator[Offer]:
+        """Let a member that is likely to become the sandbox `name` go on as it from now on.
+
+        Only for a `run`, whose start follows at once; meanwhile it is found out what the sandbox
+        is. What is not claimed by the end of the block is gone.
+        """
+        offer = Offer()
+        if spec.provisional and spec.template and spec.pull is not PullPolicy.ALWAYS:
+            self._rouse(spec, name, offer)
+        try:
+            with self.starting() if offer.member else contextlib.nullcontext():
+                yield offer
+        finally:
+            if offer.member is not None:
+                await self._members.discard(offer.member)
+
+    def _rouse(self, spec: SandboxSpec, name: str, offer: Offer) -> None:
+        cpus, memory, disk = sizes(spec, self._parts.settings, self._parts.host)
+        kernel = spec.kernel or self._parts.settings.kernel
+        pool = self._find(self._name_of(spec.image), cpus, memory)
+        if pool is None:
+            return
+        member = pool.take(
+            lambda each: each.row.info.disk == disk and kernel in ("", each.recipe.kernel.name)
+        )
+        if member is not None:
+            offer.pool, offer.member = pool, member
+            self._members.rouse(
+                member,
+                hostname=spec.hostname or default_hostname(name),
+                workdir=spec.workdir or member.row.info.workdir,
+            )
+
+    async def claim(
+        self, spec: SandboxSpec, info: SandboxInfo, kernel: str, offer: Offer
+    ) -> SandboxRow | None:
         """Put a sandbox on record that takes over a ready member, and its id; None: there is none.
 
         `kernel` is the one that it is to run on. Raises name_taken, disk_full.
@@ -172,19 +217,28 @@ class Pools:
         if not spec.template:
             return None
         # The next member is not made before what claims this one is started.
-        with self._lull.broken():
-            for pool in list(self._pools.values()):
-                while (member := pool.take(lambda each: each.suits(info, kernel))) is not None:
-                    try:
-                        if spec.provisional:  # its start follows at once
-                            own = dataclasses.replace(info, id=member.id)
-                            self._members.rouse(member, own)
-                        if await self._members.is_fresh(member):
-                            return await self._hand_over(pool, member, spec, info)
-                    except BaseException:
-                        await self._members.discard(member)
-                        raise
+        with self.starting():
+            while (found := self._next(info, kernel, offer)) is not None:
+                pool, member = found
+                try:
+                    if await self._members.is_fresh(member):
+                        return await self._hand_over(pool, member, spec, info)
+                except BaseException:
                     await self._members.discard(member)
+                    raise
+                await self._members.discard(member)
+        return None
+
+    def _next(self, info: SandboxInfo, kernel: str, offer: Offer) -> tuple[Pool, Member] | None:
+        """Take the member that was offered, if it suits, or else any that does."""
+        offered = offer.member
+        if offered is not None and offered.suits(info, kernel):
+            assert offer.pool is not None
+            offer.member = None
+            return offer.pool, offered
+        for pool in list(self._pools.values()):
+            if (member := pool.take(lambda each: each.suits(info, kernel))) is not None:
+                return pool, member
         return None
 
     async def _hand_over(

@@ -63,7 +63,7 @@ def resolve(
     command = [] if spec.idle else _command(spec, image)
     env = {**config.env, **spec.env}
     check_arguments(command, env)
-    cpus, memory, disk = _sizes(spec, settings, host)
+    cpus, memory, disk = sizes(spec, settings, host)
     return SandboxInfo(
         id=sandbox_id,
         name=name,
@@ -126,7 +126,7 @@ def check_request(spec: SandboxSpec, settings: Settings, host: HostSize) -> None
         raise error("bad_request", "a label has no name")
     if sum(len(key) + len(value) for key, value in spec.labels.items()) > LABELS_MAX:
         raise error("bad_request", f"the labels are longer than {LABELS_MAX // KIB} KiB together")
-    _sizes(spec, settings, host)
+    sizes(spec, settings, host)
 
 
 def _command(spec: SandboxSpec, image: Image) -> list[str]:
@@ -154,7 +154,8 @@ def _stop_signal(image: Image, command: Sequence[str]) -> str:
     return "SIGRTMIN+3" if chosen == "SIGTERM" and is_init(command) else chosen
 
 
-def _sizes(spec: SandboxSpec, settings: Settings, host: HostSize) -> tuple[int, int, int]:
+def sizes(spec: SandboxSpec, settings: Settings, host: HostSize) -> tuple[int, int, int]:
+    """Return the CPUs, and the bytes of memory and disk. Raises bad_size, no_capacity."""
     cpus = settings.cpus if spec.cpus is None else spec.cpus
     memory = settings.memory if spec.memory is None else spec.memory
     disk = settings.disk if spec.disk is None else spec.disk

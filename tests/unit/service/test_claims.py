@@ -11,9 +11,9 @@ from hutch.errors import error
 from hutch.guest.base import Identity
 from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo, SandboxState
+from hutch.models import PullPolicy, SandboxInfo, SandboxState
 from hutch.service.host import HostService
-from hutch.service.pool_member import Members
+from hutch.service.pool_member import Member, Members
 from hutch.service.values import SandboxFilter
 from tests.unit.service.dying import dying
 from tests.unit.service.pooling import layers, machines, ready, refilled, run, warm
@@ -115,6 +115,59 @@ async def test_a_claim_that_cannot_be_recorded_leaves_nothing(
     assert member not in machines(farm)
     assert await service.sandboxes.list(ALL) == []
     await refilled(service, 1)
+    await nothing_is_left(farm, service)
+
+
+async def test_a_request_that_fails_leaves_nothing_of_what_it_was_offered(
+    farm: World, service: HostService
+) -> None:
+    await warm(service)
+    (member,) = machines(farm)
+    farm.kernels.fail = error("kernel_missing", "told to")
+    await expect("kernel_missing", claim(service))
+    farm.kernels.fail = None
+    assert member not in machines(farm)
+    await refilled(service, 1)
+    await nothing_is_left(farm, service)
+
+
+async def test_what_is_offered_and_does_not_suit_is_gone(
+    farm: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(service)
+    (member,) = machines(farm)
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "suits", lambda *args: False)
+        info = await claim(service)
+    assert (info.id != member, info.state) == (True, SandboxState.RUNNING)
+    assert member not in machines(farm)
+    await nothing_is_left(farm, service)
+
+
+async def test_another_identity_than_was_expected_is_given_again(
+    farm: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(service)
+    (member,) = machines(farm)
+    with monkeypatch.context() as patch:
+        patch.setattr("hutch.service.pools.default_hostname", lambda name: "another")
+        info = await claim(service, name="mine")
+    assert info.id == member
+    assert farm.agent(info).identity["hostname"] == "mine"
+    assert [clone.id for clone, _ in farm.engine.cloned].count(member) == 1
+    await nothing_is_left(farm, service)
+
+
+@pytest.mark.parametrize("fields", [{"template": False}, {"pull": PullPolicy.ALWAYS}, {"cpus": 2}])
+async def test_nothing_is_offered_to_what_will_hardly_take_it(
+    farm: World, service: HostService, fields: dict[str, Any]
+) -> None:
+    await warm(service)
+    (member,) = machines(farm)
+    request = spec(provisional=True, **fields)
+    async with service.pools.offer(request, "mine") as offer:
+        assert offer.member is None
+    assert member in machines(farm)
     await nothing_is_left(farm, service)
 
 
