@@ -10,12 +10,16 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from hutch.engine.argv import drive_node
 from hutch.engine.base import Drive
 from hutch.engine.failures import os_failure
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, error
+
+DEEPEST: Final = 200
+"""How many layers a machine can have open: each takes its part of the stack that a read has."""
 
 
 class NextDisk:
@@ -85,13 +89,23 @@ async def active_node(qmp: Qmp) -> str:
     """Return the name of the one node that the guest can write to. Raises EngineError."""
     devices = await qmp.execute("query-block")
     try:
-        names = [
-            str(device["inserted"]["node-name"])
+        found = [
+            (
+                str(device["inserted"]["node-name"]),
+                int(device["inserted"].get("backing_file_depth", 0)),
+            )
             for device in devices
             if "inserted" in device and not device["inserted"]["ro"]
         ]
-    except (KeyError, TypeError) as cause:
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise error("engine_failed", "QEMU answered query-block with nonsense") from cause
-    if len(names) != 1:
-        raise error("engine_failed", f"the VM has {len(names)} writable disks instead of one")
-    return names[0]
+    if len(found) != 1:
+        raise error("engine_failed", f"the VM has {len(found)} writable disks instead of one")
+    ((name, depth),) = found
+    if depth >= DEEPEST:
+        raise error(
+            "no_capacity",
+            f"the VM's disk has had {depth} layers since it started, one for each moment taken",
+            hint="let it begin anew with `hutch restart`",
+        )
+    return name

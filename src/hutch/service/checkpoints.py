@@ -17,9 +17,10 @@ from hutch.service.capture import Captures
 from hutch.service.lives import Lives
 from hutch.service.names import numbered_name
 from hutch.service.parts import Parts
-from hutch.service.registry import Registry
+from hutch.service.registry import Entry, Registry
 from hutch.service.snapshots import Snapshots
 from hutch.service.undo import Undos
+from hutch.tasks import settle
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Checkpoints:
         self._parts = parts
         self._registry = registry
         self._snapshots = snapshots
+        self._layers = lives.booter.layers
         self._undos = Undos(parts, lives, captures)
         lives.when_erased(self._forget_all)
 
@@ -70,7 +72,16 @@ class Checkpoints:
         made = await self._snapshots.create(entry.info.id, mark=mark)
         await self._remove(undone)
         await self._remove(self._of(entry.info)[: -self._parts.settings.checkpoint_keep])
+        await settle(self._thin_out(entry))
         return made
+
+    async def _thin_out(self, entry: Entry) -> None:
+        """Let the layers that checkpoints leave not add up to more than a disk can have."""
+        info = entry.info
+        async with entry.lock:
+            if entry.row.layer is not None and not entry.removed:
+                base = await self._parts.base_disk(self._parts.settings.home, info.disk)
+                await self._layers.thin_out(entry.row.layer, base)
 
     def _of(self, info: SandboxInfo) -> Sequence[SnapshotInfo]:
         return self._snapshots.shelf.checkpoints(info.id)

@@ -6,8 +6,10 @@ how a machine is given its disk, nor what the holders are.
 """
 
 import contextlib
+import dataclasses
 import logging
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,6 +25,12 @@ from hutch.tasks import in_thread, settle, settle_in_thread
 log = logging.getLogger(__name__)
 
 LAYER_PREFIX: Final = "ly_"
+
+CROWDED: Final = 24
+"""Above so many layers those of a machine that runs are joined, where nobody needs them apart."""
+
+RETIRED_SECONDS: Final = 600.0
+"""How long layers stay that were joined: longer than one takes to open what it was told of."""
 
 Holder = Callable[[], Iterable[str | None]]
 """Returns the uppermost layers that something on record holds."""
@@ -48,6 +56,7 @@ class Layers:
         self._rows: dict[str, LayerRow] = {}
         self._holders: list[Holder] = []
         self._pins: Counter[str] = Counter()
+        self._retired: deque[tuple[float, str]] = deque()
 
     def add_holder(self, holder: Holder) -> None:
         """Keep the layers that `holder` returns, now and later."""
@@ -114,6 +123,43 @@ class Layers:
             return top
         await self.release(top)
         return joined.id
+
+    async def thin_out(self, top: str, base: Path) -> None:
+        """Join the lowest layers of a disk that only the one above them needs, if it has many.
+
+        For a disk that nobody gives another layer meanwhile; machines may run on it: they have the
+        files, not their names. When they cannot be joined the disk is as good as before.
+        """
+        rows = self.chain(top)
+        needed = self._needed_alone(rows) if len(rows) > CROWDED else []
+        if len(needed) < 2 or any(count > 0 for count in self._pins.values()):
+            return  # who pins a layer may be reading those behind it, by their names
+        above = rows[-len(needed) - 1]
+        joined = self.plan(template=needed[-1].template)
+        behind = joined.template and self._parts.places.template_disk(joined.template)
+        try:
+            with host_errors():
+                files = [self.path(row.id) for row in needed]
+                await flatten(files, behind or None, base, self.path(joined.id))
+            self._rows[joined.id] = joined
+            await self._parts.store.join_layers(joined, above.id)
+        except HutchError as failure:
+            log.warning("the %d layers of %s stay apart: %s", len(rows), top, failure)
+            await self.release(joined.id)
+            return
+        self._rows[above.id] = dataclasses.replace(above, parent=joined.id, template=None)
+        # Not at once: somebody may be about to open them for a machine that starts.
+        self._retired.append((time.monotonic(), needed[0].id))
+
+    def _needed_alone(self, rows: list[LayerRow]) -> list[LayerRow]:
+        """Return the lowest layers of a chain that nobody holds, and that have one above them."""
+        held, above = set(self._held()), Counter(row.parent for row in self._rows.values())
+        found: list[LayerRow] = []
+        for row in reversed(rows):
+            if row.id in held or above[row.id] != 1:
+                break
+            found.insert(0, row)
+        return found
 
     # ---- looking
 
@@ -187,6 +233,9 @@ class Layers:
 
     async def _release(self, top: str | None) -> int:
         freed = 0
+        while self._retired and time.monotonic() - self._retired[0][0] > RETIRED_SECONDS:
+            _, retired = self._retired.popleft()
+            freed += await self.release(retired)
         while top is not None and top in self._rows and not self._in_use(top):
             row = self._rows.pop(top)
             # First the file: a full disk could not even take the note that it is gone.

@@ -177,6 +177,9 @@ class Store(Protocol):
     async def add_layer(self, layer: LayerRow) -> None:
         """Record a layer that no sandbox has yet."""
 
+    async def join_layers(self, joined: LayerRow, above: str) -> None:
+        """Record a layer that says what several do, as the one behind `above` in their place."""
+
     async def put_back(
         self,
         sandbox_id: str,

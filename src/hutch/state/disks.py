@@ -46,6 +46,16 @@ class DiskRecords(ABC):
         """Record a layer that no sandbox has yet."""
         await self._call(lambda db: insert_layer(db, layer))
 
+    async def join_layers(self, joined: LayerRow, above: str) -> None:
+        """Record a layer as the one behind `above`, in place of those that it says the same as."""
+
+        def work(db: sqlite3.Connection) -> None:
+            insert_layer(db, joined)
+            changed = "UPDATE layers SET parent = ?, template = NULL WHERE id = ?"
+            db.execute(changed, (joined.id, above))
+
+        await self._call(work)
+
     async def remove_layer(self, layer_id: str) -> None:
         """Forget a layer, if it is on record."""
 

@@ -9,7 +9,7 @@ import pytest
 from hutch.engine import disks
 from hutch.engine.base import Drive
 from hutch.engine.qmp import Qmp
-from hutch.errors import EngineError
+from hutch.errors import EngineError, HutchError
 from tests.unit.engine.test_migration import Refusal, session
 
 ROOT = {"device": "", "qdev": "root", "inserted": {"node-name": "drive0", "ro": True}}
@@ -136,3 +136,16 @@ async def test_a_size_that_qemu_refuses() -> None:
             await disks.announce_sizes(qmp, [Drive("disk", Path("/"), "qcow2", size=1 << 30)])
 
     assert await session(Peer(refuse="block_resize"), use) == ["block_resize"]
+
+
+async def test_a_machine_has_so_many_layers_open_at_most(disk: Path) -> None:
+    inserted = {"node-name": "disk-12", "ro": False, "backing_file_depth": disks.DEEPEST}
+    peer = Peer(ROOT, {"device": "", "qdev": "disk", "inserted": inserted})
+
+    async def use(qmp: Qmp) -> None:
+        with pytest.raises(HutchError, match="layers") as caught:
+            async with disks.opened(qmp, disk):
+                pass
+        assert caught.value.code == "no_capacity"
+
+    assert await session(peer, use) == ["query-block"]

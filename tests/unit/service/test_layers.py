@@ -15,6 +15,7 @@ from hutch.process import which
 from hutch.service import layers as layers_module
 from hutch.service.flatten import DEEPEST, LAYERS_MAX
 from hutch.service.host import DATABASE, HostService
+from hutch.service.layers import CROWDED
 from tests.unit.service.world import World, expect, spec
 
 
@@ -178,3 +179,49 @@ async def test_those_that_cannot_be_joined_stay(
     shutil.rmtree(world.settings.home / "layers")
     await service.sandboxes.stop("web")
     await expect("engine_failed", service.sandboxes.start("web"))
+
+
+@pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
+async def test_those_that_checkpoints_leave_are_joined_while_it_runs(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await grow(service, "web", CROWDED - 4)
+    before = layers_of(service, "web")
+    monkeypatch.setattr(layers_module, "RETIRED_SECONDS", 0.0)
+    taken = [await service.checkpoints.create("web") for _ in range(6)]
+    after = layers_of(service, "web")
+    assert len(after) < CROWDED
+    assert not set(before[1:]) & set(after)
+    assert after[-1] not in before
+    # What was joined went with the next release; each checkpoint is as good as before.
+    await service.snapshots.restore(taken[0].id, "new")
+    await service.sandboxes.remove("new", force=True)
+    assert len(world.layers()) == len(after)
+    assert (await service.checkpoints.undo("web", 6)).undone_to == taken[0].id
+    async with world.service() as later:
+        assert layers_of(later, "web") == layers_of(service, "web")
+
+
+@pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
+async def test_those_that_others_need_stay_apart(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="low")
+    await grow(service, "web", CROWDED - 1)
+    before = layers_of(service, "web")
+    await service.checkpoints.create("web")
+    assert layers_of(service, "web")[1:] == before
+    await service.snapshots.remove("low")
+
+    async def fail(*args: object) -> None:
+        raise error("disk_full", "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layers_module, "flatten", fail)
+        await service.checkpoints.create("web")
+    assert layers_of(service, "web")[2:] == before
+    with service._lives.booter.layers.pinned(before[0]):
+        await service.checkpoints.create("web")
+    assert layers_of(service, "web")[3:] == before

@@ -83,3 +83,13 @@ async def test_a_layer_that_no_sandbox_has_yet(store: SqliteStore) -> None:
     assert await store.layers() == [layer]
     await store.remove_layer("ly_9")
     assert await store.layers() == []
+
+
+async def test_one_layer_in_place_of_several(store: SqliteStore) -> None:
+    low = LayerRow("ly_1", None, "tp_1", "2026-01-01T00:00:00Z")
+    above = LayerRow("ly_2", "ly_1", None, "2026-01-01T00:00:00Z")
+    for each in (low, above):
+        await store.add_layer(each)
+    joined = replace(low, id="ly_3")
+    await store.join_layers(joined, "ly_2")
+    assert list(await store.layers()) == [low, replace(above, parent="ly_3"), joined]
