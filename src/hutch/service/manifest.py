@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hutch.engine.base import Engine, Frozen, MachineSpec
 from hutch.errors import HutchError, error
@@ -23,6 +23,9 @@ MANIFEST: Final = "snapshot.json"
 
 RATE_TOLERANCE: Final = 0.001
 """How far two measurements of one clock rate may be apart, as a share of it."""
+
+_DIGEST: Final = "digest"
+"""What the manifest's file has beside the manifest: a digest of it."""
 
 _CHUNK: Final = 4 << 20
 
@@ -168,8 +171,9 @@ def damaged(name: str, why: str) -> HutchError:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Complete a snapshot: from here on it can be used, whatever happens. Blocking."""
     part = directory / f"{MANIFEST}.part"
+    body = to_json(manifest)
     with open(part, "w", encoding="utf-8", opener=_private) as file:
-        json.dump(to_json(manifest), file, indent=1)
+        json.dump({**body, _DIGEST: _digest_of_json(body)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     part.replace(directory / MANIFEST)
@@ -193,11 +197,18 @@ def read_manifest(directory: Path, name: str) -> Manifest:
                 f"the snapshot {name} has format {body['format']}, not {FORMAT}",
                 hint="use it with the version of Hutch that made it",
             )
+        if body.pop(_DIGEST, None) != _digest_of_json(body):
+            raise damaged(name, "its manifest was changed")
         return from_json(Manifest, body)
     except OSError as cause:
         raise damaged(name, f"its manifest cannot be read: {cause.strerror}") from cause
     except (ValueError, KeyError, TypeError) as cause:
         raise damaged(name, "its manifest is not readable") from cause
+
+
+def _digest_of_json(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _private(path: str, flags: int) -> int:

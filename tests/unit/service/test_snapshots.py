@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState, SnapshotKind
 from hutch.service.host import HostService
-from hutch.service.manifest import MANIFEST
+from hutch.service.manifest import MANIFEST, Needs, read_manifest, write_manifest
 from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
 from tests.waiting import until
@@ -159,7 +158,7 @@ async def test_listing_and_collecting(world: World, service: HostService) -> Non
     assert len(directories(world)) == 3
 
 
-OTHERS = {"program": "q", "layout": "x", "files": {}}
+OTHERS = Needs("q", "x", {})
 
 
 @pytest.mark.parametrize(
@@ -169,6 +168,8 @@ OTHERS = {"program": "q", "layout": "x", "files": {}}
         (lambda d: (d / "state").write_bytes(b"x"), "snapshot_damaged"),
         (lambda d: (d / MANIFEST).unlink(), "snapshot_damaged"),
         (lambda d: (d / MANIFEST).write_bytes(b"{"), "snapshot_damaged"),
+        (lambda d: scribble(d / MANIFEST, b'"cpus": 1', b'"cpus": 3'), "snapshot_damaged"),
+        (lambda d: scribble(d / MANIFEST, b'"digest": ', b'"dagest": '), "snapshot_damaged"),
         (lambda d: edit(d, format=99), "snapshot_incompatible"),
         (lambda d: edit(d, needs=OTHERS), "snapshot_incompatible"),
         (lambda d: edit(d, needs=None), "snapshot_damaged"),
@@ -189,14 +190,38 @@ async def test_a_snapshot_that_is_not_what_it_was(
 
 
 def edit(directory: Path, **fields: Any) -> None:
-    path = directory / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    write_manifest(directory, replace(read_manifest(directory, "it"), **fields))
+
+
+def scribble(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
 
 
 def flip(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(5000)
         file.write(b"\1")
+
+
+async def test_no_bit_of_a_manifest_can_change(world: World, service: HostService) -> None:
+    await run(service, name="web", env={"A": "1"}, labels={"team": "x"})
+    taken = await service.snapshots.create("web")
+    directory = world.settings.home / "snapshots" / taken.id
+    whole, path = read_manifest(directory, "it"), directory / MANIFEST
+    content = path.read_bytes()
+    noticed = 0
+    for number in range(0, len(content), 3):
+        flipped = bytes([content[number] ^ 1 << number % 8])
+        path.write_bytes(content[:number] + flipped + content[number + 1 :])
+        try:
+            # What is no part of a value, but between two, may be another space.
+            assert read_manifest(directory, "it") == whole
+        except HutchError as failure:
+            assert failure.code in ("snapshot_damaged", "snapshot_incompatible")  # noqa: PT017
+            noticed += 1
+    assert noticed > len(content) // 6
 
 
 async def test_a_host_that_does_not_fit(world: World, service: HostService) -> None:
