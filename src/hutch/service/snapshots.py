@@ -16,6 +16,7 @@ from pathlib import Path
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.models import Removed, SandboxInfo, SnapshotInfo, SnapshotKind, timestamp
+from hutch.service.beside import Past
 from hutch.service.capture import Captures, Point, Source
 from hutch.service.diskimage import fill_layer
 from hutch.service.lifecycle import wrong_state
@@ -38,7 +39,6 @@ from hutch.service.sealing import Key
 from hutch.service.shelf import Shelf
 from hutch.service.stats import disk_use
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
-from hutch.service.undo import Past
 from hutch.service.vault import Sealing, Vault
 from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
 from hutch.tasks import in_thread, settle, settle_in_thread

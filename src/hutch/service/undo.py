@@ -8,49 +8,31 @@ there are.
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from hutch.engine.base import Frozen, Machine, MachineType
+from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
-from hutch.guest.base import Guest
-from hutch.models import SnapshotInfo, timestamp
-from hutch.service.boot import Late, Stalled
+from hutch.models import timestamp
+from hutch.service.beside import Beside, Past
 from hutch.service.capture import Captures
 from hutch.service.lifecycle import FAILED, PAUSED, RUNNING, STOPPED, wrong_state
 from hutch.service.lives import Lives
 from hutch.service.logfile import put_back_logs
-from hutch.service.machine import identify_clone
-from hutch.service.names import ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
 from hutch.service.records import machine_directory
 from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import Scope, in_thread, settle, settle_in_thread
+from hutch.tasks import Scope, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
 _FROM: Final = (RUNNING, PAUSED, STOPPED, FAILED)
 """The states in which a sandbox can be put back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """A moment that can be gone back to: its memory, the layer below its disk, and its logs."""
-
-    snapshot: SnapshotInfo
-    frozen: Frozen
-    layer: str
-    logs: Path
 
 
 OpenPast = Callable[[], AbstractAsyncContextManager[Past]]
@@ -64,6 +46,7 @@ class Undos:
         self._lives = lives
         self._captures = captures
         self._layers = lives.booter.layers
+        self._beside = Beside(parts, lives.booter)
         self._scope = Scope("undos")
 
     async def put_back(self, entry: Entry, past: OpenPast) -> None:
@@ -97,66 +80,26 @@ class Undos:
             with _turning(entry), self._lives.pools.starting():
                 async with past() as moment:
                     await self._lives.records.catch_up(entry)
-                    await self._put_back(entry, moment)
+                    async with self._beside.layer(moment, entry.info.disk) as layer:
+                        await self._exchange(entry, moment, layer)
         self._lives.records.emit("sandbox.undone", entry, checkpoint=moment.snapshot.id)
-
-    async def _put_back(self, entry: Entry, past: Past) -> None:
-        layer = self._layers.plan(parent=past.layer)
-        try:
-            # Nobody has it before the exchange is on record.
-            with self._layers.pinned(layer.id):
-                await settle(self._make(layer, entry.info.disk))
-                await self._exchange(entry, past, layer)
-        except BaseException:
-            await settle(self._layers.release(layer.id))
-            raise
-
-    async def _make(self, layer: LayerRow, size: int) -> None:
-        with host_errors():
-            base = await self._parts.base_disk(self._parts.settings.home, size)
-            await self._parts.store.add_layer(layer)
-            await self._layers.make(layer, size, base)
 
     # ---- the exchange
 
     async def _exchange(self, entry: Entry, past: Past, layer: LayerRow) -> None:
         with _boot(entry):
-            machine, guest = await self._begin(entry, past, layer)
+            entry.row = await self._parts.store.next_generation(entry.info.id)
+            machine, guest = await self._beside.begin(entry.row, past, layer)
             before, old = entry.row, entry.sandbox
             try:
                 entry.row = await self._commit(before, past, layer, machine)
             except BaseException:
-                await settle(self._give_up(machine, guest))
+                await settle(self._beside.end(machine, guest))
                 raise
             # From here on it is the sandbox; there is no step in between.
             new = self._lives.adopt(entry, machine, found=True)
             new.connection.use(guest)
         await settle(self._change_over(entry, past, before, old, new))
-
-    async def _begin(self, entry: Entry, past: Past, layer: LayerRow) -> tuple[Machine, Guest]:
-        """Start the VM that goes on from the past, beside the old one; its programs are frozen."""
-        booter = self._lives.booter
-        recipe = await booter.recipe(entry.info)
-        entry.row = await self._parts.store.next_generation(entry.info.id)
-        vm_id = new_id(ID_PREFIX)
-        spec = dataclasses.replace(
-            booter.machine_spec(entry.row, recipe, layer.id),
-            id=vm_id,
-            directory=self._parts.places.machine(vm_id),
-            machine=MachineType(past.snapshot.machine),
-        )
-        identify = functools.partial(identify_clone, entry.info, entry.row.generation)
-        try:
-            return await booter.take_up(
-                entry.row, _Unrecorded(entry.row), spec, past.frozen, identify
-            )
-        except (Stalled, Late) as cause:
-            raise error(
-                "boot_failed",
-                f"sandbox {entry.info.name} was not put back, and is as it was:"
-                f" {str(cause) or 'no time was left'}",
-                hint="see `hutch doctor`",
-            ) from cause
 
     async def _commit(
         self, row: SandboxRow, past: Past, layer: LayerRow, machine: Machine
@@ -206,11 +149,6 @@ class Undos:
                 **former,
             )
 
-    async def _give_up(self, machine: Machine, guest: Guest) -> None:
-        await guest.close()
-        await machine.kill()
-        await self._clear(machine.record.directory)
-
     async def _change_over(
         self, entry: Entry, past: Past, before: SandboxRow, old: Sandbox | None, new: Sandbox
     ) -> None:
@@ -232,7 +170,7 @@ class Undos:
             await old.machine.kill()
             await old.close()  # its logs are closed before they are put back
         if before.machine is not None:
-            await self._clear(machine_directory(self._parts.places, before))
+            await self._beside.clear(machine_directory(self._parts.places, before))
         await self._layers.release(before.layer)
         settings = self._parts.settings
         try:
@@ -247,25 +185,6 @@ class Undos:
             log.warning("the logs of %s have a hole from here on: %s", info.name, failure)
         self._lives.supervise(entry, new)  # first: from here on its end is seen
         await new.go_on()
-
-    async def _clear(self, directory: Path) -> None:
-        """Remove what a VM that was ended leaves: its sockets and their directory."""
-        await self._parts.engine.discard(directory)
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
-
-
-class _Unrecorded:
-    """The record of a VM that is not the sandbox's yet: see `machine.BootRecord`."""
-
-    def __init__(self, row: SandboxRow) -> None:
-        self.row = row
-
-    async def machine(self, machine: Mapping[str, Any] | None) -> None:
-        """Leave it to the exchange: until then a crash leaves a VM that nobody knows."""
-
-    async def layer(self, layer: LayerRow, template_id: str | None) -> None:
-        """Refuse another disk: the one that goes with the memory is made before."""
-        raise AssertionError("a memory goes with one disk")
 
 
 @contextlib.contextmanager
