@@ -106,6 +106,16 @@ def child_spec(engine: QemuEngine, source: MachineSpec, directory: Path, name: s
     )
 
 
+def open_to_write(machine: Machine) -> set[str]:
+    """Return the disks that a machine's process has open so that it can change them."""
+    proc, found = Path(f"/proc/{machine.record.process.pid}"), set()
+    for fd in (proc / "fd").iterdir():
+        flags = int((proc / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            found.add(os.readlink(fd))
+    return {path for path in found if path.endswith(".qcow2")}
+
+
 def over(spec: MachineSpec, path: Path) -> MachineSpec:
     """Return what a machine's spec has become when it was given another disk."""
     root, disk = spec.drives
@@ -148,6 +158,8 @@ async def test_a_running_clone_is_captured_and_lives_on(
         began = time.monotonic()
         frozen, spec, child = await captured(engine, machine, spec, short_tmp, "child")
         taken = (time.monotonic() - began) * 1000
+        # Whatever becomes of its process: what others read, it cannot change.
+        assert open_to_write(machine) == {str(spec.drives[1].path)}
         print(f"captured in {taken:.0f} ms: {caplog.messages[-1]}")
         assert not await machine.paused()
         assert await sh(source, "md5sum < /tmp/ram/file") == digest
@@ -196,6 +208,7 @@ async def test_a_machine_that_booted_is_captured(
     source = await set_up(machine, template.rootfs)
     digest = await sh(source, f"{DIRTY} && {FILL}; echo before > /root/disk")
     frozen, spec, child = await captured(engine, machine, spec, short_tmp, "child")
+    assert open_to_write(machine) == {str(spec.drives[1].path)}
     await sh(source, f"echo source > /root/disk; {FILL}")
     async with running(engine, child, frozen) as (_, guest):
         # The source ended, the child has all that it needs.
@@ -331,7 +344,7 @@ async def test_a_machine_is_found_again_whose_capture_was_cut_off(
             cut = asyncio.ensure_future(outcome(captured(engine, machine, spec, short_tmp, step)))
             await reached.wait()
             # As when the daemon dies: nobody is left who would let the machine go on.
-            await machine.release()
+            await machine._hang_up()
             gone.set()
             assert isinstance(await cut, EngineError)
         adopted = await engine.adopt(machine.record)

@@ -17,6 +17,9 @@ HOTPLUG_PORTS = 4
 DRIVE_LIMIT = 8
 LAYER_LIMIT = 32
 
+PASSING = "passing"
+"""The mark of a file that QEMU is handed to open something once, and is to close then."""
+
 # The cap of QEMU's cache of translated code, in MiB: its default may take a gigabyte, 64 cost
 # nothing measurable.
 TRANSLATION_CACHE = 64
@@ -34,11 +37,15 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 @dataclass(frozen=True, slots=True)
 class DriveDescriptors:
-    """The open file of a drive, that of the raw file behind it, and those in between."""
+    """The open file of a drive, that of the raw file behind it, and those in between.
+
+    `twin` is the image of a writable drive once more, for reading only.
+    """
 
     image: int
     backing: int | None = None
     layers: Sequence[int] = ()
+    twin: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +193,17 @@ def _devices() -> list[str]:
 def _drive(index: int, drive: Drive, files: DriveDescriptors) -> list[str]:
     node = drive_node(index)
     argv, backing = _backing(node, index, drive, files)
-    argv += _file(f"{node}-file", 1 + index, files.image, read_only=drive.read_only)
-    top = f"driver={_value(drive.format)},node-name={node},file={node}-file{backing}"
-    top += ",read-only=on" if drive.read_only else ",discard=unmap,detect-zeroes=unmap"
+    top = f"driver={_value(drive.format)},node-name={node}{backing}"
+    if drive.read_only:
+        argv += _file(f"{node}-file", 1 + index, files.image)
+        top += f",file={node}-file,read-only=on"
+    else:
+        argv += ["-add-fd", f"fd={files.image},set={1 + index},opaque={PASSING}"]
+        if files.twin is not None:
+            argv += ["-add-fd", f"fd={files.twin},set={1 + index}"]
+        # In one node: when another disk is put over it, QEMU opens its file again for reading only.
+        top += f",file.driver=file,file.filename=/dev/fdset/{1 + index},file.discard=unmap"
+        top += ",discard=unmap,detect-zeroes=unmap"
     argv += ["-blockdev", top]
     slot = f"bus=pcie.0,addr={_SLOT_DRIVES + index:#x}"
     return [
@@ -206,22 +221,21 @@ def _backing(node: str, index: int, drive: Drive, files: DriveDescriptors) -> tu
         raise ValueError(f"the qcow2 drive {drive.serial} names no file behind it")
     if len(files.layers) > LAYER_LIMIT:
         raise ValueError(f"the drive {drive.serial} has more than {LAYER_LIMIT} layers")
-    argv = _file(f"{node}-base-file", 100 + index, files.backing, read_only=True)
+    argv = _file(f"{node}-base-file", 100 + index, files.backing)
     argv += ["-blockdev", f"driver=raw,node-name={node}-base,file={node}-base-file,read-only=on"]
     # A node that is given here goes before the path in the header, which is never followed.
     backing = f",backing={node}-base"
     for level, fd in reversed(list(enumerate(files.layers))):
         name, number = f"{node}-layer{level}", 1000 + index * LAYER_LIMIT + level
-        argv += _file(f"{name}-file", number, fd, read_only=True)
+        argv += _file(f"{name}-file", number, fd)
         layer = f"driver=qcow2,node-name={name},file={name}-file,read-only=on{backing}"
         argv += ["-blockdev", layer]
         backing = f",backing={name}"
     return argv, backing
 
 
-def _file(node: str, number: int, fd: int, *, read_only: bool) -> list[str]:
+def _file(node: str, number: int, fd: int) -> list[str]:
     argv = ["-add-fd", f"fd={fd},set={number}"]
     file = f"driver=file,node-name={node},filename=/dev/fdset/{number}"
     # A read-only file may be behind many machines; a writable one is locked against a second.
-    file += ",read-only=on,locking=off" if read_only else ",discard=unmap"
-    return [*argv, "-blockdev", file]
+    return [*argv, "-blockdev", f"{file},read-only=on,locking=off"]

@@ -34,6 +34,7 @@ class NextDisk:
     async def switch(self) -> None:
         """Put it over the disk in use, which is only read from now on. Raises EngineError.
 
+        QEMU opens that one's file again, for reading only, with the descriptor that it has for it.
         Of a stopped machine this takes a millisecond: nothing is under way.
         """
         await self._qmp.execute("blockdev-snapshot", {"node": self._active, "overlay": self._node})
@@ -47,22 +48,15 @@ async def opened(qmp: Qmp, path: Path) -> AsyncIterator[NextDisk]:
     Raises EngineError: engine_failed, sandbox_died.
     """
     active = await active_node(qmp)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as cause:
-        raise os_failure(f"the disk {path} cannot be opened", cause) from cause
-    try:
-        number = await qmp.add_fd(fd)
-    finally:
-        os.close(fd)
+    number = await _hand_over(qmp, path)
     node = f"disk-{secrets.token_hex(6)}"
+    disk = NextDisk(qmp, node, active)
     try:
         # No backing file: the one in its header is never followed, and `switch` gives it one.
         file = {"driver": "file", "filename": f"/dev/fdset/{number}", "discard": "unmap"}
         image = {"driver": "qcow2", "node-name": node, "file": file, "backing": None}
         modes = {"discard": "unmap", "detect-zeroes": "unmap"}
         await qmp.execute("blockdev-add", image | modes)
-        disk = NextDisk(qmp, node, active)
         try:
             yield disk
         finally:
@@ -70,7 +64,31 @@ async def opened(qmp: Qmp, path: Path) -> AsyncIterator[NextDisk]:
                 with contextlib.suppress(EngineError):
                     await qmp.execute("blockdev-del", {"node-name": node})
     finally:
-        await qmp.remove_fd(number)
+        if disk.in_use:
+            # With it goes what the machine could write the disks below with.
+            await qmp.sweep()
+        else:
+            await qmp.remove_fd(number)
+
+
+async def _hand_over(qmp: Qmp, path: Path) -> int:
+    """Hand a disk's file to QEMU for writing, and to stay for reading; return its number."""
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for mode in (os.O_RDWR, os.O_RDONLY):
+            try:
+                fds.append(os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW))
+            except OSError as cause:
+                raise os_failure(f"the disk {path} cannot be opened", cause) from cause
+            stack.callback(os.close, fds[-1])
+        writable, readable = fds
+        number = await qmp.add_fd(writable)
+        try:
+            await qmp.add_fd(readable, beside=number)
+        except BaseException:
+            await qmp.remove_fd(number)
+            raise
+        return number
 
 
 async def announce_sizes(qmp: Qmp, drives: Sequence[Drive]) -> None:

@@ -120,7 +120,7 @@ def prepare(
         )
         inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent, fds.memory]
         for drive in fds.drives:
-            inherited += [drive.image, drive.backing, *drive.layers]
+            inherited += [drive.image, drive.twin, drive.backing, *drive.layers]
         own_ends = clients[QMP_SOCKET], clients[CONSOLE_SOCKET]
         passed = tuple(fd for fd in inherited if fd is not None)
         yield Handover(fds, passed, always.close, *own_ends)
@@ -162,11 +162,12 @@ def _open_boot(spec: MachineSpec, stack: contextlib.ExitStack) -> tuple[int, int
 def _open_drive(drive: Drive, stack: contextlib.ExitStack) -> DriveDescriptors:
     what = f"disk {drive.serial}"
     image = _open(drive.path, what, os.O_RDONLY if drive.read_only else os.O_RDWR, stack)
+    twin = None if drive.read_only else _open(drive.path, what, os.O_RDONLY, stack)
     if drive.backing is None:
-        return DriveDescriptors(image)
+        return DriveDescriptors(image, twin=twin)
     base = _open(drive.backing, f"{what}'s base", os.O_RDONLY, stack)
     layers = [_open(layer, f"{what}'s layer", os.O_RDONLY, stack) for layer in drive.layers]
-    return DriveDescriptors(image, base, layers)
+    return DriveDescriptors(image, base, layers, twin)
 
 
 def _open(path: Path, what: str, flags: int, stack: contextlib.ExitStack) -> int:

@@ -118,6 +118,7 @@ class QemuMachine:
         self.record = record
         self._memory = memory
         self._standing = asyncio.Lock()
+        self._captured = False
         self._qmp = qmp
         self._console = console
         self._child = child
@@ -180,6 +181,7 @@ class QemuMachine:
     ) -> Captured:
         """Take it as it is now: see `hutch.engine.capture.capture`. Raises EngineError."""
         async with self._standing:
+            self._captured = True
             return await capture(self._qmp, self.record.process, next_disk, still, memory)
 
     def take_memory(self) -> int | None:
@@ -204,6 +206,9 @@ class QemuMachine:
         """See the Protocol. Raises sandbox_died, engine_failed."""
         async with self._standing:
             await self._qmp.execute("cont")
+            if self._captured:  # as it stood still, maybe: QEMU keeps files then
+                self._captured = False
+                await self._qmp.sweep()
 
     async def paused(self) -> bool:
         """See the Protocol. Raises sandbox_died, engine_failed."""
@@ -237,9 +242,12 @@ class QemuMachine:
         return 0.0
 
     async def release(self) -> None:
-        """Let go of the machine without ending it. Idempotent."""
-        if self._exit.done():
-            return
+        """Let go of the machine without ending it, after a capture under way. Idempotent."""
+        async with self._standing:  # it would stay stopped
+            if not self._exit.done():
+                await self._hang_up()
+
+    async def _hang_up(self) -> None:
         self._exit.cancel()
         await self._scope.close()
         self._console.close()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
+from hutch.engine.argv import PASSING
 from hutch.errors import EngineError, error
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Qmp:
         self._client = client
         self._reason: str | None = None
         self._handing = asyncio.Lock()
+        self._taken_back: set[int] = set()
         # The library keeps every event that passes for ever, and a guest can cause as many as it
         # likes.
         client.events.event_filter = self._note
@@ -98,12 +100,14 @@ class Qmp:
         except QMPError as cause:
             raise error("sandbox_died", f"the VM ended during {command}") from cause
 
-    async def ask(self, command: str, key: str, kind: type[T]) -> T:
+    async def ask(
+        self, command: str, key: str, kind: type[T], arguments: Mapping[str, Any] | None = None
+    ) -> T:
         """Run a command and return one field of its answer.
 
         Raises as `execute` does, and engine_failed when it is not there, or of another kind.
         """
-        answer = await self.execute(command)
+        answer = await self.execute(command, arguments)
         value = answer.get(key) if isinstance(answer, Mapping) else None
         if not isinstance(value, kind):
             raise error("engine_failed", f"QEMU answered {command} with nonsense")
@@ -118,20 +122,36 @@ class Qmp:
             self._attach(fd)
             await self.execute("getfd", {"fdname": name})
 
-    async def add_fd(self, fd: int) -> int:
+    async def add_fd(self, fd: int, *, beside: int | None = None) -> int:
         """Hand an open file to QEMU, where /dev/fdset/N names it, and return N: see `remove_fd`.
 
-        It can only be opened there as it is open here: for reading, for writing or for both. Raises
+        It can only be opened there as it is open here: for reading, for writing or for both; one
+        that is given `beside` another, whose N that is, is for the other way, and stays. Raises
         EngineError as `execute` does.
         """
+        arguments = {"opaque": PASSING} if beside is None else {"fdset-id": beside}
         async with self._handing:
             self._attach(fd)
-            return await self.ask("add-fd", "fdset-id", int)
+            return await self.ask("add-fd", "fdset-id", int, arguments)
 
     async def remove_fd(self, number: int) -> None:
         """Take back what `add_fd` handed over; where it is in use it stays open. Never raises."""
+        self._taken_back.add(number)
         with contextlib.suppress(EngineError):
             await self.execute("remove-fd", {"fdset-id": number})
+
+    async def sweep(self) -> None:
+        """Take back all that was handed over to be opened once. Never raises.
+
+        QEMU closes it only while the machine runs: what was taken back before is closed now.
+        """
+        with contextlib.suppress(EngineError, KeyError, TypeError, AttributeError):
+            for found in await self.execute("query-fdsets"):
+                for file in found["fds"]:
+                    if file.get("opaque") == PASSING or found["fdset-id"] in self._taken_back:
+                        which = {"fdset-id": found["fdset-id"], "fd": file["fd"]}
+                        await self.execute("remove-fd", which)
+            self._taken_back.clear()
 
     def _attach(self, fd: int) -> None:
         # QEMU keeps it for the next command that asks for one.

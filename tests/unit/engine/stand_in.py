@@ -58,7 +58,11 @@ class StandIn:
         devices = [word for word in argv if word.startswith("virtio-blk-pci,")]
         self.layout = json.dumps([argv[argv.index("-smp") + 1], len(devices)]).encode()
         self.memory = self._memory(" ".join(argv))
-        self.fdsets: dict[int, int] = {}
+        self.fdsets: dict[int, dict[int, str]] = {}
+        """By number: the open files, and what was said of each."""
+        for word in argv:
+            if found := re.fullmatch(r"fd=(\d+),set=(\d+)(?:,opaque=(\w+))?", word):
+                self.fdsets.setdefault(int(found[2]), {})[int(found[1])] = found[3] or ""
         self.disks = ["drive1"]
 
     @staticmethod
@@ -149,11 +153,21 @@ class StandIn:
             case "cont":
                 self.state = "running"
             case "add-fd":
-                number = max(self.fdsets, default=9) + 1
-                self.fdsets[number] = self.files.pop()
-                return {"fdset-id": number, "fd": self.fdsets[number]}
+                number = arguments.get("fdset-id", max(self.fdsets, default=9) + 1)
+                fd = self.files.pop()
+                self.fdsets.setdefault(number, {})[fd] = arguments.get("opaque", "")
+                return {"fdset-id": number, "fd": fd}
             case "remove-fd":
-                os.close(self.fdsets.pop(arguments["fdset-id"]))
+                files = self.fdsets[arguments["fdset-id"]]
+                if self.state == "running":
+                    for fd in [arguments["fd"]] if "fd" in arguments else list(files):
+                        os.close(fd)
+                        del files[fd]
+            case "query-fdsets":
+                return [
+                    {"fdset-id": number, "fds": [{"fd": fd, "opaque": files[fd]} for fd in files]}
+                    for number, files in self.fdsets.items()
+                ]
             case "xen-save-devices-state":
                 assert self.state == "paused"
                 assert arguments["live"] is False
@@ -164,8 +178,8 @@ class StandIn:
                 return [{"device": "", "inserted": node} for node in inserted]
             case "blockdev-add":
                 assert arguments["backing"] is None
-                with open(self.fdset(arguments["file"]["filename"]), "r+b", closefd=False) as disk:
-                    assert disk.read(4) == b"QFI\xfb"
+                disk = self.fdset(arguments["file"]["filename"])
+                assert os.pread(disk, 4, 0) == b"QFI\xfb"
                 self.opened = arguments["node-name"]
             case "blockdev-del":
                 assert arguments["node-name"] == self.opened
@@ -180,8 +194,8 @@ class StandIn:
         return {}
 
     def fdset(self, path: str) -> int:
-        """Return the file that was handed over under a number."""
-        return self.fdsets[int(path.removeprefix("/dev/fdset/"))]
+        """Return the file that was handed over under a number, to be written to."""
+        return next(iter(self.fdsets[int(path.removeprefix("/dev/fdset/"))]))
 
     def save(self, target: int) -> None:
         """Write a state, of more bytes than a socket holds."""

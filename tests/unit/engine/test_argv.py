@@ -35,7 +35,7 @@ FDS = Descriptors(
     qmp=12,
     console=13,
     agent=14,
-    drives=[DriveDescriptors(15), DriveDescriptors(16, 17)],
+    drives=[DriveDescriptors(15), DriveDescriptors(16, 17, twin=21)],
 )
 CLONE = dataclasses.replace(
     SPEC,
@@ -52,7 +52,7 @@ CLONE_FDS = dataclasses.replace(
     kernel=None,
     initramfs=None,
     memory=18,
-    drives=[DriveDescriptors(15), DriveDescriptors(16, 17, [19, 20])],
+    drives=[DriveDescriptors(15), DriveDescriptors(16, 17, [19, 20], 21)],
 )
 CASES = {
     "microvm-tcg": (SPEC, True),

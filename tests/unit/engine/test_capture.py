@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -97,6 +98,11 @@ async def test_a_refused_capture_leaves_the_machine_as_it_was(
             await engine.capture(machine, short_tmp / "captured", next_disk=disk)
         assert caught.value.code == "engine_failed"
         assert await machine.paused() is paused
+    if paused:
+        # QEMU keeps what it was handed until it runs. It needs nothing to write a disk below with.
+        assert len(held(pid)) > len(theirs)
+        await machine.resume()
+        theirs.remove(str(new_spec("a").drives[1].path))
     assert (held(), held(pid)) == (ours, theirs)
     await machine.kill()
 
@@ -184,3 +190,31 @@ async def test_a_pause_waits_for_the_capture_that_is_under_way(
     assert await machine.paused()
     await engine.drop(capturing.result())
     await machine.kill()
+
+
+async def test_a_machine_is_not_let_go_of_in_the_middle(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = QemuEngine(stand_in("normal"))
+    machine = await engine.boot(new_spec("a"))
+    loop, reached, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    finish = guest_memory.GuestMemory.finish_copy
+
+    def wait(self: GuestMemory) -> int:
+        loop.call_soon_threadsafe(reached.set)
+        assert go_on.wait(60)
+        return finish(self)
+
+    monkeypatch.setattr(guest_memory.GuestMemory, "finish_copy", wait)
+    async with asyncio.TaskGroup() as group:
+        capturing = group.create_task(engine.capture(machine, short_tmp / "captured"))
+        await reached.wait()
+        letting_go = group.create_task(machine.release())
+        done, _ = await asyncio.wait({letting_go}, timeout=0.1)
+        go_on.set()
+    assert not done
+    await engine.drop(capturing.result())
+    adopted = await engine.adopt(machine.record)
+    assert adopted is not None
+    assert not await adopted.paused()
+    await adopted.kill()

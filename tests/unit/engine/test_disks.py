@@ -1,5 +1,6 @@
 """A disk put over another, against a peer that plays QEMU's part by hand."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from hutch.engine import disks
+from hutch.engine.argv import PASSING
 from hutch.engine.base import Drive
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, HutchError
@@ -23,7 +25,7 @@ class Peer:
     def __init__(self, *devices: dict[str, Any], refuse: str = "") -> None:
         self.devices = devices
         self.refuse = refuse
-        self.open: list[int] = []
+        self.open: dict[int, str | None] = {}
         self.nodes: list[str] = []
         self.said: list[dict[str, Any]] = []
 
@@ -34,11 +36,20 @@ class Peer:
             case "query-block":
                 return list(self.devices)
             case "add-fd":
-                self.open.append(files.pop())
-                return {"fdset-id": 4, "fd": 9}
+                fd = files.pop()
+                writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+                # The way for reading alone is what stays.
+                assert arguments == ({"opaque": PASSING} if writable else {"fdset-id": 4})
+                self.open[fd] = arguments.get("opaque")
+                return {"fdset-id": 4, "fd": fd}
+            case "query-fdsets":
+                fds = [{"fd": fd} | ({"opaque": it} if it else {}) for fd, it in self.open.items()]
+                return [{"fdset-id": 2, "fds": [{"fd": 999}]}, {"fdset-id": 4, "fds": fds}]
             case "remove-fd":
-                assert arguments == {"fdset-id": 4}
-                os.close(self.open.pop())
+                assert arguments.pop("fdset-id") == 4
+                for fd in [arguments["fd"]] if arguments else list(self.open):
+                    os.close(fd)
+                    del self.open[fd]
             case "blockdev-add":
                 self.nodes.append(arguments["node-name"])
                 self.said.append(arguments)
@@ -66,12 +77,17 @@ async def test_the_disk_is_put_over_the_one_that_the_guest_writes_to(disk: Path)
             assert following.in_use
 
     commands = await session(peer, use)
-    assert commands == ["query-block", "add-fd", "blockdev-add", "blockdev-snapshot", "remove-fd"]
+    assert commands == [
+        *("query-block", "add-fd", "add-fd", "blockdev-add", "blockdev-snapshot"),
+        *("query-fdsets", "remove-fd"),
+    ]
     added, switched = peer.said
     assert added["file"]["filename"] == "/dev/fdset/4"
     assert added["backing"] is None  # what its header says is never followed
     assert switched == {"node": "disk-12", "overlay": added["node-name"]}
-    assert peer.open == []
+    (left,) = peer.open  # with which it can be read when another one is put over it
+    assert fcntl.fcntl(left, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    os.close(left)
 
 
 async def test_a_disk_that_did_not_come_into_use_is_closed_again(disk: Path) -> None:
@@ -82,7 +98,7 @@ async def test_a_disk_that_did_not_come_into_use_is_closed_again(disk: Path) -> 
             pass
 
     assert (await session(peer, use))[-2:] == ["blockdev-del", "remove-fd"]
-    assert (peer.open, peer.nodes) == ([], [])
+    assert (peer.open, peer.nodes) == ({}, [])
 
 
 @pytest.mark.parametrize("refuse", ["add-fd", "blockdev-add", "blockdev-snapshot", "query-block"])
@@ -96,7 +112,7 @@ async def test_a_refusal_leaves_nothing_open(disk: Path, refuse: str) -> None:
                 await following.switch()
 
     await session(peer, use)
-    assert (peer.open, peer.nodes) == ([], [])
+    assert (peer.open, peer.nodes) == ({}, [])
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -39,12 +39,13 @@ def test_our_ends_are_connected_before_qemu_exists(new_spec: NewSpec) -> None:
 def test_descriptors_carry_the_rights_they_need(new_spec: NewSpec) -> None:
     with jail.prepare(new_spec("a")) as handover:
         (root, overlay), fds = handover.fds.drives, handover.fds
-        for fd, writable in ((root.image, False), (overlay.image, True), (overlay.backing, False)):
+        ways = [(root.image, False), (overlay.image, True), (overlay.twin, False)]
+        for fd, writable in [*ways, (overlay.backing, False)]:
             assert fd is not None
             flags = int(Path(f"/proc/self/fdinfo/{fd}").read_text().split()[3], 8)
             assert (flags & os.O_ACCMODE == os.O_RDWR) is writable
         expected = {fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent}
-        expected |= {root.image, overlay.image, overlay.backing}
+        expected |= {root.image, overlay.image, overlay.twin, overlay.backing}
         assert set(handover.inherited) == expected
     handover.qmp.close()
     handover.console.close()
