@@ -46,7 +46,8 @@ class Needs:
 class Manifest:
     """A snapshot. `spec`, `info` and `generation` are its source's of that moment.
 
-    One of the disk alone has neither `needs` nor `digests`.
+    One of the disk alone has neither `needs` nor `digests`. `layers` are the digests of the files
+    of its disk, by their names on the host that has it.
     """
 
     format: int
@@ -56,6 +57,7 @@ class Manifest:
     generation: int
     needs: Needs | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
 
 
 def needs_of(engine: Engine, spec: MachineSpec, recipe: Recipe) -> Needs:

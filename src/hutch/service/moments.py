@@ -14,6 +14,7 @@ from typing import Final
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError
 from hutch.models import SnapshotKind
+from hutch.service.diskdigests import DiskDigests
 from hutch.service.lives import Lives
 from hutch.service.manifest import (
     Manifest,
@@ -47,10 +48,11 @@ class Moment:
 class Moments:
     """Opens the snapshots of one host."""
 
-    def __init__(self, parts: Parts, lives: Lives, vault: Vault) -> None:
+    def __init__(self, parts: Parts, lives: Lives, vault: Vault, disks: DiskDigests) -> None:
         self._parts = parts
         self._lives = lives
         self._vault = vault
+        self._disks = disks
         self._users: Counter[str] = Counter()
 
     def busy(self, snapshot_id: str) -> bool:
@@ -88,11 +90,13 @@ class Moments:
     ) -> AsyncIterator[Moment]:
         if row.layer is None:
             raise damaged(row.info.name, "its disk is gone")
+        if memory:
+            await self._check(manifest)
+        await self._disks.check(row.info.name, row.layer, manifest.layers)
         source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
         if not memory:
             yield Moment(manifest, Origin(source, row.info.id, row.layer), None)
             return
-        await self._check(manifest)
         frozen = Frozen(directory, manifest.info.memory)
         try:
             await in_thread(check_files, manifest, frozen)

@@ -18,6 +18,7 @@ from hutch.errors import HutchError, error
 from hutch.models import Removed, SandboxInfo, SnapshotInfo, SnapshotKind, timestamp
 from hutch.service.beside import Past
 from hutch.service.capture import Captures, Point, Source
+from hutch.service.diskdigests import DiskDigests
 from hutch.service.diskimage import fill_layer
 from hutch.service.lifecycle import wrong_state
 from hutch.service.lives import Lives
@@ -72,7 +73,8 @@ class Snapshots:
         self.shelf = Shelf(registry)
         self._sources: dict[str, SandboxInfo] = {}
         self._vault = Vault(parts, self._layers)
-        self._moments = Moments(parts, lives, self._vault)
+        self._disks = DiskDigests(self._layers)
+        self._moments = Moments(parts, lives, self._vault, self._disks)
         self._travel = Travel(parts, self._layers)
         self._exported: Counter[str] = Counter()
         self._layers.add_holder(self._held)
@@ -229,6 +231,9 @@ class Snapshots:
             manifest = Manifest(
                 FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
             )
+            if row.layer is not None:
+                layers = await self._disks.of(row.layer)
+                manifest = dataclasses.replace(manifest, layers=layers)
             if sealing is not None:
                 manifest = await sealing.finish(manifest, frozen)
         finally:
@@ -377,6 +382,7 @@ class Snapshots:
             size = (await in_thread(arrived.disk.stat)).st_size
             await fill_layer(arrived.disk, await self._layers.make(layer, size, base))
             await settle_in_thread(arrived.disk.unlink)
+            manifest = dataclasses.replace(manifest, layers=await self._disks.of(layer.id))
         await settle_in_thread(arrived.root.unlink, missing_ok=True)
         manifest = dataclasses.replace(manifest, snapshot=snapshot)
         await settle_in_thread(write_manifest, directory, manifest)
