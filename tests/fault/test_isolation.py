@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 import re
 import socket
@@ -31,6 +32,8 @@ class Targets:
     sockets: Sequence[Path]
     directories: Sequence[Path]
     processes: Sequence[int]
+    handed: Sequence[Path]
+    """What its own QEMU has open for reading only."""
 
 
 def _connect(path: Path) -> None:
@@ -58,6 +61,9 @@ def _deeds(targets: Targets) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"trace {pid}", partial(_trace, pid)
         yield f"open the memory of {pid}", partial(os.open, f"/proc/{pid}/mem", os.O_RDWR)
         yield f"list the descriptors of {pid}", partial(os.listdir, f"/proc/{pid}/fd")
+    for path in targets.handed:
+        yield f"write {path}", partial(os.open, path, os.O_WRONLY)
+        yield f"empty {path}", partial(os.open, path, os.O_RDONLY | os.O_TRUNC)
     yield "become root", partial(os.setuid, 0)
 
 
@@ -104,10 +110,18 @@ def test_a_vms_user_reaches_nothing_of_others(new_hutch: NewHutch) -> None:
     assert uid != int(_status(other["pid"])["Uid"].split()[0])
     daemon = hutch.daemon
     assert daemon is not None
+    # What others have at rest: a snapshot, a parked memory, layers under disks in use.
+    hutch.run("snapshot", "create", "two")
+    hutch.run("fork", "two", "three")
+    hutch.run("park", "three")
     home = hutch.home
+    # Nor has the source itself a way to what they have taken of it.
+    assert len([name for name in _writable(other["pid"]) if str(home) in name]) == 1
     private = [
-        *home.glob("sandboxes/*/*"),
+        *home.glob("sandboxes/*/**/*"),
         *home.glob("templates/*/*"),
+        *home.glob("snapshots/*/**/*"),
+        *home.glob("layers/*"),
         *home.glob("hutch.db*"),
         *home.glob("daemon.*"),
     ]
@@ -120,7 +134,10 @@ def test_a_vms_user_reaches_nothing_of_others(new_hutch: NewHutch) -> None:
         sockets=sockets,
         directories=[home, home / "sandboxes", hutch.runtime],
         processes=[daemon.pid, other["pid"], os.getppid(), 1],
+        handed=_read_only(mine["pid"], home),
     )
+    assert {path.parts[len(home.parts)] for path in targets.private} > {"layers", "snapshots"}
+    assert targets.handed
     assert _done_as(uid, targets) == []
 
 
@@ -136,12 +153,41 @@ def _writable(pid: int) -> set[str]:
     return found
 
 
+def _read_only(pid: int, home: Path) -> list[Path]:
+    """Return the descriptors of a process that it cannot write with, of files of a home."""
+    descriptors = Path(f"/proc/{pid}/fd").iterdir()
+    own = _writable(pid)
+    return [
+        path for path in descriptors if str(home) in (to := os.readlink(path)) and to not in own
+    ]
+
+
+def _memories_are_sealed(pid: int) -> None:
+    """Try, as whoever we are, to change the memory that a clone has in common with others."""
+    descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    shared = [path for path in descriptors if "memfd:hutch-memory" in os.readlink(path)]
+    assert shared
+    for path in shared:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            size = os.fstat(fd).st_size
+            with pytest.raises(PermissionError):
+                os.pwrite(fd, b"x", 0)
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size // 2)
+            with pytest.raises(PermissionError):
+                mmap.mmap(fd, size, mmap.MAP_SHARED)
+        finally:
+            os.close(fd)
+
+
 def test_qemu_has_no_rights_and_only_its_own_files(new_hutch: NewHutch) -> None:
     hutch = new_hutch()
     first, second = _boxes(hutch)
     disks: set[str] = set()
     for box, other in ((first, second), (second, first)):
         pid = box["pid"]
+        _memories_are_sealed(pid)
         status = _status(pid)
         assert status["Seccomp"] == "2"
         assert status["NoNewPrivs"] == "1"
