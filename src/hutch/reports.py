@@ -144,3 +144,46 @@ class Checkpoint:
 
     number: int | None
     snapshot: SnapshotInfo
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file that differs between two moments: `change` is added, removed or modified.
+
+    Type, size and mode are those of then for one that was removed, else those of the later moment.
+    """
+
+    change: str
+    path: str
+    type: str
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessChange:
+    """A process that runs in one of two moments alone: `change` is added or gone."""
+
+    change: str
+    pid: int
+    user: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs between two moments of sandboxes: files of their disks, and processes.
+
+    `complete` is false when there are more files than are told.
+    """
+
+    before: str
+    after: str
+    files: list[FileChange]
+    processes: list[ProcessChange]
+    complete: bool
+
+    @property
+    def empty(self) -> bool:
+        """Whether both are the same."""
+        return not (self.files or self.processes)

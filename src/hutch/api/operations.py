@@ -25,7 +25,16 @@ from hutch.models import (
     TemplateInfo,
     TtySize,
 )
-from hutch.reports import Check, Checkpoint, DaemonInfo, Event, HostUsage, ProcessInfo, SandboxStats
+from hutch.reports import (
+    Check,
+    Checkpoint,
+    DaemonInfo,
+    Difference,
+    Event,
+    HostUsage,
+    ProcessInfo,
+    SandboxStats,
+)
 from hutch.service.sealing import Key
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
@@ -369,6 +378,17 @@ class Checkpoints(Protocol):
         """
 
 
+class Diffs(Protocol):
+    """Moments of sandboxes, compared."""
+
+    async def diff(self, before: str, after: str | None = None) -> Difference:
+        """Compare files and processes of two moments.
+
+        A moment is a sandbox as it is now, `SANDBOX@N` for its Nth last checkpoint, or a snapshot.
+        Without `after` it is the last checkpoint of the sandbox `before` with it as it is now.
+        """
+
+
 class System(Protocol):
     """The daemon itself."""
 
@@ -434,6 +454,10 @@ class Operations(Protocol):
         """Moments that sandboxes can be put back to themselves."""
 
     @property
+    def diffs(self) -> Diffs:
+        """Moments of sandboxes, compared."""
+
+    @property
     def pools(self) -> Pools:
         """Clones that are started and warm before anybody asks for them."""
 
@@ -445,6 +469,7 @@ class Operations(Protocol):
 __all__ = [
     "Channel",
     "Checkpoints",
+    "Diffs",
     "ExecSession",
     "Execs",
     "FileEntry",

@@ -1,4 +1,4 @@
-"""`hutch checkpoint`, `hutch checkpoints`, `hutch undo`: a sandbox's own past."""
+"""`hutch checkpoint`, `checkpoints`, `undo` and `diff`: a sandbox's own past."""
 
 import shlex
 
@@ -10,9 +10,11 @@ from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import print_json, size, table
 from hutch.errors import error
 from hutch.models import from_json
-from hutch.reports import Checkpoint
+from hutch.reports import Checkpoint, Difference
 
 _SHOWN = 60
+_DIFFERENT = 1
+_SIGNS = {"added": "+", "removed": "-", "modified": "~", "gone": "-"}
 
 
 @command("checkpoint", examples=["hutch checkpoint web", "hutch checkpoint -m 'tests pass' web"])
@@ -54,7 +56,7 @@ def list_checkpoints(app: App, /, name: str) -> None:
 def _row(found: Checkpoint) -> tuple[str, ...]:
     info = found.snapshot
     why = shlex.join(info.command) if info.command else info.message
-    shown = "".join(filter(str.isprintable, why))
+    shown = _plain(why)
     return (
         "-" if found.number is None else str(found.number),
         info.id,
@@ -85,3 +87,36 @@ def undo(app: App, /, name: str, number: int | None, to: str | None) -> None:
         print_json(info)
     else:
         click.echo(info["undone_to"])
+
+
+@command("diff", examples=["hutch diff web", "hutch diff web@2 web@1", "hutch diff web-1 web"])
+@click.argument("before", metavar="A")
+@click.argument("after", required=False, metavar="[B]")
+@pass_app
+def diff(app: App, /, before: str, after: str | None) -> int:
+    """Show what differs between two moments: files and processes.
+
+    A moment is a sandbox as it is now, NAME@N for its Nth last checkpoint, or a snapshot of a
+    sandbox. `hutch diff NAME` compares the last checkpoint with now. The exit code is 0 when
+    nothing differs, and 1 when something does. Looked at is what the disk has of files, not a
+    tmpfs or a volume; one with the same size, owner, mode and time counts as the same.
+    """
+    answer = app.client.call("GET", "/v1/diff", {"before": before, "after": after})
+    found = from_json(Difference, answer)
+    if app.json:
+        print_json(answer)
+    else:
+        for file in found.files:
+            slash = "/" if file.type == "dir" else ""
+            click.echo(f"{_SIGNS.get(file.change, '?')} {_plain(file.path)}{slash}")
+        if not found.complete:
+            click.echo("... and more files", err=True)
+        for process in found.processes:
+            sign = _SIGNS.get(process.change, "?")
+            click.echo(f"{sign} process {process.pid} ({process.user}): {_plain(process.command)}")
+    return 0 if found.empty else _DIFFERENT
+
+
+def _plain(text: str) -> str:
+    """Return a guest's text as a terminal may show it."""
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "checkpoint": "checkpoints:checkpoint",
         "checkpoints": "checkpoints:list_checkpoints",
         "undo": "checkpoints:undo",
+        "diff": "checkpoints:diff",
     },
     "Programs": {
         "exec": "exec:EXEC",

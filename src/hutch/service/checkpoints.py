@@ -111,12 +111,13 @@ class Checkpoints:
         sandbox is as it was. Raises checkpoint_not_found, and what `Undos.put_back` raises.
         """
         entry = self._registry.find(ref)
-        checkpoint = self._chosen(entry.info, number, to)
+        checkpoint = self.chosen(entry.info, number, to)
         opened = functools.partial(self._snapshots.opened, checkpoint.id)
         await self._undos.put_back(entry, opened)
         return entry.info
 
-    def _chosen(self, info: SandboxInfo, number: int, to: str | None) -> SnapshotInfo:
+    def chosen(self, info: SandboxInfo, number: int, to: str | None = None) -> SnapshotInfo:
+        """Return a checkpoint by number, or by id or name. Raises checkpoint_not_found."""
         for each in numbered(info, self._of(info)):
             names = (each.snapshot.id, each.snapshot.name)
             if to in names if to is not None else each.number == number:

@@ -23,6 +23,7 @@ from hutch.service.capture import Captures
 from hutch.service.checkpoints import Checkpoints
 from hutch.service.connection import ConnectGuest
 from hutch.service.content import HostImages, HostKernels, HostTemplates
+from hutch.service.diff import Diffs
 from hutch.service.events import EventLog
 from hutch.service.forks import Forks
 from hutch.service.lives import Lives
@@ -90,6 +91,7 @@ class HostService:
         self.snapshots = Snapshots(parts, registry, self._lives, captures, revivals)
         self.forks = Forks(parts, registry, self._lives, captures, revivals)
         self.checkpoints = Checkpoints(parts, registry, self._lives, captures, self.snapshots)
+        self.diffs = Diffs(parts, registry, self._lives, self.snapshots, self.checkpoints)
         self.execs = HostExecs(parts.places, registry, self._lives, self.checkpoints.create)
         self._revivals = revivals
         self.system = HostSystem(parts, registry, self._lives.booter, known, timestamp())

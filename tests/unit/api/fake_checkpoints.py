@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hutch.errors import error
 from hutch.models import SandboxInfo, SnapshotInfo
-from hutch.reports import Checkpoint
+from hutch.reports import Checkpoint, Difference, FileChange, ProcessChange
 from tests.unit.api.fake_snapshots import FakeSnapshots
 
 
@@ -36,3 +36,17 @@ class FakeCheckpoints:
                 self._snapshots.sandboxes.rows[info.id] = back
                 return back
         raise error("checkpoint_not_found", f"sandbox {info.name} has no such checkpoint")
+
+
+class FakeDiffs:
+    """Any two moments differ in a file and a process; one does not differ from itself."""
+
+    async def diff(self, before: str, after: str | None = None) -> Difference:
+        if "nosuch" in (before, after):
+            raise error("sandbox_not_found", "there is no sandbox nosuch")
+        if before == after:
+            return Difference(before, before, [], [], True)
+        files = [FileChange("added", "/d", "dir", 0, 0o755)]
+        files += [FileChange("removed", "/f\x1b", "file", 3, 0o644)]
+        ran = [ProcessChange("gone", 7, "root", "sleep 1000")]
+        return Difference(before, after or before, files, ran, after is not None)

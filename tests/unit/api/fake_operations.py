@@ -38,7 +38,7 @@ from hutch.reports import (
 )
 from hutch.settings import Settings
 from hutch.tasks import Scope
-from tests.unit.api.fake_checkpoints import FakeCheckpoints
+from tests.unit.api.fake_checkpoints import FakeCheckpoints, FakeDiffs
 from tests.unit.api.fake_content import FakeImages, FakeKernels, FakeTemplates
 from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
 from tests.unit.api.fake_pools import FakePools
@@ -385,6 +385,7 @@ class FakeOperations:
         self.snapshots = FakeSnapshots(self.sandboxes)
         self.forks = FakeForks(self.snapshots)
         self.checkpoints = FakeCheckpoints(self.snapshots)
+        self.diffs = FakeDiffs()
         self.system = FakeSystem(self, home)
 
     async def __aenter__(self) -> "FakeOperations":

@@ -24,3 +24,12 @@ async def test_the_routes(api: str) -> None:
         assert code == "checkpoint_not_found"
     failure = await refused(api, "POST", f"{WEB}/undo", json={"number": "x"})
     assert failure.code == "bad_request"
+
+
+async def test_two_moments(api: str) -> None:
+    found = await ask(api, "GET", "/v1/diff", {"before": "a", "after": "b"})
+    assert (found["before"], found["after"], found["complete"]) == ("a", "b", True)
+    assert found["files"][0]["path"] == "/d"
+    assert (await ask(api, "GET", "/v1/diff", {"before": "a"}))["complete"] is False
+    assert (await refused(api, "GET", "/v1/diff", {"before": "nosuch"})).code == "sandbox_not_found"
+    assert (await refused(api, "GET", "/v1/diff")).code == "bad_request"

@@ -26,3 +26,13 @@ def test_a_past_of_its_own(hutch: Cli) -> None:
     names = [each["name"] for each in json.loads(hutch("snapshots", "--json", "past").stdout)]
     assert names == []
     assert len(hutch("snapshot", "ls", "--checkpoints", "past").stdout.splitlines()) == 3
+
+
+def test_two_moments(hutch: Cli) -> None:
+    done = hutch("diff", "web@1", "web", code=1)
+    assert done.stdout.splitlines() == [b"+ /d/", b"- /f?", b"- process 7 (root): sleep 1000"]
+    assert hutch("diff", "web", "web").stdout == b""
+    part = hutch("diff", "web", code=1)
+    assert b"more files" in part.stderr
+    assert json.loads(hutch("diff", "--json", "web", code=1).stdout)["files"][0]["type"] == "dir"
+    assert b"(sandbox_not_found)" in hutch("diff", "nosuch", code=125).stderr

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hutch.models import SandboxInfo, SnapshotInfo, from_json
-from hutch.reports import Checkpoint
+from hutch.reports import Checkpoint, Difference
 from hutch.sdk.aio.transport import Transport
 from hutch.sdk.http1 import quote
 
@@ -35,3 +35,12 @@ class AsyncCheckpoints:
         path = f"/v1/sandboxes/{quote(sandbox)}/undo"
         answer = await self._transport.request("POST", path, json={"number": number, "to": to})
         return from_json(SandboxInfo, await answer.json())
+
+    async def diff(self, before: str, after: str | None = None) -> Difference:
+        """Compare two moments; without `after` a sandbox's last checkpoint with it as it is now.
+
+        A moment is a sandbox, `SANDBOX@N` for its Nth last checkpoint, or a snapshot.
+        """
+        query = {"before": before, "after": after}
+        answer = await self._transport.request("GET", "/v1/diff", query)
+        return from_json(Difference, await answer.json())

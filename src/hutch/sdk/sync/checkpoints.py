@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from hutch.models import SandboxInfo, SnapshotInfo, from_json
-from hutch.reports import Checkpoint
+from hutch.reports import Checkpoint, Difference
 from hutch.sdk.http1 import quote
 from hutch.sdk.sync.transport import Transport
 
@@ -36,3 +36,12 @@ class Checkpoints:
         path = f"/v1/sandboxes/{quote(sandbox)}/undo"
         answer = self._transport.request("POST", path, json={"number": number, "to": to})
         return from_json(SandboxInfo, answer.json())
+
+    def diff(self, before: str, after: str | None = None) -> Difference:
+        """Compare two moments; without `after` a sandbox's last checkpoint with it as it is now.
+
+        A moment is a sandbox, `SANDBOX@N` for its Nth last checkpoint, or a snapshot.
+        """
+        query = {"before": before, "after": after}
+        answer = self._transport.request("GET", "/v1/diff", query)
+        return from_json(Difference, answer.json())

@@ -26,3 +26,11 @@ async def test_a_command_may_take_one_before(api: str) -> None:
     async with AsyncClient(socket=api) as client:
         box = await AsyncSandbox.connect("box", client=client)
         assert (await box.commands.run(["true"], checkpoint=True)).exit_code == 0
+
+
+async def test_two_moments(api: str) -> None:
+    async with AsyncClient(socket=api) as client:
+        found = await client.checkpoints.diff("a@2", "a@1")
+        assert [each.change for each in found.files] == ["added", "removed"]
+        assert not found.empty
+        assert (await client.checkpoints.diff("a", "a")).empty
