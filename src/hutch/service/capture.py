@@ -170,9 +170,12 @@ class Source:
         before = self.layer
         if self._entry.sandbox is not None or self._entry.info.state.has_machine:
             raise wrong_state(self._entry.info, "stopped")
+        await settle(self._switch())
+        return before
+
+    async def _switch(self) -> None:
         async with self._next_layer() as disk:
             disk.used = True
-        return before
 
     @contextlib.asynccontextmanager
     async def _next_layer(self) -> AsyncIterator["_Disk"]:

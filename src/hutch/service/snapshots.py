@@ -178,6 +178,8 @@ class Snapshots:
         new: LayerRow | None = None,
     ) -> SnapshotRow:
         row = await self._parts.store.add_snapshot(snapshot, layer, new=new)
+        if new is not None:
+            self._layers.know(new)
         self.shelf[snapshot.id] = row
         self._sources[snapshot.id] = source
         return row
