@@ -70,6 +70,8 @@ class Pools:
         self._claimed: dict[str, Member] = {}
         self._changes = asyncio.Lock()
         self._claims = Scope("claims")
+        self._ends = Scope("claims given up", grace=10.0)
+        self._leaving: dict[str, asyncio.Task[None]] = {}
 
     # ---- what users ask for
 
@@ -257,7 +259,7 @@ class Pools:
 
         One that shall not, or does not, is gone then.
         """
-        if cold:
+        if cold or row.info.id in self._leaving:
             await self.give_up(row.info.id)
         member = self._claimed.pop(row.info.id, None)
         if member is None:
@@ -271,12 +273,22 @@ class Pools:
         return booted
 
     async def give_up(self, sandbox_id: str) -> None:
-        """End the VM that a sandbox has claimed and not yet started, if there is one."""
+        """End the VM that a sandbox has claimed and not yet started, if there is one.
+
+        When this returns it is gone, whoever began to end it: there can be another one.
+        """
         member = self._claimed.pop(sandbox_id, None)
         if member is not None:
-            await self._members.abandon(member)
-            with contextlib.suppress(HutchError):  # the next daemon finds it gone
-                await self._parts.store.set_machine(sandbox_id, None)
+            leaving = self._ends.start(sandbox_id, self._give_up(member))
+            self._leaving[sandbox_id] = leaving
+            leaving.add_done_callback(lambda _: self._leaving.pop(sandbox_id, None))
+        if sandbox_id in self._leaving:
+            await asyncio.wait({self._leaving[sandbox_id]})
+
+    async def _give_up(self, member: Member) -> None:
+        await self._members.abandon(member)
+        with contextlib.suppress(HutchError):  # the next daemon finds it gone
+            await self._parts.store.set_machine(member.id, None)
 
     async def _expire(self, sandbox_id: str) -> None:
         await asyncio.sleep(CLAIM_SECONDS)
@@ -302,4 +314,5 @@ class Pools:
                 group.create_task(pool.close())
             for sandbox_id in list(self._claimed):
                 group.create_task(self.give_up(sandbox_id))
+        await self._ends.close()
         await self._members.close()

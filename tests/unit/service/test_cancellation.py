@@ -307,9 +307,10 @@ async def test_the_removal_of_a_snapshot(world: World, service: HostService) -> 
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_claim_and_its_start(farm: World, cloned: HostService) -> None:
+@pytest.mark.parametrize("provisional", [False, True])
+async def test_a_claim_and_its_start(farm: World, cloned: HostService, provisional: bool) -> None:
     await warm(cloned)
-    async for moment in cuts(lambda: run(cloned, name="web")):
+    async for moment in cuts(lambda: run(cloned, name="web", provisional=provisional)):
         await refilled(cloned, 1)
         await check(farm, cloned, moment)
         await clear(cloned)

@@ -171,6 +171,34 @@ async def test_a_claim_that_is_not_used_is_given_up(
     assert (await service.sandboxes.start(info.id)).state is SandboxState.RUNNING
 
 
+async def test_a_start_waits_for_a_claim_that_is_being_given_up(
+    farm: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(service)
+    abandon, begun, go = Members.abandon, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Members, member: Member) -> None:
+        begun.set()
+        await go.wait()
+        await abandon(self, member)
+
+    monkeypatch.setattr(Members, "abandon", slow)
+    info = await service.sandboxes.create(spec(), no_report)
+    (entry,) = service._registry
+    giving_up = asyncio.ensure_future(service.pools.give_up(info.id))
+    await begun.wait()
+    starting = asyncio.ensure_future(service.sandboxes.start(info.id))
+    await until(lambda: entry.info.state is SandboxState.STARTING, what="it starts")
+    for _ in range(50):  # what is ready is done
+        await asyncio.sleep(0)
+    go.set()
+    assert (await starting).state is SandboxState.RUNNING
+    await giving_up
+    (row,) = await service._parts.store.sandboxes()
+    assert row.machine is not None
+    assert info.id in machines(farm)
+
+
 async def test_removing_a_claimed_sandbox_ends_its_member(
     farm: World, service: HostService
 ) -> None:
