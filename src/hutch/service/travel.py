@@ -32,7 +32,7 @@ from hutch.service.manifest import (
 )
 from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id
 from hutch.service.parts import Parts, host_errors
-from hutch.service.portable import Member, Reader, member_of, unreadable, write
+from hutch.service.portable import Member, Reader, create_file, member_of, unreadable, write
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key, is_sealed, seal, unseal
 from hutch.service.vault import SEALED
@@ -136,7 +136,7 @@ class Travel:
         """Write a file that comes in pieces into a directory. Raises disk_full."""
         path = directory / UPLOAD
         with host_errors():
-            with await in_thread(open, path, "xb") as file:
+            with create_file(path) as file:
                 async for piece in pieces:
                     await settle_in_thread(self._room)
                     await settle_in_thread(file.write, piece)

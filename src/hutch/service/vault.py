@@ -26,7 +26,7 @@ from hutch.service.diskimage import fill_layer, hidden_file, write_hidden
 from hutch.service.layers import Layers
 from hutch.service.manifest import Manifest, damaged
 from hutch.service.parts import Parts
-from hutch.service.portable import Member, Reader, member_of, write
+from hutch.service.portable import Member, Reader, create_file, member_of, write
 from hutch.service.sealing import Key, seal, unseal
 from hutch.tasks import settle, settle_in_thread
 
@@ -93,8 +93,7 @@ class Sealing:
         return _without_secrets(manifest)
 
     async def _write(self, manifest: Manifest, sources: dict[str, int]) -> None:
-        path = self._directory / SEALED
-        with await settle_in_thread(open, path, "xb", opener=_private) as file:
+        with create_file(self._directory / SEALED) as file:
             pieces = seal(_packed(manifest, sources), self._key)
             while (piece := await settle_in_thread(next, pieces, None)) is not None:
                 await settle_in_thread(file.write, piece)
@@ -275,7 +274,7 @@ def _unpack(source: int, target: Path) -> None:
             for entry in archive:
                 log = archive.extractfile(entry) if entry.isreg() else None
                 if log is not None and _LOG.fullmatch(entry.name):
-                    with open(target / entry.name, "xb", opener=_private) as copy:
+                    with create_file(target / entry.name) as copy:
                         shutil.copyfileobj(log, copy)
 
 
@@ -288,7 +287,3 @@ def _content(fd: int) -> bytes:
     with open(os.dup(fd), "rb") as file:
         file.seek(0)
         return file.read()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

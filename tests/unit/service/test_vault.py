@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from hutch.service.manifest import MANIFEST
 from hutch.service.sealing import HEAD, Key, Work
 from hutch.service.values import SandboxFilter
 from hutch.service.vault import SEALED
+from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
 
 pytestmark = pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
@@ -61,7 +63,8 @@ def logs(world: World, info: SandboxInfo) -> dict[str, bytes]:
 
 
 def hidden() -> list[str]:
-    """Return what this process has open that no path leads to."""
+    """Return what this process has open that no path leads to, and is no garbage."""
+    gc.collect()
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -215,3 +218,48 @@ async def test_several_are_restored_at_once(world: World, service: HostService) 
             group.create_task(service.snapshots.restore("then", name, key=KEY))
     assert sorted(await names(service)) == ["one", "three", "two", "web"]
     assert all(world.engine.frozen_memory(frozen) == 0 for _, frozen in world.engine.cloned)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.01, 0.03, 0.06, 0.1])
+async def test_nothing_is_left_of_what_is_cancelled_at_any_moment(
+    world: World, service: HostService, delay: float
+) -> None:
+    info = await run(service, name="web")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(service.snapshots.create("web", name="one", key=KEY), delay)
+    assert not world.agent(info).frozen
+    made = [each.id for each in await service.snapshots.list()]
+    assert (remains(world), hidden()) == (made, [])
+    taken = await service.snapshots.create("web", name="two", key=KEY)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(service.snapshots.restore("two", "new", key=KEY), delay)
+    assert hidden() == []
+    if "new" in await names(service):
+        assert (await service.sandboxes.get("new")).state is SandboxState.RUNNING
+        await service.sandboxes.remove("new", force=True)
+    for each in await service.snapshots.list():
+        await service.snapshots.remove(each.id)
+    await service.sandboxes.remove("web", force=True)
+    assert (remains(world), world.leftovers(), world.layers()) == ([], [], [])
+    assert all(world.engine.frozen_memory(frozen) == 0 for frozen in world.engine.captured)
+    assert taken.encrypted
+
+
+@pytest.mark.parametrize("at", range(8))
+async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
+    service = world.service()
+    await service.__aenter__()
+    await run(service, name="web")
+    create = service.snapshots.create
+    async with dying(service, at, lambda: create("web", name="one", key=KEY)) as finished:
+        async with world.service() as after:
+            found = [each.name for each in await after.snapshots.list()]
+            assert found == (["one"] if finished else found)
+            assert remains(world) == [each.id for each in await after.snapshots.list()]
+            for name in found:
+                restored = await after.snapshots.restore(name, "new", key=KEY)
+                assert restored.state is SandboxState.RUNNING
+                await after.sandboxes.remove("new", force=True)
+                await after.snapshots.remove(name)
+            await after.sandboxes.remove("web", force=True)
+        assert (world.leftovers(), world.layers()) == ([], [])
