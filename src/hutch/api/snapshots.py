@@ -29,7 +29,7 @@ def key_of(request: Request, *, needed: bool = False) -> Key | None:
     if text is not None:
         return Key.from_text(text)
     if needed:
-        raise no_key("the snapshot")
+        raise no_key("the snapshot is to be encrypted")
     return None
 
 

@@ -226,7 +226,7 @@ class _Unsealed(io.RawIOBase):
 
 def _opened(key: Key | None, work: Work, salt: bytes, proof: bytes, what: str) -> bytes:
     if key is None:
-        raise no_key(what)
+        raise no_key(f"{what} is encrypted")
     secret, found = key.derive(work, salt)
     if not hmac.compare_digest(found, proof):
         raise error(
@@ -237,10 +237,10 @@ def _opened(key: Key | None, work: Work, salt: bytes, proof: bytes, what: str) -
     return secret
 
 
-def no_key(what: str) -> HutchError:
-    """Return the error for something that needs a key where none was given."""
+def no_key(why: str) -> HutchError:
+    """Return the error for something that needs a key, for that reason, where none was given."""
     return error(
         "wrong_key",
-        f"{what} is to be encrypted, or is, and no key was given",
+        f"{why}, and no key was given",
         hint="set HUTCH_SNAPSHOT_KEY, or name a file with the key: --key-file",
     )

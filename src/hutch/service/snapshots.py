@@ -36,7 +36,7 @@ from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id, numbered_na
 from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Registry
 from hutch.service.revival import Revivals
-from hutch.service.sealing import Key
+from hutch.service.sealing import Key, no_key
 from hutch.service.shelf import Shelf
 from hutch.service.stats import disk_use
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
@@ -314,9 +314,15 @@ class Snapshots:
     async def opened(self, ref: str) -> AsyncIterator[Past]:
         """Hand out the moment of a snapshot, checked, for its own sandbox to go back to.
 
-        Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible.
+        Raises snapshot_not_found, snapshot_damaged, snapshot_incompatible, wrong_key for one that
+        is encrypted.
         """
-        async with self._moments.opened(self.shelf.find(ref)) as moment:
+        row = self.shelf.find(ref)
+        if row.info.encrypted:
+            failure = no_key(f"the snapshot {row.info.name} is encrypted")
+            failure.hint = "restore it with its key, and use the sandbox instead"
+            raise failure
+        async with self._moments.opened(row) as moment:
             origin, frozen = moment.origin, moment.frozen
             if origin.layer is None or origin.logs is None or frozen is None:
                 raise damaged(moment.manifest.snapshot.name, "it has no memory")

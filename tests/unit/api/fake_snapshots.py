@@ -95,7 +95,7 @@ class FakeSnapshots:
     ) -> SandboxInfo:
         snapshot = await self.get(ref)
         if snapshot.encrypted and key is None:
-            raise no_key("the snapshot")
+            raise no_key("the snapshot is encrypted")
         source = await self.sandboxes.get(snapshot.sandbox_id)
         return self.add(source, name or "restored", snapshot.id)
 
@@ -111,7 +111,7 @@ class FakeSnapshots:
         data = b"".join([piece async for piece in pieces])
         if data.startswith(b"sealed "):
             if key is None:
-                raise no_key("the file")
+                raise no_key("the file is encrypted")
             data = b"hutch " + data.removeprefix(b"sealed ")
         if not data.startswith(b"hutch "):
             raise error("snapshot_damaged", "it is no snapshot")

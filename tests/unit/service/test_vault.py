@@ -210,6 +210,17 @@ async def test_nothing_is_left_of_one_that_fails(
     assert (await service.snapshots.restore("then", key=KEY)).origin == taken.id
 
 
+async def test_nothing_goes_back_to_one_without_its_key(service: HostService) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+
+    async def open_it() -> None:
+        async with service.snapshots.opened("then"):
+            pass
+
+    assert "restore it" in str((await expect("wrong_key", open_it())).hint)
+
+
 async def test_several_are_restored_at_once(world: World, service: HostService) -> None:
     await run(service, name="web")
     await service.snapshots.create("web", name="then", key=KEY)
