@@ -35,8 +35,8 @@ async def service(world: World) -> AsyncIterator[HostService]:
 
 
 @pytest.fixture
-async def elsewhere(world: World, tmp_path: Path) -> AsyncIterator[World]:
-    own = tmp_path / "elsewhere"
+async def elsewhere(world: World, short_tmp: Path) -> AsyncIterator[World]:
+    own = short_tmp / "elsewhere"
     settings = dataclasses.replace(world.settings, home=own / "home", runtime_dir=own / "run")
     async with World(settings) as other:
         yield other
