@@ -29,6 +29,9 @@ NOBODY = "template"
 
 _USUAL = ("sh", "env")
 
+HOOKS = "/etc/hutch/generation.d"
+"""Where the agent looks for programs that are to be told of a new life."""
+
 
 class Builder:
     """Builds the templates of one host."""
@@ -56,11 +59,12 @@ class Builder:
             # Past the range of the sandboxes' VMs, and past the user of the canaries.
             uid=settings.uid_base + settings.uid_count + 1 + site.number if own_uid else None,
         )
+        programs = await self._programs(recipe)
         order = Order(
             subject=f"a template of {recipe.image}",
             spec=replace(spec, freezable=True),
             start=parts.engine.boot,
-            set_up=functools.partial(make_bare, recipe, await self._programs(recipe)),
+            set_up=functools.partial(make_bare, recipe, programs),
             record=_no_record,
             hint="see `hutch doctor`",
         )
@@ -68,7 +72,7 @@ class Builder:
         async with parts.capacity.admit(order.need):
             machine, guest = await self._boots.boot(order)
             try:
-                failure = await self._freeze(machine, guest, recipe, site)
+                failure = await self._freeze(machine, guest, recipe, programs, site)
             finally:
                 await settle(self._end(machine))
         if TemplatePoint.FRESH not in site.directories:
@@ -83,7 +87,7 @@ class Builder:
             await self._boots.remove_directory(machine.record.directory)
 
     async def _freeze(
-        self, machine: Machine, guest: Guest, recipe: Recipe, site: Site
+        self, machine: Machine, guest: Guest, recipe: Recipe, programs: Sequence[str], site: Site
     ) -> HutchError | None:
         """Freeze a machine at each point; returns why there is only the last, if so."""
         engine, failure = self._parts.engine, None
@@ -103,7 +107,7 @@ class Builder:
                         group.create_task(engine.keep(frozen))
                     guest = await self._connect(machine)
                     stack.push_async_callback(guest.close)
-                await make_fresh(recipe, guest)
+                await make_fresh(recipe, programs, guest)
             await guest.close()
             await engine.freeze(machine, site.last)
         return failure
@@ -128,11 +132,16 @@ async def make_bare(recipe: Recipe, programs: Sequence[str], guest: Guest) -> No
     await guest.prefetch(programs)
 
 
-async def make_fresh(recipe: Recipe, guest: Guest) -> None:
-    """Mount its writable disk as well, and walk once through what each clone will do then."""
+async def make_fresh(recipe: Recipe, programs: Sequence[str], guest: Guest) -> None:
+    """Mount its writable disk as well, and walk once through what each clone will do then.
+
+    The names that lead to `programs` are known by then, and those that lead nowhere.
+    """
     await mount_disk(recipe, guest)
     await guest.identify(nobody())
-    await guest.files.stat("/")
+    await guest.prefetch(programs)
+    with contextlib.suppress(HutchError):  # most images have none
+        await guest.files.stat(HOOKS)
     # What is dirty now would be written by each of the clones.
     await guest.sync()
 

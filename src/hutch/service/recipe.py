@@ -18,7 +18,7 @@ from hutch.images.base import Kernel, RootFs
 from hutch.models import TemplatePoint
 from hutch.settings import GIB, MIB, Settings
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Part of each key: raised when what a template's directory holds, or what is done before a
 machine is frozen, changes."""
 

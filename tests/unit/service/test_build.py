@@ -34,7 +34,8 @@ async def test_the_machine_is_ready_and_let_go_of_when_it_is_frozen(
     monkeypatch.setattr(farm.engine, "freeze", look)
     async with farm.service(connect_guest=connect) as service:
         await service.templates.build(spec(idle=True), no_report)
-    read = ["sleep", "sh", "env"]  # the image's command, and what is usual
+    # The image's command, and what is usual: below the disk, and through it.
+    read = ["sleep", "sh", "env"] * 2
     assert seen == {"stage": "ready", "programs": {}, "closed": True, "read": read}
     assert farm.leftovers() == []
 
