@@ -24,6 +24,8 @@ from hutch.service.trees import Tree, changed_files
 _KERNEL_THREADS = 2
 """The process that all threads of a guest's kernel come from."""
 
+_ZOMBIE = "Z"
+
 
 class Diffs:
     """Compares moments of one host's sandboxes."""
@@ -111,7 +113,7 @@ def _changed_processes(
 
 
 def _programs(found: Sequence[ProcessInfo]) -> dict[tuple[int, str], ProcessInfo]:
-    """Return the processes that are no part of the guest's kernel, nor its agent."""
+    """Return the processes that run, and are no part of the guest's kernel, nor its agent."""
     kernel = (0, _KERNEL_THREADS)
-    programs = [each for each in found if each.ppid not in kernel]
+    programs = [each for each in found if each.ppid not in kernel and each.state != _ZOMBIE]
     return {(each.pid, each.command): each for each in programs}

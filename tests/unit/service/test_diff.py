@@ -76,11 +76,10 @@ async def test_programs_that_began_and_those_that_are_gone(
     service: HostService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"ppid": 1, "uid": 0, "user": "root", "state": "S"}
-    tables = [
-        [{**row, "pid": 2, "ppid": 0}, {**row, "pid": 7, "ppid": 2, "command": b"kworker"}],
-        [{**row, "pid": 9, "command": b"one"}, {**row, "pid": 10, "command": b"two"}],
-    ]
-    sides = [tables[0] + tables[1][:1], tables[1][1:]]
+    kernel = [{**row, "pid": 2, "ppid": 0}, {**row, "pid": 7, "ppid": 2, "command": b"kworker"}]
+    one, two = {**row, "pid": 9, "command": b"one"}, {**row, "pid": 10, "command": b"two"}
+    zombie = {**row, "pid": 11, "state": "Z", "command": b"[done]"}
+    sides = [[*kernel, one], [two, zombie]]
 
     class Side:
         def __init__(self, table: list[dict[str, object]]) -> None:
