@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
-from hutch.models import SandboxState, timestamp
+from hutch.models import SandboxInfo, SandboxState, timestamp
 from hutch.service.boot import Late, Stalled
 from hutch.service.lifecycle import RUNNING, STARTING, rest_state
 from hutch.service.lives import Lives
@@ -130,18 +130,23 @@ class Revivals:
         return entry
 
     async def _put_on_record(self, new: SandboxRow, origin: Origin) -> Entry:
-        parts, layers = self._parts, self._lives.booter.layers
-        layer = layers.plan(parent=origin.layer)
+        layer = self._lives.booter.layers.plan(parent=origin.layer)
         entry = await settle(self._add(new, layer))
-        with host_errors():
-            base = await parts.base_disk(parts.settings.home, new.info.disk)
-            path = await layers.make(layer, new.info.disk, base)
-            if origin.fill_disk is not None:
-                await origin.fill_disk(path)
-            directory = parts.places.sandbox(new.info.id)
-            await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+        async with entry.lock:  # who removes it now waits until there is all that is to be removed
+            entry.check_present()
+            await self._make_files(entry.info, layer, origin)
         self._lives.records.emit("sandbox.created", entry, image=new.info.image)
         return entry
+
+    async def _make_files(self, info: SandboxInfo, layer: LayerRow, origin: Origin) -> None:
+        parts = self._parts
+        with host_errors():
+            base = await parts.base_disk(parts.settings.home, info.disk)
+            path = await self._lives.booter.layers.make(layer, info.disk, base)
+            if origin.fill_disk is not None:
+                await origin.fill_disk(path)
+            directory = parts.places.sandbox(info.id)
+            await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
 
     async def _add(self, new: SandboxRow, layer: LayerRow) -> Entry:
         row = await self._parts.store.add_sandbox(

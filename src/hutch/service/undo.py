@@ -19,7 +19,7 @@ from hutch.errors import HutchError, error
 from hutch.models import timestamp
 from hutch.service.beside import Beside, Past
 from hutch.service.capture import Captures
-from hutch.service.lifecycle import FAILED, PAUSED, RUNNING, STOPPED, wrong_state
+from hutch.service.lifecycle import FAILED, PAUSED, RUNNING, STOPPED, STOPPING, wrong_state
 from hutch.service.lives import Lives
 from hutch.service.logfile import put_back_logs
 from hutch.service.parts import Parts, host_errors
@@ -92,7 +92,7 @@ class Undos:
             machine, guest = await self._beside.begin(entry.row, past, layer)
             before, old = entry.row, entry.sandbox
             try:
-                entry.row = await self._commit(before, past, layer, machine)
+                await self._commit(entry, past, layer, machine)
             except BaseException:
                 await settle(self._beside.end(machine, guest))
                 raise
@@ -101,11 +101,9 @@ class Undos:
             new.connection.use(guest)
         await settle(self._change_over(entry, past, before, old, new))
 
-    async def _commit(
-        self, row: SandboxRow, past: Past, layer: LayerRow, machine: Machine
-    ) -> SandboxRow:
+    async def _commit(self, entry: Entry, past: Past, layer: LayerRow, machine: Machine) -> None:
         """Put on record that VM and disk are the sandbox's: in one step, which decides."""
-        now, record = time.time(), machine.record
+        row, now, record = entry.row, time.time(), machine.record
         changes: dict[str, Any] = {
             "pid": record.process.pid,
             "accelerator": record.accelerator.value,
@@ -124,7 +122,7 @@ class Undos:
             }
         store, sandbox_id = self._parts.store, row.info.id
         try:
-            return await store.put_back(
+            entry.row = await store.put_back(
                 sandbox_id,
                 _FROM,
                 RUNNING,
@@ -135,14 +133,14 @@ class Undos:
         except BaseException:
             # A step that was cancelled was taken nevertheless, and is taken back.
             former = {field: getattr(row.info, field) for field in changes}
-            await settle(self._take_back(row, former))
+            await settle(self._take_back(entry, row, former))
             raise
 
-    async def _take_back(self, row: SandboxRow, former: Mapping[str, Any]) -> None:
+    async def _take_back(self, entry: Entry, row: SandboxRow, former: Mapping[str, Any]) -> None:
         with contextlib.suppress(HutchError):  # it was not taken
-            await self._parts.store.put_back(
+            entry.row = await self._parts.store.put_back(
                 row.info.id,
-                (RUNNING,),
+                (RUNNING, STOPPING),  # who stops or kills it may have noted that by now
                 row.info.state,
                 machine=row.machine,
                 layer=row.layer,

@@ -10,6 +10,7 @@ import contextvars
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 from hutch.models import SandboxState
@@ -222,8 +223,8 @@ async def _off_record(world: World, service: HostService) -> list[str]:
     found += [f"the snapshot {row.info.id}" for row in await store.snapshots() if not row.ready]
     found += [f"the snapshot {row.info.id}" for row in shelf.values() if not row.ready]
     vms = {process.record.directory.name for process in world.engine.running()}
-    owners = {e.info.id for e in registry if e.info.state.has_machine} | ready
-    owners |= pools._claimed.keys()
+    machines = [entry.row.machine for entry in registry]
+    owners = {Path(each["directory"]).name for each in machines if each is not None} | ready
     found += [f"the VM of {each}" for each in vms ^ owners]
     directories = {path.name for path in world.settings.runtime_dir.iterdir() if path.is_dir()}
     found += [f"the directory of the VM {each}" for each in directories - owners]

@@ -1,12 +1,13 @@
 """Whatever is cut off at whatever moment: nothing is left half done, and nothing is lost."""
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from hutch.errors import error
+from hutch.errors import HutchError, error
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState
 from hutch.service.host import HostService
@@ -339,3 +340,96 @@ async def test_building_and_pruning_templates(farm: World, cloned: HostService) 
         assert {path.name for path in farm.templates()} == kept, moment
         await cloned.templates.prune()
         assert farm.templates() == [], moment
+
+
+async def test_a_snapshot_that_travels(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="shot")
+    data = [piece async for piece in service.snapshots.export("shot")]
+
+    async def export() -> None:
+        async for _ in service.snapshots.export("shot"):
+            pass
+
+    async for moment in cuts(export):
+        await check(world, service, moment)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in data:
+            yield piece
+
+    load = Noted(lambda: service.snapshots.load(pieces(), "came"))
+    async for moment in cuts(load):
+        await check(world, service, moment)
+        names = {snapshot.name for snapshot in await service.snapshots.list()}
+        assert names == ({"shot", "came"} if load.done else {"shot"}), moment
+        if load.done:
+            await service.snapshots.remove("came")
+    await service.snapshots.remove("shot")
+    await clear(service)
+    await check(world, service, "at last")
+
+
+async def test_a_checkpoint(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    async for moment in cuts(lambda: service.checkpoints.create("web")):
+        await check(world, service, moment)
+        assert not world.agent(info).frozen
+    await clear(service)
+    await check(world, service, "at last")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_one_that_is_put_back(world: World, service: HostService, killed: bool) -> None:
+    scope = Scope("kills")
+
+    def kill() -> None:
+        scope.start("kill", service._lives.kill(service._registry.find("web")))
+
+    async def make() -> None:
+        await run(service, name="web")
+        await service.checkpoints.create("web")
+
+    await make()
+    async for moment in cuts(lambda: service.checkpoints.undo("web"), kill if killed else None):
+        await until(lambda: not scope._tasks)
+        await check(world, service, moment)
+        assert states(service) <= {RUNNING, STOPPED}, moment
+        await clear(service)
+        await check(world, service, moment)
+        await make()
+
+
+async def test_one_that_is_killed_as_it_is_parked(world: World, service: HostService) -> None:
+    scope = Scope("kills")
+
+    def kill() -> None:
+        scope.start("kill", service._lives.kill(service._registry.find("web")))
+
+    await run(service, name="web")
+    async for moment in cuts(lambda: service.sandboxes.park("web"), kill):
+        await until(lambda: not scope._tasks)
+        await check(world, service, moment)
+        await clear(service)
+        await check(world, service, moment)
+        await run(service, name="web")
+
+
+async def test_a_child_that_is_removed_as_it_is_made(world: World, service: HostService) -> None:
+    scope = Scope("removals")
+
+    async def remove() -> None:
+        with contextlib.suppress(HutchError):
+            await service.sandboxes.remove("a", force=True)
+
+    def begin() -> None:
+        scope.start("removal", remove())
+
+    await run(service, name="web")
+    async for moment in cuts(lambda: service.forks.fork("web", ["a", "b"]), begin):
+        await until(lambda: not scope._tasks)
+        await check(world, service, moment)
+        assert states(service) == {RUNNING}, moment
+        await clear(service)
+        await check(world, service, moment)
+        await run(service, name="web")

@@ -1,5 +1,6 @@
 """Sandboxes that begin where others were: what is their own, and what their start leaves."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hutch.images.base import no_report
 from hutch.models import IdleAction, SandboxState
 from hutch.service.host import HostService
+from hutch.tasks import Scope
 from tests.unit.service.world import World, expect, spec
 
 
@@ -73,17 +75,20 @@ async def test_somebody_else_starts_it_before_it_goes_on(
 ) -> None:
     info = await service.sandboxes.create(spec(idle=True, name="web"), no_report)
     await service.sandboxes.start(info.id)
-    layers = service._lives.booter.layers
+    layers, started = service._lives.booter.layers, []
     make = layers.make
+    scope = Scope("starts")
 
     async def make_and_start(*args: Any) -> Path:
-        path = await make(*args)
         if "child" in (entry.info.name for entry in service._registry):
-            assert (await service.sandboxes.start("child")).state is SandboxState.RUNNING
-        return path
+            started.append(scope.start("start", service.sandboxes.start("child")))
+            await asyncio.sleep(0)  # it is the next one to have it
+        return await make(*args)
 
     monkeypatch.setattr(layers, "make", make_and_start)
     await expect("wrong_state", service.forks.fork("web", ["child"]))
+    (info,) = [await task for task in started]
+    assert info.id in world.agents  # it ran
     await expect("sandbox_not_found", service.sandboxes.get("child"))
     await service.sandboxes.remove("web", force=True)
     assert world.leftovers() == []
