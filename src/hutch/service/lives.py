@@ -6,6 +6,7 @@ the end of a sandbox are tasks of their own; whoever asked for them may go away.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import shutil
 import time
@@ -69,11 +70,16 @@ class Lives:
         self.templates = self.booter.templates
         self.parking = Parking(parts, self.booter)
         self.pauses = Pauses(parts, self.records, self.parking, self)
-        self.pools = Pools(parts, self.booter)
+        self.pools = Pools(parts, self.booter, self._note_abandoned)
         self._erased: list[Callable[[str], Awaitable[None]]] = []
         self._boots = Scope("boots")
         self._ends = Scope("ends")
         self._closing = False
+
+    def _note_abandoned(self, sandbox_id: str) -> None:
+        with contextlib.suppress(HutchError):  # it was removed
+            entry = self._registry.find(sandbox_id)
+            entry.row = dataclasses.replace(entry.row, machine=None)
 
     # ---- making
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
@@ -60,8 +60,10 @@ class Offer:
 class Pools:
     """Implements `Pools` of the API's operations, and lends members to the lives of sandboxes."""
 
-    def __init__(self, parts: Parts, booter: Booter) -> None:
+    def __init__(self, parts: Parts, booter: Booter, abandoned: Callable[[str], None]) -> None:
+        """`abandoned` is told of a sandbox that has lost the VM which it had claimed."""
         self._parts = parts
+        self._abandoned = abandoned
         self._booter = booter
         self._members = Members(parts, booter)
         self._lull = Lull()
@@ -289,6 +291,7 @@ class Pools:
         await self._members.abandon(member)
         with contextlib.suppress(HutchError):  # the next daemon finds it gone
             await self._parts.store.set_machine(member.id, None)
+        self._abandoned(member.id)
 
     async def _expire(self, sandbox_id: str) -> None:
         await asyncio.sleep(CLAIM_SECONDS)

@@ -14,6 +14,7 @@ from hutch.service import pools as pools_module
 from hutch.service.host import HostService
 from hutch.service.pool_member import Member, Members
 from hutch.settings import GIB, MIB
+from tests.unit.service.cutting import settled
 from tests.unit.service.pooling import (
     failed,
     layers,
@@ -168,6 +169,7 @@ async def test_a_claim_that_is_not_used_is_given_up(
     await warm(service)
     info = await service.sandboxes.create(spec(), no_report)
     await until(lambda: info.id not in machines(farm))
+    assert await settled(farm, service) == []  # nobody counts its VM any more
     assert (await service.sandboxes.start(info.id)).state is SandboxState.RUNNING
 
 
