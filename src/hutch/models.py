@@ -437,10 +437,7 @@ class PoolInfo:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A step of long work (pull, build): `done` of `total` bytes for the item `id`.
-
-    A total may be unknown (None).
-    """
+    """A step of long work (pull, build): `done` of `total` bytes (None: unknown) for item `id`."""
 
     stage: str
     id: str = ""
@@ -471,10 +468,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], body: Any) -> T:
-    """Return the dataclass `cls` that `to_json` gave; unknown keys are ignored.
-
-    Raises ValueError, TypeError.
-    """
+    """Return what `to_json` was given, but for unknown keys. Raises ValueError, TypeError."""
     if not isinstance(body, Mapping):
         raise TypeError(f"{cls.__name__} is not made from {type(body).__name__}")
     hints = _hints(cls)  # type: ignore[arg-type]
