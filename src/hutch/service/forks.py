@@ -140,8 +140,11 @@ class Forks:
         except asyncio.CancelledError:
             await settle(self._undo(list(brood.made.values())))
             raise
+        if brood.failure is not None:
+            await settle(self._undo(list(brood.made.values())))
+            raise brood.failure
         if not brood.made:
-            raise brood.failure or next(iter(brood.failures.values()))
+            raise next(iter(brood.failures.values()))
         failed = [
             ForkFailure(name, ErrorInfo(cause.code, cause.message, cause.hint))
             for name, cause in brood.failures.items()
