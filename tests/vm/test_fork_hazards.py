@@ -45,7 +45,8 @@ PEER = "0A00000A"
 SYN_SENT = "02"
 LEAVING = (
     "ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0;"
-    " arp -s 10.0.0.10 52:54:00:00:00:99; nc 10.0.0.10 80; exec sleep 1000"
+    " arp -s 10.0.0.10 52:54:00:00:00:99; echo 30 >/proc/sys/net/ipv4/tcp_syn_retries;"
+    " nc 10.0.0.10 80; exec sleep 1000"
 )
 """A program with a connection that leaves the machine, as far as it is concerned."""
 
@@ -163,19 +164,23 @@ async def looks(service: HostService, source: str, copy: Copy) -> list[Seen]:
 async def test_copies_have_nothing_in_common(shared_store: SharedStore, short_tmp: Path) -> None:
     async with serving(shared_store, short_tmp / "r", Deceiver().connect) as service:
         source = await started(service)
-        found = [await look(service, source)]
+        origin = await look(service, source)
         for copy in WAYS:
-            copies = await looks(service, source, copy)
-            found += copies
-            assert max(abs(each.clock) for each in copies) < CLOCK, copies
-            if copy is not two_clones:
-                assert [each.leaving for each in copies] == [0, 0]
-                assert found[0].generation not in [each.generation for each in copies]
+            for _ in range(ATTEMPTS):
+                copies = await looks(service, source, copy)
+                for word in WORDS:
+                    values = [each.words[word] for each in (origin, *copies)]
+                    assert len(set(values)) == 3, (word, values)
+                if copy is not two_clones:
+                    assert [each.leaving for each in copies] == [0, 0]
+                    assert origin.generation not in [each.generation for each in copies]
+                clocks = [each.clock for each in copies]
+                if max(map(abs, clocks)) < CLOCK:
+                    break
+            else:
+                pytest.fail(f"the clocks of {copy.__name__} are wrong: {clocks}")
         # The source has kept what is its own.
         assert (await look(service, source)).leaving == 1
-        for word in WORDS:
-            values = [each.words[word] for each in found]
-            assert len(set(values)) == len(found), (word, values)
 
 
 @dataclass
