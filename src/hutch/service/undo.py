@@ -77,32 +77,44 @@ class Undos:
                 entry.check_present()
             if entry.info.state not in _FROM:
                 raise wrong_state(entry.info, "running")
-            with _turning(entry), self._lives.pools.starting():
-                async with past() as moment:
-                    await self._lives.records.catch_up(entry)
-                    async with self._beside.layer(moment, entry.info.disk) as layer:
-                        await self._exchange(entry, moment, layer)
+            try:
+                with _turning(entry), self._lives.pools.starting(), contextlib.ExitStack() as begun:
+                    begun.enter_context(_boot(entry))
+                    async with past() as moment:
+                        await self._lives.records.catch_up(entry)
+                        async with self._beside.layer(moment, entry.info.disk) as layer:
+                            await self._exchange(entry, moment, layer, begun)
+            finally:
+                if entry.sandbox is not None and entry.sandbox.ending:
+                    self._lives.note_stopping(entry, entry.sandbox)
         self._lives.records.emit("sandbox.undone", entry, checkpoint=moment.snapshot.id)
 
     # ---- the exchange
 
-    async def _exchange(self, entry: Entry, past: Past, layer: LayerRow) -> None:
-        with _boot(entry):
-            entry.row = await self._parts.store.next_generation(entry.info.id)
-            machine, guest = await self._beside.begin(entry.row, past, layer)
-            before, old = entry.row, entry.sandbox
-            try:
-                await self._commit(entry, past, layer, machine)
-            except BaseException:
-                await settle(self._beside.end(machine, guest))
-                raise
-            # From here on it is the sandbox; there is no step in between.
-            new = self._lives.adopt(entry, machine, found=True)
-            new.connection.use(guest)
+    async def _exchange(
+        self, entry: Entry, past: Past, layer: LayerRow, begun: contextlib.ExitStack
+    ) -> None:
+        """Start the new VM, make it the sandbox's, and close `begun`; till then it is undone."""
+        entry.row = await self._parts.store.next_generation(entry.info.id)
+        machine, guest = await self._beside.begin(entry.row, past, layer)
+        before, old = entry.row, entry.sandbox
+        try:
+            await self._commit(entry, past, layer, machine)
+        except BaseException:
+            await settle(self._beside.end(machine, guest))
+            raise
+        # From here on it is the sandbox; there is no step in between.
+        new = self._lives.adopt(entry, machine, found=True)
+        new.connection.use(guest)
+        begun.close()
         await settle(self._change_over(entry, past, before, old, new))
 
     async def _commit(self, entry: Entry, past: Past, layer: LayerRow, machine: Machine) -> None:
-        """Put on record that VM and disk are the sandbox's: in one step, which decides."""
+        """Put on record that VM and disk are the sandbox's: in one step, which decides.
+
+        When this is cancelled it is taken back. What cannot be taken back stands: the records say
+        what is so.
+        """
         row, now, record = entry.row, time.time(), machine.record
         changes: dict[str, Any] = {
             "pid": record.process.pid,
@@ -120,32 +132,42 @@ class Undos:
                 "ended_at": None,
                 "exit": None,
             }
-        store, sandbox_id = self._parts.store, row.info.id
-        try:
-            entry.row = await store.put_back(
-                sandbox_id,
-                _FROM,
-                RUNNING,
-                machine=record.to_json(),
-                layer=layer.id,
-                **changes,
-            )
-        except BaseException:
-            # A step that was cancelled was taken nevertheless, and is taken back.
-            former = {field: getattr(row.info, field) for field in changes}
-            await settle(self._take_back(entry, row, former))
-            raise
+        vm = record.to_json()
 
-    async def _take_back(self, entry: Entry, row: SandboxRow, former: Mapping[str, Any]) -> None:
-        with contextlib.suppress(HutchError):  # it was not taken
+        async def take() -> None:
+            entry.row = await self._parts.store.put_back(
+                row.info.id, _FROM, RUNNING, machine=vm, layer=layer.id, **changes
+            )
+
+        try:
+            await settle(take())
+        except BaseException:
+            # A step that was cancelled was taken nevertheless, unless it has failed.
+            if entry.row.layer == layer.id:
+                former = {field: getattr(row.info, field) for field in changes}
+                with contextlib.suppress(asyncio.CancelledError):  # nothing is lost by that
+                    await settle(self._take_back(entry, row, vm, former))
+            if entry.row.layer != layer.id:
+                raise
+
+    async def _take_back(
+        self, entry: Entry, row: SandboxRow, vm: Mapping[str, Any], former: Mapping[str, Any]
+    ) -> None:
+        try:
             entry.row = await self._parts.store.put_back(
                 row.info.id,
-                (RUNNING, STOPPING),  # who stops or kills it may have noted that by now
+                (RUNNING, STOPPING),
                 row.info.state,
                 machine=row.machine,
                 layer=row.layer,
+                vm=vm,
                 **former,
             )
+        except HutchError as failure:
+            if failure.code in ("wrong_state", "sandbox_not_found"):
+                entry.row = row  # somebody else has changed it since
+            else:
+                log.error("%s stays put back: %s", row.info.name, failure)
 
     async def _change_over(
         self, entry: Entry, past: Past, before: SandboxRow, old: Sandbox | None, new: Sandbox
@@ -187,12 +209,12 @@ class Undos:
 
 @contextlib.contextmanager
 def _turning(entry: Entry) -> Iterator[None]:
-    """Let nobody take the sandbox for running: see `Entry.turning`."""
-    entry.turning = True
+    """Let nobody take the sandbox for running: see `Entry.turning` and `Entry.undoing`."""
+    entry.turning = entry.undoing = True
     try:
         yield
     finally:
-        entry.turning = False
+        entry.turning = entry.undoing = False
         entry.notify()
 
 

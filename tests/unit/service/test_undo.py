@@ -231,10 +231,8 @@ async def test_a_commit_that_is_cancelled_is_taken_back(
         result = await really(*args, **fields)
         if first:
             first = False
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-            await asyncio.sleep(0)
+            assert entry.boot is not None
+            entry.boot.cancel()
         return result
 
     monkeypatch.setattr(store, "put_back", late)
@@ -278,3 +276,24 @@ async def test_who_asked_may_go_away(world: World, service: HostService, delay: 
     assert (entry.info.state, machines(world)) == (RUNNING, 1)
     await remove_all(service, "web")
     assert world.leftovers() == []
+
+
+async def test_who_kills_it_before_anything_is_started_wins(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.checkpoints.create("web")
+    reached = asyncio.Event()
+
+    async def hang(*args: object) -> None:
+        reached.set()
+        await asyncio.get_running_loop().create_future()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._lives.records, "catch_up", hang)
+        undoing = asyncio.ensure_future(service.checkpoints.undo("web"))
+        await reached.wait()
+        killing = asyncio.ensure_future(service.sandboxes.kill("web"))
+        await expect("sandbox_died", undoing)
+        assert (await killing).state is STOPPED
+    assert machines(world) == 0
