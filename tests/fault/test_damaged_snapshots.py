@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.service.manifest import Manifest, read_manifest, write_manifest
+from hutch.service.manifest import FORMAT, Manifest, read_manifest, write_manifest
 from tests.fault.crash import consistent, content
 from tests.harness.hutch import Hutch
 
@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, Damage, str]] = {
     ),
     "another version of Hutch": (
         "snapshot.json",
-        replaced(lambda manifest: replace(manifest, format=2)),
+        replaced(lambda manifest: replace(manifest, format=FORMAT + 1)),
         "snapshot_incompatible",
     ),
     "another version of the engine": (

@@ -77,6 +77,7 @@ def check(hutch: Hutch, pid: int, when: str) -> None:
             hutch.run("rm", "-f", row["name"])
 
 
+@pytest.mark.timeout(900)
 def test_the_daemon(source: Hutch) -> None:
     crasher = Crasher(source)
     pid, _ = count(source, "box")
