@@ -48,6 +48,7 @@ OOM_PAUSE: Final = 1.0
 """At most one `sandbox.oom` event in that many seconds: a guest may report any number."""
 
 SIGKILL: Final = 9
+SIGTERM: Final = 15
 TIMEOUT_CODE: Final = 124
 
 _OURS: Final = frozenset(
@@ -314,10 +315,16 @@ class Sandbox:
         tells when it is over.
         """
         if self._reason is None:
+            number = self._stop_signal() if signal is None else signal
             self._reason, self._message = reason, message
             self._stopping()
-            number = signal_number(self._info().stop_signal) if signal is None else signal
             self._ending = self._scope.start("end", self._power_off(number, grace))
+
+    def _stop_signal(self) -> int:
+        try:
+            return signal_number(self._info().stop_signal)
+        except HutchError:  # whatever is on record, it can be stopped
+            return SIGTERM
 
     async def _power_off(self, signal: int, grace: float) -> None:
         if self._info().auto_remove and self.execs.done:

@@ -1,5 +1,7 @@
 """One running sandbox: how it ends, and what its guest may report."""
 
+import dataclasses
+
 import pytest
 
 from hutch.engine.base import ExitKind, MachineExit
@@ -55,6 +57,16 @@ async def test_the_signal_that_is_asked_for(world: World) -> None:
         info = await service.sandboxes.stop(info.id, signal="INT")
     assert info.exit is not None
     assert info.exit.code == 130
+
+
+async def test_it_can_be_stopped_whatever_signal_is_on_record(world: World) -> None:
+    async with world.service() as service:
+        entry = service._registry.find((await running(service)).id)
+        info = dataclasses.replace(entry.info, stop_signal="SIGNONE")
+        entry.row = dataclasses.replace(entry.row, info=info)
+        stopped = await service.sandboxes.stop(info.id)
+    assert stopped.exit is not None
+    assert (stopped.exit.reason, stopped.exit.code) == (StopReason.STOPPED, 143)
 
 
 async def test_the_engines_last_words(world: World) -> None:
