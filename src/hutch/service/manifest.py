@@ -18,7 +18,7 @@ from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SnapshotInfo, from_json, to_json
 from hutch.service.recipe import Recipe, file_identity
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "snapshot.json"
 
 RATE_TOLERANCE: Final = 0.001

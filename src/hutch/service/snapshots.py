@@ -489,7 +489,8 @@ def _cannot_run(info: SandboxInfo) -> HutchError:
 
 
 def _allocated(path: Path) -> int:
-    return path.stat().st_blocks * 512
+    info = path.stat()
+    return min(info.st_blocks * 512, info.st_size)  # a file system may count its own blocks, too
 
 
 def _directories(parent: Path) -> list[Path]:

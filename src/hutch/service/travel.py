@@ -4,39 +4,35 @@ A disk travels whole, so that nothing of the host's own is below it; the root fi
 along for where the image is not. It must not know of records: nothing here is entered anywhere.
 """
 
-import contextlib
 import dataclasses
 import re
 import shutil
-import types
 import typing
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
-from hutch.engine.base import Frozen, MachineType
-from hutch.errors import HutchError, error
+from hutch.engine.base import Frozen
+from hutch.errors import error
 from hutch.images.base import RootFs
-from hutch.models import SnapshotKind, from_json, to_json
+from hutch.models import SnapshotKind, to_json
+from hutch.service.belief import SIZE_MAX, SMALL_MAX, believed, disk_sizes
 from hutch.service.diskimage import write_image
 from hutch.service.layers import Layers
 from hutch.service.manifest import (
-    FORMAT,
     Manifest,
     check_files,
     damaged,
     digest_of,
     read_manifest,
 )
-from hutch.service.names import SNAPSHOT_PREFIX, check_name, new_id
+from hutch.service.names import SNAPSHOT_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
 from hutch.service.portable import Member, Reader, create_file, member_of, unreadable, write
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key, is_sealed, seal, unseal
 from hutch.service.vault import SEALED
-from hutch.settings import GIB, MIB
 from hutch.state.base import SnapshotRow
 from hutch.tasks import in_thread, settle_in_thread
 
@@ -48,13 +44,8 @@ LOGS: Final = "logs"
 UPLOAD: Final = "upload"
 
 _LOG = re.compile(r"logs/[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}\.log")
-_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _FSTYPES: Final = ("squashfs", "erofs")
 _MEMBERS_MAX: Final = 4096
-_CPUS_MAX: Final = 1024
-_SMALL_MAX: Final = GIB  # device state, one log
-_SIZE_MAX: Final = 1 << 45
-_ROUNDING: Final = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +216,7 @@ def _next(pieces: Iterator[bytes]) -> bytes | None:
 
 def _unpack(file: BinaryIO, directory: Path, room: typing.Callable[[], None]) -> Arrived:
     reader = Reader(file)
-    manifest = _believed(reader.manifest.get("snapshot"))
+    manifest = believed(reader.manifest.get("snapshot"))
     fstype = reader.manifest.get("fstype")
     if fstype not in _FSTYPES:
         raise unreadable("its root file system is of no known kind")
@@ -245,13 +236,13 @@ def _unpack(file: BinaryIO, directory: Path, room: typing.Callable[[], None]) ->
 def _limits(manifest: Manifest, directory: Path) -> Mapping[str, range]:
     """Return the sizes that each member that must be there may have."""
     if manifest.snapshot.encrypted:
-        return {SEALED: range(1, _SIZE_MAX), ROOT: range(1, _SIZE_MAX)}
+        return {SEALED: range(1, SIZE_MAX), ROOT: range(1, SIZE_MAX)}
     disk = manifest.info.disk
-    limits = {DISK: range(disk - _ROUNDING, disk + _ROUNDING), ROOT: range(1, _SIZE_MAX)}
+    limits = {DISK: disk_sizes(disk), ROOT: range(1, SIZE_MAX)}
     if manifest.snapshot.kind is SnapshotKind.FULL:
         frozen = Frozen(directory, memory := manifest.info.memory)
         limits |= {
-            frozen.state.name: range(1, _SMALL_MAX),
+            frozen.state.name: range(1, SMALL_MAX),
             frozen.image.name: range(memory, memory + 1),
         }
     return limits
@@ -267,7 +258,7 @@ def _check_members(
         if member.name in limits:
             allowed = limits[member.name]
         elif SEALED not in limits and _LOG.fullmatch(member.name):
-            allowed = range(_SMALL_MAX)
+            allowed = range(SMALL_MAX)
         else:
             raise unreadable("it has a member that no snapshot has")
         if member.size not in allowed:
@@ -278,67 +269,3 @@ def _check_members(
     given = {m.name: m.digest for m in members if m.name in others}
     if given != manifest.digests:
         raise unreadable("its manifest has other digests")
-
-
-def _believed(body: Any) -> Manifest:
-    """Return a manifest of which every value is of its type and within bounds.
-
-    Raises snapshot_damaged, snapshot_incompatible.
-    """
-    if isinstance(body, dict) and isinstance(body.get("format"), int) and body["format"] != FORMAT:
-        raise error(
-            "snapshot_incompatible",
-            f"the snapshot has format {body['format']}, not {FORMAT}",
-            hint="import it with the version of Hutch that exported it",
-        )
-    try:
-        manifest = from_json(Manifest, body)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise unreadable("its manifest is not readable") from cause
-    snapshot, info = manifest.snapshot, manifest.info
-    if not _conforms(Manifest, manifest):
-        raise unreadable("its manifest has a value of a wrong type")
-    full = snapshot.kind is SnapshotKind.FULL
-    with contextlib.suppress(HutchError):
-        check_name(snapshot.name, "snapshot", SNAPSHOT_PREFIX)
-        check_name(snapshot.sandbox_name)
-        fits = (
-            0 < info.cpus <= _CPUS_MAX
-            and 0 < info.memory < _SIZE_MAX
-            and 0 < info.disk < _SIZE_MAX
-            and (snapshot.cpus, snapshot.memory, snapshot.disk)
-            == (info.cpus, info.memory, info.disk)
-            and _IMAGE_ID.fullmatch(info.image_id) is not None
-            and 0 <= manifest.generation < 1 << 62
-            and (manifest.needs is not None) is full
-            and (not full or snapshot.machine in set(MachineType))
-        )
-        if fits:
-            return manifest
-    raise unreadable("its manifest has a value that cannot be")
-
-
-def _conforms(hint: Any, item: Any) -> bool:
-    """Tell whether a value is of its declared type, in all its parts."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(_conforms(each, item) for each in args)
-    if origin is list:
-        return isinstance(item, list) and all(_conforms(args[0], each) for each in item)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(item, dict) and all(
-            _conforms(args[0], key) and _conforms(args[1], each) for key, each in item.items()
-        )
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        return isinstance(item, typing.cast(type, hint)) and all(
-            _conforms(hints[each.name], getattr(item, each.name))
-            for each in dataclasses.fields(hint)
-        )
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return isinstance(item, hint)
-    if hint is float:
-        return type(item) in (int, float)
-    return type(item) is hint
