@@ -10,8 +10,8 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
@@ -279,7 +279,7 @@ class Lives:
             lambda: entry.info,
             machine,
             detached=entry.row.spec.detached,
-            stopping=lambda: self._note_stopping(entry),
+            stopping=lambda: self.note_stopping(entry, sandbox),
             idle=lambda: self.pauses.rest_idle(entry),
             found=found,
         )
@@ -356,15 +356,25 @@ class Lives:
         if entry.boot is not None and not entry.boot.cancelling():
             entry.boot.cancel()
 
-    def _note_stopping(self, entry: Entry) -> None:
-        if entry.info.state in (RUNNING, PAUSED):
-            self._ends.start(f"note {entry.info.id}", self._record_stopping(entry))
+    def note_stopping(self, entry: Entry, sandbox: Sandbox) -> None:
+        """Put on record, in the background, that the end of a sandbox has begun.
 
-    async def _record_stopping(self, entry: Entry) -> None:
+        Not while it is put back: it is told only then whose end that was.
+        """
+        ours = entry.sandbox is sandbox and not entry.undoing
+        if ours and entry.info.state in (RUNNING, PAUSED):
+            work = self._record_stopping(entry, sandbox, entry.row.machine)
+            self._ends.start(f"note {entry.info.id}", work)
+
+    async def _record_stopping(
+        self, entry: Entry, sandbox: Sandbox, machine: Mapping[str, Any] | None
+    ) -> None:
         # The machine may be gone before this is written: then its end is on record already.
         with contextlib.suppress(HutchError):
-            row = await self._parts.store.move(entry.info.id, sources(STOPPING), STOPPING)
-            if entry.info.state in (RUNNING, PAUSED):
+            row = await self._parts.store.move(
+                entry.info.id, sources(STOPPING), STOPPING, vm=machine
+            )
+            if entry.sandbox is sandbox and entry.info.state in (RUNNING, PAUSED):
                 entry.row = row
 
     async def _see_it_out(self, entry: Entry, sandbox: Sandbox) -> None:

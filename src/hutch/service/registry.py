@@ -44,6 +44,8 @@ class Entry:
         """Whether its state is ahead of the record, which could not be written."""
         self.turning = False
         """Whether it is being paused, parked or woken: the lock tells when that is over."""
+        self.undoing = False
+        """Whether it is about to have another VM: what its present one does is not its own."""
         self.limit: asyncio.Task[None] | None = None
         """While it is parked: the task that ends it when its time is up."""
         self._changed = asyncio.Event()

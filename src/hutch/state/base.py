@@ -105,11 +105,13 @@ class Store(Protocol):
         sandbox_id: str,
         expected: Sequence[SandboxState],
         state: SandboxState,
+        *,
+        vm: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> SandboxRow:
         """Change the state, and fields of `info`, if it is one of `expected` now.
 
-        Raises Conflict (wrong_state) otherwise.
+        With `vm` only if that is its machine on record. Raises Conflict (wrong_state) otherwise.
         """
 
     async def begin_start(
@@ -188,6 +190,7 @@ class Store(Protocol):
         *,
         machine: Mapping[str, Any] | None,
         layer: str | None,
+        vm: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> SandboxRow:
         """Give a sandbox another VM and another disk, with what `move` does, all in one step.

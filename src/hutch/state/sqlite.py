@@ -147,10 +147,12 @@ class SqliteStore(DiskRecords, PoolRecords):
         sandbox_id: str,
         expected: Sequence[SandboxState],
         state: SandboxState,
+        *,
+        vm: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> SandboxRow:
         """Change state and `info` in one step. Raises wrong_state, sandbox_not_found."""
-        return await self._change(sandbox_id, lambda row: _moved(row, expected, state, changes))
+        return await self._change(sandbox_id, lambda row: _moved(row, expected, state, changes, vm))
 
     async def begin_start(
         self, sandbox_id: str, expected: Sequence[SandboxState], **changes: Any
@@ -194,12 +196,13 @@ class SqliteStore(DiskRecords, PoolRecords):
         *,
         machine: Mapping[str, Any] | None,
         layer: str | None,
+        vm: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> SandboxRow:
         """Change VM, disk, state and `info` in one step. Raises wrong_state, sandbox_not_found."""
 
         def change(row: SandboxRow) -> SandboxRow:
-            row = _moved(row, expected, state, changes)
+            row = _moved(row, expected, state, changes, vm)
             return dataclasses.replace(row, machine=machine, layer=layer)
 
         return await self._change(sandbox_id, change)
@@ -333,11 +336,13 @@ def _moved(
     expected: Sequence[SandboxState],
     state: SandboxState,
     changes: Mapping[str, Any],
+    vm: Mapping[str, Any] | None = None,
 ) -> SandboxRow:
-    if row.info.state not in expected:
+    other = vm is not None and row.machine != json.loads(json.dumps(vm))
+    if other or row.info.state not in expected:
         raise error(
             "wrong_state",
-            f"sandbox {row.info.name} is {row.info.state}",
+            f"sandbox {row.info.name} is {row.info.state}" + (" in another VM" if other else ""),
             details={"state": row.info.state.value},
         )
     return dataclasses.replace(row, info=dataclasses.replace(row.info, state=state, **changes))

@@ -12,7 +12,7 @@ from hutch.engine.base import ExitKind, MachineExit
 from hutch.errors import HutchError, error
 from hutch.guest.fake import FakeAgent
 from hutch.images.base import no_report
-from hutch.models import ExecSpec, SandboxInfo, SandboxState
+from hutch.models import ExecSpec, SandboxInfo, SandboxState, StopReason
 from hutch.service.host import HostService
 from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, output, read_logs, spec
@@ -240,6 +240,69 @@ async def test_a_commit_that_is_cancelled_is_taken_back(
     (kept,) = await store.sandboxes()
     assert (kept.machine, kept.layer, kept.info) == (row.machine, row.layer, row.info)
     assert machines(world) == 1
+    await service.execs.list("web")
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_kill_as_it_is_put_on_record(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch, stuck: bool
+) -> None:
+    """It is taken back; when it cannot be (`stuck`), VM and disk are those that are on record."""
+    await run(service, name="web")
+    await service.checkpoints.create("web")
+    entry = service._registry.find("web")
+    before, store = entry.row, service._parts.store
+    really = store.put_back
+    kills: list[asyncio.Future[SandboxInfo]] = []
+
+    async def late(*args: Any, **fields: Any) -> Any:
+        if kills and stuck:
+            raise error("disk_full", "told to")
+        result = await really(*args, **fields)
+        if not kills:
+            boot = entry.boot
+            assert boot is not None
+            kills.append(asyncio.ensure_future(service.sandboxes.kill("web")))
+            await until(lambda: boot.cancelling() > 0)
+        return result
+
+    monkeypatch.setattr(store, "put_back", late)
+    undoing = asyncio.ensure_future(service.checkpoints.undo("web"))
+    if stuck:
+        await undoing
+    else:
+        await expect("sandbox_died", undoing)
+    assert (await kills[0]).state is STOPPED
+    monkeypatch.undo()
+    (row,) = await store.sandboxes()
+    assert (row.layer, row.info, row.machine) == (entry.row.layer, entry.info, None)
+    assert (row.layer == before.layer) is not stuck
+    assert row.layer in {path.stem for path in world.layers()}
+    assert machines(world) == 0
+    await service.sandboxes.start("web")
+    await remove_all(service, "web")
+    assert world.leftovers() == []
+
+
+async def test_the_old_one_ends_as_it_is_put_on_record(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.checkpoints.create("web")
+    entry, store, ends = service._registry.find("web"), service._parts.store, service._lives._ends
+    really = store.put_back
+
+    async def late(*args: Any, **fields: Any) -> Any:
+        result = await really(*args, **fields)
+        assert entry.sandbox is not None
+        entry.sandbox.end(StopReason.TIMEOUT, grace=0.5)
+        await until(lambda: not any("note" in task.get_name() for task in ends._tasks))
+        return result
+
+    monkeypatch.setattr(store, "put_back", late)
+    assert (await service.checkpoints.undo("web")).state is RUNNING
+    (row,) = await store.sandboxes()
+    assert (row, row.info.state, machines(world)) == (entry.row, RUNNING, 1)
     await service.execs.list("web")
 
 

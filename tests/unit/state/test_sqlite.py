@@ -237,3 +237,16 @@ async def test_another_machine_and_another_disk_in_one_step(store: SqliteStore) 
     assert await code_of(work) == "wrong_state"
     (found,) = await store.sandboxes()
     assert (found, found.info.state) == (row, RUNNING)
+
+
+async def test_a_step_for_one_machine_alone(store: SqliteStore) -> None:
+    await store.add_sandbox(SPEC, info("sb_1", "one"), slots=5)
+    row = await store.set_machine("sb_1", {"pid": 7, "cpus": [1, 2]})
+    for vm in ({"pid": 8}, {}):
+        work = store.move("sb_1", (CREATED,), STARTING, vm=vm)
+        assert await code_of(work) == "wrong_state"
+        work = store.put_back("sb_1", (CREATED,), RUNNING, machine=None, layer=None, vm=vm)
+        assert await code_of(work) == "wrong_state"
+    assert list(await store.sandboxes()) == [row]
+    moved = await store.move("sb_1", (CREATED,), STARTING, vm={"pid": 7, "cpus": (1, 2)})
+    assert moved.info.state is STARTING
