@@ -150,7 +150,7 @@ class SandboxInfo:
     `template` is the one that it first began as a clone of (None: it booted cold). `origin` is the
     id of the snapshot that it was restored from, or of the sandbox that it was forked from.
     `boot_seconds` is how long its last start took. `undone_to` is the checkpoint that it
-    was last put back to, which is of `undone_since`, and `undone_at` when that was.
+    was last put back to, at `undone_at`, and `undone` are those that it is without since then.
     """
 
     id: str
@@ -192,8 +192,8 @@ class SandboxInfo:
     idle_timeout: float = 0.0
     idle_action: IdleAction = IdleAction.PAUSE
     undone_to: str | None = None
-    undone_since: str | None = None
     undone_at: str | None = None
+    undone: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,16 @@ class Checkpoints:
         entry = self._registry.find(ref)
         checkpoint = self.chosen(entry.info, number, to)
         opened = functools.partial(self._snapshots.opened, checkpoint.id)
-        await self._undos.put_back(entry, opened)
+        undone = functools.partial(self._undone_by, entry, checkpoint.id)
+        await self._undos.put_back(entry, opened, undone)
         return entry.info
+
+    def _undone_by(self, entry: Entry, checkpoint_id: str) -> Sequence[str]:
+        # In the order of their making, also those that are not complete yet: clocks step back.
+        info = entry.info
+        rows = [row.info for row in self._snapshots.shelf.values()]
+        known = [each.id for each in rows if each.checkpoint and each.sandbox_id == info.id]
+        return left_behind(info.undone, known, checkpoint_id)
 
     def chosen(self, info: SandboxInfo, number: int, to: str | None = None) -> SnapshotInfo:
         """Return a checkpoint by number, or by id or name. Raises checkpoint_not_found."""
@@ -147,8 +155,16 @@ class Checkpoints:
 
 def numbered(info: SandboxInfo, checkpoints: Sequence[SnapshotInfo]) -> list[Checkpoint]:
     """Return a sandbox's checkpoints, given oldest first, numbered back from where it is now."""
-    since, at = info.undone_since or "", info.undone_at or ""
-    undone = {each.id for each in checkpoints if since < each.created_at <= at}
-    line = [each.id for each in reversed(checkpoints) if each.id not in undone]
+    line = [each.id for each in reversed(checkpoints) if each.id not in info.undone]
     numbers = {each: number for number, each in enumerate(line, 1)}
     return [Checkpoint(numbers.get(each.id), each) for each in reversed(checkpoints)]
+
+
+def left_behind(undone: Sequence[str], known: Sequence[str], to: str) -> list[str]:
+    """Return which of the checkpoints `known`, oldest first, are no part of what leads to one.
+
+    `undone` are those of which that is known already, unless it is one of them.
+    """
+    later = known[known.index(to) + 1 :]
+    before = () if to in undone else undone
+    return [each for each in known if each in later or each in before]

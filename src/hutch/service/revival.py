@@ -268,6 +268,9 @@ def _described(origin: Origin, sandbox_id: str, name: str) -> SandboxRow:
         pid=None,
         boot_seconds=None,
         origin=origin.id,
+        undone_to=None,
+        undone_at=None,
+        undone=[],
     )
     return SandboxRow(spec, info, 0, generation=origin.source.generation)
 

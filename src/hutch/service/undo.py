@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
@@ -37,6 +37,9 @@ _FROM: Final = (RUNNING, PAUSED, STOPPED, FAILED)
 
 OpenPast = Callable[[], AbstractAsyncContextManager[Past]]
 
+Undone = Callable[[], Sequence[str]]
+"""Returns the ids of the moments that the sandbox will be without; asked while it is held."""
+
 
 class Undos:
     """Puts the sandboxes of one host back."""
@@ -49,13 +52,13 @@ class Undos:
         self._beside = Beside(parts, lives.booter)
         self._scope = Scope("undos")
 
-    async def put_back(self, entry: Entry, past: OpenPast) -> None:
+    async def put_back(self, entry: Entry, past: OpenPast, undone: Undone) -> None:
         """Put a sandbox back; its own task, which goes to its end whatever becomes of who asked.
 
         When it fails, or the sandbox is stopped or killed meanwhile, the old VM has run on. Raises
         wrong_state, no_capacity, boot_failed, engine_failed, disk_full, and what `past` raises.
         """
-        task = self._scope.start(entry.info.id, _outcome(self._act(entry, past)))
+        task = self._scope.start(entry.info.id, _outcome(self._act(entry, past, undone)))
         await asyncio.wait({task})
         if task.cancelled():
             raise error(
@@ -70,7 +73,7 @@ class Undos:
         """Undo what is under way."""
         await self._scope.close()
 
-    async def _act(self, entry: Entry, past: OpenPast) -> None:
+    async def _act(self, entry: Entry, past: OpenPast, undone: Undone) -> None:
         async with self._captures.hold(entry):
             if entry.sandbox is not None and entry.sandbox.ending:
                 await entry.rest()
@@ -83,7 +86,7 @@ class Undos:
                     async with past() as moment:
                         await self._lives.records.catch_up(entry)
                         async with self._beside.layer(moment, entry.info.disk) as layer:
-                            await self._exchange(entry, moment, layer, begun)
+                            await self._exchange(entry, moment, layer, undone, begun)
             finally:
                 if entry.sandbox is not None and entry.sandbox.ending:
                     self._lives.note_stopping(entry, entry.sandbox)
@@ -92,14 +95,19 @@ class Undos:
     # ---- the exchange
 
     async def _exchange(
-        self, entry: Entry, past: Past, layer: LayerRow, begun: contextlib.ExitStack
+        self,
+        entry: Entry,
+        past: Past,
+        layer: LayerRow,
+        undone: Undone,
+        begun: contextlib.ExitStack,
     ) -> None:
         """Start the new VM, make it the sandbox's, and close `begun`; till then it is undone."""
         entry.row = await self._parts.store.next_generation(entry.info.id)
         machine, guest = await self._beside.begin(entry.row, past, layer)
         before, old = entry.row, entry.sandbox
         try:
-            await self._commit(entry, past, layer, machine)
+            await self._commit(entry, past, layer, undone(), machine)
         except BaseException:
             await settle(self._beside.end(machine, guest))
             raise
@@ -109,7 +117,9 @@ class Undos:
         begun.close()
         await settle(self._change_over(entry, past, before, old, new))
 
-    async def _commit(self, entry: Entry, past: Past, layer: LayerRow, machine: Machine) -> None:
+    async def _commit(
+        self, entry: Entry, past: Past, layer: LayerRow, undone: Sequence[str], machine: Machine
+    ) -> None:
         """Put on record that VM and disk are the sandbox's: in one step, which decides.
 
         When this is cancelled it is taken back. What cannot be taken back stands: the records say
@@ -121,8 +131,8 @@ class Undos:
             "accelerator": record.accelerator.value,
             "error": None,
             "undone_to": past.snapshot.id,
-            "undone_since": past.snapshot.created_at,
             "undone_at": timestamp(now),
+            "undone": list(undone),
         }
         if not row.info.state.has_machine:
             limit = row.info.timeout

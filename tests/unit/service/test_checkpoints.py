@@ -9,7 +9,8 @@ import pytest
 from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxInfo, SandboxState
-from hutch.service.checkpoints import numbered
+from hutch.service import snapshots, undo
+from hutch.service.checkpoints import left_behind, numbered
 from hutch.service.host import HostService
 from hutch.settings import Settings
 from tests.unit.service.world import World, expect, output, spec
@@ -139,14 +140,48 @@ async def test_those_of_sandboxes_that_are_gone(
     assert world.leftovers() == []
 
 
+async def test_a_clock_that_steps_back(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is that in which they were made, whatever the time was said to be."""
+    await run(service, name="web")
+    days = iter(range(28, 0, -1))
+    for module in (snapshots, undo):
+        monkeypatch.setattr(
+            module, "timestamp", lambda at=None: f"2026-01-{next(days):02}T00:00:00.000Z"
+        )
+    await take(service, "a", "b", "c")
+    await service.checkpoints.undo("web", 2)
+    assert await listed(service) == [(None, "c"), (1, "b"), (2, "a")]
+    await take(service, "d")
+    assert await listed(service) == [(1, "d"), (2, "b"), (3, "a")]
+    assert (await service.sandboxes.get("web")).undone_at is not None
+
+
+async def test_what_is_made_of_one_that_was_undone(service: HostService) -> None:
+    await run(service, name="web")
+    (a, _) = await take(service, "a", "b")
+    await service.checkpoints.undo("web", 2)
+    for name in ("fork", "restored"):
+        if name == "fork":
+            (copy,) = (await service.forks.fork("web", [name])).children
+        else:
+            copy = await service.snapshots.restore(a, name)
+        assert (copy.undone_to, copy.undone_at, copy.undone) == (None, None, [])
+
+
+def test_which_are_left_behind() -> None:
+    known = ["a", "b", "c", "d"]
+    assert left_behind([], known, "b") == ["c", "d"]
+    assert left_behind(["c", "gone"], known, "d") == ["c"]
+    assert left_behind(["c", "d"], known, "c") == ["d"]
+    assert left_behind(["b", "c"], known, "a") == ["b", "c", "d"]
+
+
 async def test_numbers_are_those_of_the_line_that_it_is_in(service: HostService) -> None:
     info = await run(service, name="web")
-    await take(service, "a", "b")
+    a, b = await take(service, "a", "b")
     known = [each.snapshot for each in await service.checkpoints.list("web")][::-1]
-    dated = [
-        replace(each, created_at=f"2026-01-0{day}T00:00:00.000Z")
-        for day, each in enumerate(known, 1)
-    ]
-    undone = replace(info, undone_since=dated[0].created_at, undone_at="2026-01-05T00:00:00.000Z")
-    assert [each.number for each in numbered(undone, dated)] == [None, 1]
-    assert [each.number for each in numbered(info, dated)] == [1, 2]
+    assert [each.number for each in numbered(replace(info, undone=[b]), known)] == [None, 1]
+    assert [each.number for each in numbered(replace(info, undone=[a]), known)] == [1, None]
+    assert [each.number for each in numbered(info, known)] == [1, 2]
