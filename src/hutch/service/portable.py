@@ -134,13 +134,19 @@ class Reader:
         finally:
             os.close(fd)
 
-    def fill(self, member: Member, fd: int, room: Callable[[], None]) -> None:
+    def fill(
+        self, member: Member, fd: int, room: Callable[[], None], *, most: int | None = None
+    ) -> None:
         """Write the next member into an empty file that is open, and check its digest: `extract`.
 
-        Raises OSError.
+        `most` is how much of it may be more than holes. Raises OSError.
         """
         os.ftruncate(fd, member.size)
+        written = 0
         for start, data in self._pieces(member):
+            written += len(data)
+            if most is not None and written > most:
+                raise unreadable(f"{member.name} takes more than was said")
             room()
             _write_all(fd, data, start)
         if digest_of(fd) != member.digest:

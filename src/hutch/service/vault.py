@@ -20,11 +20,13 @@ from typing import Final
 from hutch.engine.base import Frozen
 from hutch.engine.memories import create_memory
 from hutch.errors import HutchError, error
-from hutch.models import SnapshotKind, from_json, to_json
+from hutch.images.base import RootFs
+from hutch.models import SnapshotKind, to_json
+from hutch.service.belief import SIZE_MAX, SMALL_MAX, believed, disk_sizes
 from hutch.service.capacity import copy_need
 from hutch.service.diskimage import fill_layer, hidden_file, write_hidden
 from hutch.service.layers import Layers
-from hutch.service.manifest import Manifest, damaged
+from hutch.service.manifest import Manifest, damaged, digest_of
 from hutch.service.parts import Parts
 from hutch.service.portable import Member, Reader, create_file, member_of, write
 from hutch.service.sealing import Key, seal, unseal
@@ -69,6 +71,7 @@ class Sealing:
         engine_failed, tool_missing, disk_full, OSError.
         """
         assert self._layer is not None
+        root = _root_of(self._parts, manifest)
         rows = self._layers.chain(self._layer)
         template, places = rows[-1].template, self._parts.places
         base = await self._parts.base_disk(self._parts.settings.home, manifest.info.disk)
@@ -84,17 +87,18 @@ class Sealing:
             sources[_MEMORY] = self._own(memory)
             sources[_STATE] = self._own(os.memfd_create("hutch-state", os.MFD_CLOEXEC))
             await settle_in_thread(_fill, sources[_STATE], state)
-            held = os.fstat(memory).st_blocks * 512
+            held = min(os.fstat(memory).st_blocks * 512, manifest.info.memory)
             snapshot = dataclasses.replace(manifest.snapshot, memory_bytes=held)
             manifest = dataclasses.replace(manifest, snapshot=snapshot)
         if self._logs is not None:
             sources[_LOGS] = self._logs
-        await self._write(manifest, sources)
+        await self._write(manifest, root, sources)
         return _without_secrets(manifest)
 
-    async def _write(self, manifest: Manifest, sources: dict[str, int]) -> None:
+    async def _write(self, manifest: Manifest, root: RootFs, sources: dict[str, int]) -> None:
         with create_file(self._directory / SEALED) as file:
-            pieces = seal(_packed(manifest, sources), self._key)
+            packed = await settle_in_thread(_packed, manifest, root, sources)
+            pieces = seal(packed, self._key)
             while (piece := await settle_in_thread(next, pieces, None)) is not None:
                 await settle_in_thread(file.write, piece)
             await settle_in_thread(file.flush)
@@ -201,17 +205,20 @@ class Vault:
         try:
             with open(sealed, "rb") as file:
                 reader = Reader(unseal(file, key, f"the snapshot {name}"))
-                inner = from_json(Manifest, reader.manifest["snapshot"])
-                full = inner.snapshot.kind is SnapshotKind.FULL
-                _check(reader.members, manifest, full=full)
+                inner = believed(reader.manifest["snapshot"])
+                _check_same(inner, manifest)
+                _check(reader.members, manifest)
+                if reader.manifest["root"] != _about(_root_of(self._parts, manifest)):
+                    raise damaged(name, "the root file system beside it is another one")
                 for member in reader.members:
                     if member.name in fds:
-                        reader.fill(member, fds[member.name], self._room)
+                        most = inner.snapshot.memory_bytes if member.name == _MEMORY else None
+                        reader.fill(member, fds[member.name], self._room, most=most)
                     else:
                         reader.skip(member)
                 reader.finish()
                 return inner
-        except (ValueError, KeyError, TypeError) as cause:
+        except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as cause:
             raise damaged(name, "what is in it is not readable") from cause
         except HutchError as cause:
             if cause.code == "snapshot_damaged":
@@ -224,20 +231,58 @@ class Vault:
             raise error("disk_full", f"{places.home}: there is no room for the disk")
 
 
-def _packed(manifest: Manifest, sources: dict[str, int]) -> Iterator[bytes]:
+def _packed(manifest: Manifest, root: RootFs, sources: dict[str, int]) -> Iterator[bytes]:
     members = [(member_of(name, fd), fd) for name, fd in sources.items()]
-    return write({"snapshot": to_json(manifest)}, members)
+    return write({"snapshot": to_json(manifest), "root": _about(root)}, members)
 
 
-def _check(members: list[Member], manifest: Manifest, *, full: bool) -> None:
-    """Refuse what is not the content of the snapshot it lies by. Raises snapshot_damaged."""
-    sizes = {member.name: member.size for member in members}
-    wanted = {_DISK, _STATE, _MEMORY} if full else {_DISK}
-    name, same = manifest.snapshot.name, full is (manifest.snapshot.kind is SnapshotKind.FULL)
-    if not same or sizes.keys() - {_LOGS} != wanted:
-        raise damaged(name, "what is in it is not what it says")
-    if full and sizes[_MEMORY] != manifest.info.memory:
-        raise damaged(name, "its memory is of another size than it says")
+def _root_of(parts: Parts, manifest: Manifest) -> RootFs:
+    root = parts.images.rootfs_path(manifest.info.image_id)
+    if root is None:
+        image, name = manifest.snapshot.image, manifest.snapshot.name
+        raise error(
+            "image_not_found",
+            f"the image {image} of the snapshot {name} is gone",
+            hint=f"get it back with `hutch image pull {image}`",
+        )
+    return root
+
+
+def _about(root: RootFs) -> dict[str, str]:
+    """Return what is sealed of a root file system, which lies beside in the clear. Blocking."""
+    return {"fstype": root.fstype, "digest": digest_of(root.path)}
+
+
+def _check_same(inner: Manifest, outer: Manifest) -> None:
+    """Refuse what is not of the manifest it lies by. Raises snapshot_damaged."""
+    if _sizes(inner) != _sizes(outer):
+        raise damaged(outer.snapshot.name, "what is in it is not what it says")
+
+
+def _sizes(manifest: Manifest) -> tuple[object, ...]:
+    info, snapshot = manifest.info, manifest.snapshot
+    return (
+        snapshot.kind,
+        snapshot.memory_bytes,
+        info.cpus,
+        info.memory,
+        info.disk,
+        manifest.generation,
+    )
+
+
+def _check(members: list[Member], manifest: Manifest) -> None:
+    """Refuse members, or sizes of them, that no such snapshot has. Raises snapshot_damaged."""
+    sizes, memory = {member.name: member.size for member in members}, manifest.info.memory
+    wanted = {_DISK: disk_sizes(manifest.info.disk)}
+    if manifest.snapshot.kind is SnapshotKind.FULL:
+        wanted |= {_STATE: range(1, SMALL_MAX), _MEMORY: range(memory, memory + 1)}
+    limits = wanted | {_LOGS: range(SIZE_MAX)}
+    if not wanted.keys() <= sizes.keys() <= limits.keys():
+        raise damaged(manifest.snapshot.name, "what is in it is not what it says")
+    for name, size in sizes.items():
+        if size not in limits[name] or (name == _DISK and size % 512):
+            raise damaged(manifest.snapshot.name, f"its {name} is of another size than it says")
 
 
 def _without_secrets(manifest: Manifest) -> Manifest:

@@ -155,6 +155,20 @@ def test_it_stops_where_there_is_no_room(files: list[Path], tmp_path: Path) -> N
         reader.extract(reader.members[0], tmp_path / "out", room)
 
 
+def test_no_more_is_written_than_was_said(files: list[Path], tmp_path: Path) -> None:
+    path = files[0]
+    for most in (path.stat().st_size, path.stat().st_size - 1):
+        reader = Reader(io.BytesIO(pack([path])))
+        with open(tmp_path / f"copy-{most}", "w+b") as copy:
+            if most == path.stat().st_size:
+                reader.fill(reader.members[0], copy.fileno(), lambda: None, most=most)
+                continue
+            with pytest.raises(HutchError) as caught:
+                reader.fill(reader.members[0], copy.fileno(), lambda: None, most=most)
+            assert caught.value.code == "snapshot_damaged"
+            assert os.fstat(copy.fileno()).st_blocks * 512 <= most + 4096
+
+
 def test_members_may_be_files_without_names(files: list[Path]) -> None:
     plain, sparse, _ = files
     with plain.open("rb") as one, sparse.open("rb") as other:

@@ -18,7 +18,7 @@ from hutch.process import which
 from hutch.service import travel
 from hutch.service.host import HostService
 from hutch.service.manifest import MANIFEST, check_files, read_manifest
-from hutch.service.portable import Reader, write
+from hutch.service.portable import Reader, member_of, write
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key
 from tests.unit.service.world import IMAGE_ID, World, expect, spec
@@ -313,6 +313,31 @@ async def test_what_is_encrypted_at_rest_travels_as_it_is(
         twice = b"".join([piece async for piece in other.snapshots.export("then", key)])
         await expect("wrong_key", other.snapshots.load(pieces(twice), "thrice"))
         assert (await other.snapshots.load(pieces(twice), "thrice", key)).encrypted
+
+
+async def test_who_carries_it_cannot_put_another_root_below_it(
+    service: HostService, elsewhere: World, tmp_path: Path
+) -> None:
+    await run(service, name="web")
+    key = Key(b"a key of mine")
+    await service.snapshots.create("web", name="then", key=key)
+    other = tmp_path / "other-root"
+    other.write_bytes(b"another root")
+    reader = Reader(io.BytesIO(await exported(service, "then")))
+    members = []
+    for member in reader.members:
+        path = tmp_path / member.name
+        reader.extract(member, path, lambda: None)
+        path = other if member.name == travel.ROOT else path
+        members.append((member_of(member.name, path), path))
+    head = {name: part for name, part in reader.manifest.items() if name != "members"}
+    data = b"".join(write(head, members))
+    async with elsewhere.service() as there:
+        await there.snapshots.load(pieces(data))
+        for disk_only in (False, True):
+            work = there.snapshots.restore("then", "here", disk_only=disk_only, key=key)
+            assert "root" in (await expect("snapshot_damaged", work)).message
+        assert len(elsewhere.engine.running()) == 0
 
 
 async def test_a_file_cannot_pass_as_encrypted_or_in_the_clear(

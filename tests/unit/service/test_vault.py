@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 
 from hutch.errors import error
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo, SandboxState, SnapshotInfo, SnapshotKind
+from hutch.models import SandboxInfo, SandboxState, SnapshotInfo, SnapshotKind, to_json
 from hutch.process import which
-from hutch.service import sealing
+from hutch.service import sealing, vault
 from hutch.service.host import HostService
-from hutch.service.manifest import MANIFEST
+from hutch.service.manifest import MANIFEST, Manifest
 from hutch.service.sealing import HEAD, Key, Work
 from hutch.service.values import SandboxFilter
 from hutch.service.vault import SEALED
@@ -181,6 +182,76 @@ async def test_one_does_not_pass_for_another(world: World, service: HostService)
     body["format"] = 7
     manifest.write_text(json.dumps(body))
     await expect("snapshot_incompatible", service.snapshots.restore("full", key=KEY))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("info", "idle_timeout", "x"),
+        ("info", "stop_signal", "SIGNONE"),
+        ("info", "cpus", 2),
+        ("snapshot", "kind", "disk"),
+        ("snapshot", "memory_bytes", 1),
+        (None, "generation", 77),
+        (None, "info", None),
+    ],
+)
+@pytest.mark.parametrize("disk_only", [False, True])
+async def test_what_was_encrypted_is_believed_no_more_than_other_files(
+    world: World,
+    service: HostService,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str | None,
+    key: str,
+    value: Any,
+    disk_only: bool,
+) -> None:
+    def hostile(manifest: Manifest) -> Any:
+        body = json.loads(json.dumps(to_json(manifest)))
+        (body if part is None else body[part])[key] = value
+        return body
+
+    await run(service, name="web")
+    with monkeypatch.context() as patch:
+        patch.setattr(vault, "to_json", hostile)
+        await service.snapshots.create("web", name="then", key=KEY)
+    work = service.snapshots.restore("then", disk_only=disk_only, key=KEY)
+    await expect("snapshot_damaged", work)
+    assert (await names(service), hidden()) == (["web"], [])
+
+
+@pytest.mark.parametrize("disk_only", [False, True])
+async def test_the_root_it_was_made_over_is_the_only_one(
+    world: World, service: HostService, disk_only: bool
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+    whole = world.images.path.read_bytes()
+    world.images.path.write_bytes(b"boot")
+    work = service.snapshots.restore("then", "new", disk_only=disk_only, key=KEY)
+    await expect("snapshot_damaged", work)
+    world.images.path.unlink()
+    work = service.snapshots.restore("then", "new", disk_only=disk_only, key=KEY)
+    await expect("image_not_found", work)
+    assert await names(service) == ["web"]
+    world.images.path.write_bytes(whole)
+    await service.snapshots.restore("then", "new", disk_only=True, key=KEY)
+
+
+async def test_files_are_read_beside_the_loop(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member_of, threads = vault.member_of, set[threading.Thread]()
+
+    def watched(name: str, fd: int) -> Any:
+        threads.add(threading.current_thread())
+        return member_of(name, fd)
+
+    monkeypatch.setattr(vault, "member_of", watched)
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_nothing_is_left_of_one_that_fails(
