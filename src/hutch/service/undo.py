@@ -186,7 +186,16 @@ class Undos:
 
         The new one is ended by its own task if anything is wrong with it.
         """
-        info = entry.info
+        try:
+            await self._clear_away(entry, past, before, old)
+        finally:
+            self._lives.supervise(entry, new)  # first: from here on its end is seen
+            await new.go_on()
+
+    async def _clear_away(
+        self, entry: Entry, past: Past, before: SandboxRow, old: Sandbox | None
+    ) -> None:
+        info, settings = entry.info, self._parts.settings
         if old is not None:
             old.connection.last = True
             old.connection.end(
@@ -197,13 +206,16 @@ class Undos:
                     details={"checkpoint": past.snapshot.id},
                 )
             )
-            await old.machine.kill()
-            await old.close()  # its logs are closed before they are put back
+            with _noted(entry, "its former VM is not ended"):
+                await old.machine.kill()
+            with _noted(entry, "its former VM is not let go of"):
+                await old.close()  # its logs are closed before they are put back
         if before.machine is not None:
-            await self._beside.clear(machine_directory(self._parts.places, before))
-        await self._layers.release(before.layer)
-        settings = self._parts.settings
-        try:
+            with _noted(entry, "something is left of its former VM"):
+                await self._beside.clear(machine_directory(self._parts.places, before))
+        with _noted(entry, "its former disk is left"):
+            await self._layers.release(before.layer)
+        with _noted(entry, "its logs have a hole from here on"):
             await settle_in_thread(
                 put_back_logs,
                 past.logs,
@@ -211,10 +223,15 @@ class Undos:
                 size=settings.log_size,
                 files=settings.log_files,
             )
-        except OSError as failure:
-            log.warning("the logs of %s have a hole from here on: %s", info.name, failure)
-        self._lives.supervise(entry, new)  # first: from here on its end is seen
-        await new.go_on()
+
+
+@contextlib.contextmanager
+def _noted(entry: Entry, what: str) -> Iterator[None]:
+    """Let what fails in the block be a line in the log: the sandbox goes on without it."""
+    try:
+        yield
+    except (HutchError, OSError) as failure:
+        log.warning("%s was put back, but %s: %s", entry.info.name, what, failure)
 
 
 @contextlib.contextmanager

@@ -361,3 +361,23 @@ async def test_who_kills_it_before_anything_is_started_wins(
         await expect("sandbox_died", undoing)
         assert (await killing).state is STOPPED
     assert machines(world) == 0
+
+
+async def test_what_cannot_be_cleared_away_is_left(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.checkpoints.create("web")
+    refused = []
+
+    async def refuse(*args: object) -> None:
+        refused.append(args)
+        raise error("engine_failed", "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._parts.engine, "discard", refuse)
+        assert (await service.checkpoints.undo("web")).state is RUNNING
+    assert refused
+    assert not agent(world, service, "web").frozen
+    await service.sandboxes.stop("web")  # for which its end is seen
+    assert machines(world) == 0
