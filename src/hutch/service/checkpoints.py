@@ -20,7 +20,8 @@ from hutch.service.parts import Parts
 from hutch.service.registry import Entry, Registry
 from hutch.service.snapshots import Snapshots
 from hutch.service.undo import Undos
-from hutch.tasks import settle
+from hutch.state.base import SnapshotRow
+from hutch.tasks import Scope, settle
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ class Checkpoints:
         self._snapshots = snapshots
         self._layers = lives.booter.layers
         self._undos = Undos(parts, lives, captures)
+        self._scope: Scope | None = Scope("checkpoints")
         lives.when_erased(self._forget_all)
+        snapshots.shelf.when_unused(self._forget_one)
 
     async def create(
         self, ref: str, *, message: str = "", command: Sequence[str] = ()
@@ -70,6 +73,9 @@ class Checkpoints:
             )
 
         made = await self._snapshots.create(entry.info.id, mark=mark)
+        if entry.removed:  # after its capture: whoever removed it did not know of this one
+            await settle(self._remove([made]))
+            entry.check_present()
         await self._remove(undone)
         await self._remove(self._of(entry.info)[: -self._parts.settings.checkpoint_keep])
         await settle(self._thin_out(entry))
@@ -142,6 +148,12 @@ class Checkpoints:
     async def _forget_all(self, sandbox_id: str) -> None:
         await self._remove(self._snapshots.shelf.checkpoints(sandbox_id))
 
+    def _forget_one(self, row: SnapshotRow) -> None:
+        """Remove one that was in use as its sandbox was removed."""
+        gone = row.info.checkpoint and self._registry.by_id(row.info.sandbox_id) is None
+        if gone and self._scope is not None:
+            self._scope.start(f"forget {row.info.id}", self._remove([row.info]))
+
     async def open(self) -> None:
         """Remove the checkpoints of sandboxes that are gone."""
         known = {entry.info.id for entry in self._registry}
@@ -151,6 +163,9 @@ class Checkpoints:
     async def close(self) -> None:
         """Undo what is under way."""
         await self._undos.close()
+        if (scope := self._scope) is not None:
+            self._scope = None
+            await scope.close()
 
 
 def numbered(info: SandboxInfo, checkpoints: Sequence[SnapshotInfo]) -> list[Checkpoint]:

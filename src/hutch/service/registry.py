@@ -164,6 +164,10 @@ class Registry:
                 )
         raise _not_found(ref)
 
+    def by_id(self, sandbox_id: str) -> Entry | None:
+        """Return the entry of that id, and of no other that it could mean; None: it is gone."""
+        return self._entries.get(sandbox_id)
+
     def find_last(self, ref: str) -> Entry:
         """Find as `find` does, and also one that was removed a while ago, by its id or name."""
         try:

@@ -4,7 +4,8 @@ It must not know how snapshots are made, nor what is in them.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from hutch.errors import HutchError, error
@@ -23,6 +24,8 @@ class Shelf(dict[str, SnapshotRow]):
         super().__init__()
         self._registry = registry
         self.leaving: set[str] = set()
+        self._users: Counter[str] = Counter()
+        self._unused: list[Callable[[SnapshotRow], None]] = []
 
     def find(self, ref: str) -> SnapshotRow:
         """Find one that is ready by id, name, or the beginning of an id.
@@ -57,6 +60,28 @@ class Shelf(dict[str, SnapshotRow]):
         rows = [row for row in self.of(None) if row.info.id not in self.leaving]
         wanted = [row.info for row in rows if row.info.checkpoint]
         return [info for info in wanted if sandbox_id in (None, info.sandbox_id)]
+
+    # ---- their use
+
+    @contextlib.contextmanager
+    def used(self, row: SnapshotRow) -> Iterator[None]:
+        """Let nobody remove one for the length of the block."""
+        self._users[row.info.id] += 1
+        try:
+            yield
+        finally:
+            self._users[row.info.id] -= 1
+            if not self.busy(row) and row.info.id in self:
+                for follow in self._unused:
+                    follow(row)
+
+    def busy(self, row: SnapshotRow) -> bool:
+        """Tell whether somebody uses it."""
+        return self._users[row.info.id] > 0
+
+    def when_unused(self, follow: Callable[[SnapshotRow], None]) -> None:
+        """Have `follow` called with each that its last user leaves. It must not raise."""
+        self._unused.append(follow)
 
     def nearest(self, chain: Iterable[LayerRow]) -> str | None:
         """Return the snapshot that a disk, whose layers these are, was last a part of."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from pathlib import Path
 
@@ -76,7 +76,6 @@ class Snapshots:
         self._disks = DiskDigests(self._layers)
         self._moments = Moments(parts, lives, self._vault, self._disks)
         self._travel = Travel(parts, self._layers)
-        self._exported: Counter[str] = Counter()
         self._layers.add_holder(self._held)
         registry.also_needs(self._sources.values)
 
@@ -296,7 +295,7 @@ class Snapshots:
         row = self.shelf.find(ref)
         if name is not None:
             check_name(name)
-        with self._registry.reserve(name) as new_name:
+        with self._registry.reserve(name) as new_name, self.shelf.used(row):
             async with self._moments.opened(row, key, disk_only=disk_only) as moment:
                 if moment.frozen is None:
                     entry = await self._revivals.boot(new_name, moment.origin)
@@ -322,11 +321,12 @@ class Snapshots:
             failure = no_key(f"the snapshot {row.info.name} is encrypted")
             failure.hint = "restore it with its key, and use the sandbox instead"
             raise failure
-        async with self._moments.opened(row) as moment:
-            origin, frozen = moment.origin, moment.frozen
-            if origin.layer is None or origin.logs is None or frozen is None:
-                raise damaged(moment.manifest.snapshot.name, "it has no memory")
-            yield Past(moment.manifest.snapshot, frozen, origin.layer, origin.logs)
+        with self.shelf.used(row):
+            async with self._moments.opened(row) as moment:
+                origin, frozen = moment.origin, moment.frozen
+                if origin.layer is None or origin.logs is None or frozen is None:
+                    raise damaged(moment.manifest.snapshot.name, "it has no memory")
+                yield Past(moment.manifest.snapshot, frozen, origin.layer, origin.logs)
 
     # ---- travelling
 
@@ -338,13 +338,10 @@ class Snapshots:
         Raises snapshot_not_found, snapshot_damaged, image_not_found, tool_missing, disk_full.
         """
         row = self.shelf.find(ref)
-        self._exported[row.info.id] += 1
-        try:
+        with self.shelf.used(row):
             async with contextlib.aclosing(self._travel.export(row, key)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
                     yield piece
-        finally:
-            self._exported[row.info.id] -= 1
 
     async def load(
         self, pieces: AsyncIterator[bytes], name: str | None = None, key: Key | None = None
@@ -403,7 +400,7 @@ class Snapshots:
     async def remove(self, ref: str) -> Removed:
         """Remove a snapshot; what was restored from it goes on. Raises in_use."""
         row = self.shelf.find(ref)
-        if self._busy(row):
+        if self.shelf.busy(row):
             what = "restored" if self._moments.busy(row.info.id) else "exported"
             raise error(
                 "in_use",
@@ -431,13 +428,10 @@ class Snapshots:
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:
-                if not self._busy(row) and row.info.id not in self.shelf.leaving:
+                if not self.shelf.busy(row) and row.info.id not in self.shelf.leaving:
                     one = await self.remove(row.info.id)
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
-
-    def _busy(self, row: SnapshotRow) -> bool:
-        return self._moments.busy(row.info.id) or self._exported[row.info.id] > 0
 
     async def _forget(self, row: SnapshotRow) -> int:
         snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hutch.engine.base import Frozen
 from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxInfo, SandboxState
@@ -14,6 +15,7 @@ from hutch.service.checkpoints import left_behind, numbered
 from hutch.service.host import HostService
 from hutch.settings import Settings
 from tests.unit.service.world import World, expect, output, spec
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -119,6 +121,37 @@ async def test_they_go_with_their_sandbox(world: World) -> None:
         assert names == ["other"]
         await expect("sandbox_not_found", service.checkpoints.create("web"))
         await expect("snapshot_not_found", service.snapshots.get(kept))
+
+
+async def test_one_that_is_complete_after_its_sandbox_was_removed(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await take(service, "a")
+    really = service._parts.engine.keep
+
+    async def late(frozen: Frozen) -> None:
+        await service.sandboxes.remove("web", force=True)
+        await really(frozen)
+
+    monkeypatch.setattr(service._parts.engine, "keep", late)
+    await expect("sandbox_not_found", service.checkpoints.create("web"))
+    assert await service.snapshots.list(checkpoints=True) == []
+    assert not list((world.settings.home / "snapshots").iterdir())
+    assert world.leftovers() == []
+
+
+async def test_one_that_is_in_use_goes_with_its_last_user(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    one, other = await take(service, "a", "b")
+    async with service.snapshots.opened(one):
+        async with service.snapshots.opened(one), service.snapshots.opened(other):
+            await service.sandboxes.remove("web", force=True)
+        await until(lambda: set(service.snapshots.shelf) == {one})
+    await until(lambda: not service.snapshots.shelf)
+    await until(lambda: world.leftovers() == [])
 
 
 async def test_those_of_sandboxes_that_are_gone(

@@ -39,6 +39,7 @@ async def test_one_that_is_open_stays(world: World, service: HostService) -> Non
         assert moment.frozen.directory == world.settings.home / "snapshots" / taken.id
         assert moment.origin.layer == row.layer
         assert moments(service).busy(taken.id)
+    async with service.snapshots.opened("then"):
         await expect("in_use", service.snapshots.remove("then"))
     assert not moments(service).busy(taken.id)
     async with moments(service).opened(row, disk_only=True) as moment:
