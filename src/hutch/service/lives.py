@@ -288,8 +288,9 @@ class Lives:
 
     def supervise(self, entry: Entry, sandbox: Sandbox) -> None:
         """Let a sandbox run until it ends."""
-        sandbox.supervise()
+        # Its end is waited for first: whatever fails then, it can be killed and comes to rest.
         self._ends.start(entry.info.id, self._see_it_out(entry, sandbox))
+        sandbox.supervise()
 
     # ---- resting without an end
 

@@ -20,6 +20,7 @@ from hutch.process import which
 from hutch.service import sealing, vault
 from hutch.service.host import HostService
 from hutch.service.manifest import MANIFEST, Manifest
+from hutch.service.sandbox import Sandbox
 from hutch.service.sealing import HEAD, Key, Work
 from hutch.service.values import SandboxFilter
 from hutch.service.vault import SEALED
@@ -218,6 +219,22 @@ async def test_what_was_encrypted_is_believed_no_more_than_other_files(
     work = service.snapshots.restore("then", disk_only=disk_only, key=KEY)
     await expect("snapshot_damaged", work)
     assert (await names(service), hidden()) == (["web"], [])
+
+
+async def test_one_that_cannot_be_watched_over_is_undone(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+
+    def broken(_: Sandbox) -> None:
+        raise error("internal", "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sandbox, "supervise", broken)
+        work = service.snapshots.restore("then", "new", key=KEY)
+        await expect("internal", asyncio.wait_for(work, 20))
+    assert (await names(service), len(world.engine.running())) == (["web"], 1)
 
 
 @pytest.mark.parametrize("disk_only", [False, True])
