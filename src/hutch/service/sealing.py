@@ -95,6 +95,8 @@ class Work:
         """Tell whether a file may ask for it."""
         if not (0 < self.log_n < 32 and self.r and self.p):
             return False
+        if self.log_n >= 16 * self.r:
+            return False  # scrypt is not defined for it
         total = self.r << self.log_n
         return 128 * total <= _MEMORY_MAX and total * self.p <= _WORK_MAX
 

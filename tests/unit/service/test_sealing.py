@@ -116,6 +116,10 @@ def test_the_usual_work_is_dear_and_bearable() -> None:
     assert unsealed(stream) == b"x" * (3 << 20)
     assert not Work(log_n=20, r=8, p=1).bearable()
     assert not Work(log_n=14, r=8, p=255).bearable()
+    assert not Work(log_n=16, r=1, p=1).bearable()
+    for least in (Work(log_n=15, r=1, p=1), Work(log_n=1, r=1, p=1)):
+        assert least.bearable()
+        assert KEY.derive(least, bytes(16))
 
 
 def test_it_can_be_sought_in() -> None:
