@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,8 @@ _DISK: Final = "disk"
 _STATE: Final = "state"
 _MEMORY: Final = "memory"
 _LOGS: Final = "logs.tar"
+_LOGS_MAX: Final = 4096
+_PIECE: Final = 1 << 20
 _LOG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}\.log")
 
 
@@ -119,22 +121,31 @@ class Contents:
     """What was in a sealed file: the manifest of then, and the machine, which the engine holds.
 
     `frozen` is None for a disk alone. `disk` and `logs` are descriptors of files without names.
+    `room` raises when there is no more room on the host's disk.
     """
 
     manifest: Manifest
     disk: int
     logs: int | None
     frozen: Frozen | None
+    room: Callable[[], None]
 
     async def fill_disk(self, layer: Path) -> None:
         """Write the disk into an empty layer. Raises disk_full, tool_missing, engine_failed."""
         await fill_layer(self.disk, layer)
 
     def put_logs(self, target: Path) -> None:
-        """Write the logs into a directory, which is made. Blocking. Raises OSError."""
+        """Write the logs into a directory, which is made. Blocking.
+
+        Raises snapshot_damaged, disk_full, OSError.
+        """
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.logs is not None and os.fstat(self.logs).st_size:
-            _unpack(self.logs, target)
+        if self.logs is None or not os.fstat(self.logs).st_size:
+            return
+        try:
+            _unpack(self.logs, target, self.room)
+        except (tarfile.TarError, ValueError) as cause:
+            raise damaged(self.manifest.snapshot.name, "its logs are not readable") from cause
 
 
 class Vault:
@@ -177,7 +188,7 @@ class Vault:
                 files.callback(os.close, fd)
             if not memory:
                 inner = await settle_in_thread(self._read, manifest, key, fds)
-                yield Contents(_joined(inner, manifest), fds[_DISK], None, None)
+                yield Contents(_joined(inner, manifest), fds[_DISK], None, None, self._room)
                 return
             fds[_STATE] = os.memfd_create("hutch-state", os.MFD_CLOEXEC)
             files.callback(os.close, fds[_STATE])
@@ -191,7 +202,8 @@ class Vault:
                 frozen = Frozen(directory / token, manifest.info.memory)
                 await parts.engine.hold(frozen, state, fds[_MEMORY])
             try:
-                yield Contents(_joined(inner, manifest), fds[_DISK], fds[_LOGS], frozen)
+                joined = _joined(inner, manifest)
+                yield Contents(joined, fds[_DISK], fds[_LOGS], frozen, self._room)
             finally:
                 await settle(parts.engine.drop(frozen))
 
@@ -312,15 +324,21 @@ def _pack(source: Path, target: int) -> None:
                 archive.addfile(entry, file)
 
 
-def _unpack(source: int, target: Path) -> None:
+def _unpack(source: int, target: Path, room: Callable[[], None]) -> None:
     with open(os.dup(source), "rb") as file:
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for entry in archive:
-                log = archive.extractfile(entry) if entry.isreg() else None
+            for number, entry in enumerate(archive):
+                if number >= _LOGS_MAX or not 0 <= entry.size < SMALL_MAX:
+                    raise ValueError("more than there can be")
+                # Plain files alone: a sparse one is larger than all that was decrypted.
+                plain = entry.type == tarfile.REGTYPE and not entry.issparse()
+                log = archive.extractfile(entry) if plain else None
                 if log is not None and _LOG.fullmatch(entry.name):
                     with create_file(target / entry.name) as copy:
-                        shutil.copyfileobj(log, copy)
+                        while piece := log.read(_PIECE):
+                            room()
+                            copy.write(piece)
 
 
 def _fill(fd: int, data: bytes) -> None:

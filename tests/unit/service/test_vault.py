@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import io
 import json
 import os
 import random
+import tarfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -218,6 +220,52 @@ async def test_what_was_encrypted_is_believed_no_more_than_other_files(
         await service.snapshots.create("web", name="then", key=KEY)
     work = service.snapshots.restore("then", disk_only=disk_only, key=KEY)
     await expect("snapshot_damaged", work)
+    assert (await names(service), hidden()) == (["web"], [])
+
+
+def sparse_log() -> tarfile.TarInfo:
+    entry = tarfile.TarInfo("program.0.log")
+    entry.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,4",
+        "GNU.sparse.size": str(1 << 20),
+    }
+    return entry
+
+
+def linked_log() -> tarfile.TarInfo:
+    entry = tarfile.TarInfo("program.0.log")
+    entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return entry
+
+
+@pytest.mark.parametrize("entry", [sparse_log(), linked_log(), tarfile.TarInfo("../up.log")])
+def test_a_log_is_a_plain_file(entry: tarfile.TarInfo, tmp_path: Path) -> None:
+    with (tmp_path / "logs.tar").open("w+b") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            entry.size = 4 if entry.type == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(b"text"))
+            last = tarfile.TarInfo("last.log")
+            last.size = 4
+            archive.addfile(last, io.BytesIO(b"last"))
+        file.flush()
+        (target := tmp_path / "target").mkdir()
+        vault._unpack(file.fileno(), target, lambda: None)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {"last.log": b"last"}
+
+
+async def test_logs_that_are_none_are_damage(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scrawl(_: Path, target: int) -> None:
+        os.write(target, b"no archive" * 100)
+
+    await run(service, name="web")
+    with monkeypatch.context() as patch:
+        patch.setattr(vault, "_pack", scrawl)
+        await service.snapshots.create("web", name="then", key=KEY)
+    await expect("snapshot_damaged", service.snapshots.restore("then", key=KEY))
     assert (await names(service), hidden()) == (["web"], [])
 
 
