@@ -8,6 +8,7 @@ from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
 from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import print_json, size, table
+from hutch.cli.snapshots import snapshot_path
 from hutch.errors import error
 from hutch.models import from_json
 from hutch.reports import Checkpoint, Difference
@@ -73,7 +74,7 @@ def _row(found: Checkpoint) -> tuple[str, ...]:
 @click.argument("number", type=click.IntRange(1), required=False, metavar="[N]")
 @pass_app
 def undo(app: App, /, name: str, number: int | None, to: str | None) -> None:
-    """Put a sandbox back to a checkpoint; print which.
+    """Put a sandbox back to a checkpoint; print its name.
 
     That is the last one, the Nth last, or the one that --to names. The sandbox is the same, with
     the memory, programs and disk of then. What is attached to it ends. When this fails it is as it
@@ -86,7 +87,7 @@ def undo(app: App, /, name: str, number: int | None, to: str | None) -> None:
     if app.json:
         print_json(info)
     else:
-        click.echo(info["undone_to"])
+        click.echo(app.client.call("GET", snapshot_path(info["undone_to"]))["name"])
 
 
 @command("diff", examples=["hutch diff web", "hutch diff web@2 web@1", "hutch diff web-1 web"])

@@ -16,10 +16,10 @@ def test_a_past_of_its_own(hutch: Cli) -> None:
     assert lines[2].endswith(b"it works")
     listed = json.loads(hutch("checkpoints", "--json", "past").stdout)
     assert [each["number"] for each in listed] == [1, 2]
-    assert hutch("undo", "past").stdout.strip() == second["id"].encode()
+    assert hutch("undo", "past").stdout.strip() == second["name"].encode()
     back = json.loads(hutch("undo", "--json", "past", "2").stdout)
     assert back["undone_to"] == listed[1]["snapshot"]["id"]
-    assert hutch("undo", "--to", second["id"], "past").stdout.strip() == second["id"].encode()
+    assert hutch("undo", "--to", second["id"], "past").stdout.strip() == second["name"].encode()
     assert b"(checkpoint_not_found)" in hutch("undo", "past", "9", code=125).stderr
     for wrong in (("past", "0"), ("--to", "x", "past", "1")):
         assert b"(bad_request)" in hutch("undo", *wrong, code=125).stderr
