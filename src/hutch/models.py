@@ -361,7 +361,7 @@ class SnapshotKind(StrEnum):
 class SnapshotInfo:
     """A point in time of one sandbox, to be restored under another name any number of times.
 
-    `sandbox_id` and `sandbox_name` are its source's, which may be gone. `parent` is the one taken
+    `sandbox_id` (empty: imported) and `sandbox_name` are of its source. `parent` is the one taken
     before it that it was made on top of; `checkpoint` tells one that `hutch checkpoint` or an exec
     took, with a `message` or the `command` that came after it. `engine_version`, `machine`,
     `accelerator` and `tsc_khz` are what a host must have to restore it. `disk_bytes` is what it

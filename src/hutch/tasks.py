@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -76,10 +77,33 @@ async def settle_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.k
     short calls.
     """
     bound = functools.partial(work, *args, **kwargs)
-    call = asyncio.get_running_loop().run_in_executor(None, bound)
+    return await _settled(asyncio.get_running_loop().run_in_executor(None, bound))
+
+
+class Stopped(Exception):
+    """What a blocking call is ended by that nobody wants any more."""
+
+
+async def stop_in_thread(work: Callable[[Callable[[], None]], T], /) -> T:
+    """Run a long blocking call as `settle_in_thread` does, that ends soon when this is cancelled.
+
+    What it is given it must call now and then; that raises Stopped once this is cancelled.
+    """
+    stop = threading.Event()
+
+    def go_on() -> None:
+        if stop.is_set():
+            raise Stopped
+
+    call = asyncio.get_running_loop().run_in_executor(None, work, go_on)
+    return await _settled(call, stop.set)
+
+
+async def _settled(call: asyncio.Future[T], cancelled: Callable[[], None] = lambda: None) -> T:
     try:
         return await asyncio.shield(call)
     except asyncio.CancelledError:
+        cancelled()
         while not call.done():
             with contextlib.suppress(asyncio.CancelledError):  # the first one is raised below
                 await asyncio.wait({call})

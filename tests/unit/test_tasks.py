@@ -1,9 +1,11 @@
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
-from hutch.tasks import Scope, in_thread, settle, settle_in_thread
+from hutch.tasks import Scope, Stopped, in_thread, settle, settle_in_thread, stop_in_thread
 
 
 async def forever(begun: asyncio.Event) -> None:
@@ -189,6 +191,30 @@ async def test_a_settled_call_is_waited_for_even_when_cancelled_twice() -> None:
         go.set()
     assert task.cancelled()
     assert ended == [True]
+
+
+async def test_a_long_call_ends_when_it_is_cancelled() -> None:
+    began, ended = asyncio.Event(), list[str]()
+    loop = asyncio.get_running_loop()
+
+    def work(go_on: Callable[[], None]) -> None:
+        go_on()
+        loop.call_soon_threadsafe(began.set)
+        try:
+            while True:
+                go_on()
+                time.sleep(0.001)
+        except Stopped:
+            ended.append("stopped")
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(stop_in_thread(work))
+        await began.wait()
+        task.cancel()
+    assert task.cancelled()
+    assert ended == ["stopped"]
+    assert await stop_in_thread(lambda _: 7) == 7
 
 
 async def test_settled_work_is_done_to_its_end_and_then_cancelled() -> None:

@@ -88,17 +88,16 @@ class Diffs:
                 f"the snapshot {snapshot.name} holds a disk alone, which nobody can look into",
                 hint=f"compare what `hutch restore {snapshot.name}` makes of it",
             )
-        try:
-            row = self._registry.find(snapshot.sandbox_id).row
-        except HutchError as cause:
+        entry = self._registry.by_id(snapshot.sandbox_id)
+        if entry is None:
             raise error(
                 "bad_request",
                 f"the sandbox of the snapshot {snapshot.name} is gone",
                 hint=f"compare what `hutch restore {snapshot.name}` makes of it",
-            ) from cause
+            )
         async with (
             self._snapshots.opened(snapshot.id) as past,
-            self._beside.peek(row, past) as guest,
+            self._beside.peek(entry.row, past) as guest,
         ):
             yield guest
 

@@ -70,7 +70,7 @@ class Moments:
         """
         directory = self._parts.places.snapshot(row.info.id)
         memory = row.info.kind is SnapshotKind.FULL and not disk_only
-        with self._used(row):
+        with self._used(row), host_errors():
             manifest = await in_thread(read_manifest, directory, row.info.name)
             if row.info.encrypted:
                 opened = self._sealed(manifest, key, memory=memory)

@@ -208,6 +208,29 @@ class _Bounded(io.RawIOBase):
         return self._file.read(left if size is None or size < 0 else min(size, left))
 
 
+class _Watched:
+    """See `watched`."""
+
+    def __init__(self, file: BinaryIO, look: Callable[[], None]) -> None:
+        self._file = file
+        self._look = look
+
+    def read(self, size: int = -1) -> bytes:
+        self._look()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def watched(file: BinaryIO, look: Callable[[], None]) -> BinaryIO:
+    """Return a file as this one, to be read and sought in, that calls `look` before each read."""
+    return cast("BinaryIO", _Watched(file, look))
+
+
 def check_seal(file: BinaryIO) -> None:
     """Make sure that a file is whole, and of a format that is known here. Blocking.
 

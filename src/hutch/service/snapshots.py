@@ -274,7 +274,11 @@ class Snapshots:
         With `checkpoints` those that are checkpoints, too.
         """
         rows = [row for row in self.shelf.of(sandbox) if checkpoints or not row.info.checkpoint]
-        return [await self.get(row.info.id) for row in rows]
+        found = []
+        for row in rows:
+            with contextlib.suppress(HutchError):  # it was removed in this moment
+                found.append(await self.get(row.info.id))
+        return found
 
     # ---- restoring
 
@@ -359,7 +363,7 @@ class Snapshots:
             with host_errors():
                 await settle_in_thread(directory.mkdir, mode=0o700, parents=True)
                 path = await self._travel.receive(pieces, directory)
-                arrived = await settle_in_thread(self._travel.unpack, path, directory, key)
+                arrived = await self._travel.unpack(path, directory, key)
                 await settle_in_thread(path.unlink)
                 return await self._enter(snapshot_id, arrived, name)
         except BaseException:
@@ -376,8 +380,9 @@ class Snapshots:
         given = manifest.snapshot.name
         if name is None:
             name = numbered_name(given, taken) if given in taken else given
+        # No sandbox of this host is its source, whatever it says.
         snapshot = dataclasses.replace(
-            manifest.snapshot, id=snapshot_id, name=name, checkpoint=False
+            manifest.snapshot, id=snapshot_id, name=name, sandbox_id="", checkpoint=False
         )
         if arrived.disk is None:
             await settle(self._put_on_record(snapshot, None, manifest.info))
@@ -424,7 +429,7 @@ class Snapshots:
             raise error("bad_request", f"{keep} snapshots cannot be kept", hint="keep 0 or more")
         groups: defaultdict[str, list[SnapshotRow]] = defaultdict(list)
         for row in [row for row in self.shelf.of(sandbox) if not row.info.checkpoint]:
-            groups[row.info.sandbox_id].append(row)
+            groups[row.info.sandbox_id or row.info.sandbox_name].append(row)
         removed = Removed([])
         for rows in groups.values():
             for row in rows[: max(0, len(rows) - keep)]:

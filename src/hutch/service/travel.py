@@ -7,9 +7,9 @@ along for where the image is not. It must not know of records: nothing here is e
 import dataclasses
 import re
 import shutil
-import typing
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -29,12 +29,20 @@ from hutch.service.manifest import (
 )
 from hutch.service.names import SNAPSHOT_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
-from hutch.service.portable import Member, Reader, create_file, member_of, unreadable, write
+from hutch.service.portable import (
+    Member,
+    Reader,
+    create_file,
+    member_of,
+    unreadable,
+    watched,
+    write,
+)
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key, is_sealed, seal, unseal
 from hutch.service.vault import SEALED
 from hutch.state.base import SnapshotRow
-from hutch.tasks import in_thread, settle_in_thread
+from hutch.tasks import in_thread, settle_in_thread, stop_in_thread
 
 DISK: Final = "disk"
 ROOT: Final = "root"
@@ -133,12 +141,18 @@ class Travel:
                     await settle_in_thread(file.write, piece)
         return path
 
-    def unpack(self, path: Path, directory: Path, key: Key | None = None) -> Arrived:
-        """Check a file and unpack it into its snapshot's directory. Blocking.
+    async def unpack(self, path: Path, directory: Path, key: Key | None = None) -> Arrived:
+        """Check a file and unpack it into its snapshot's directory.
 
         Raises wrong_key, snapshot_damaged, snapshot_incompatible, disk_full.
         """
-        with host_errors(), open(path, "rb") as file:
+        return await stop_in_thread(partial(self._unpack, path, directory, key))
+
+    def _unpack(
+        self, path: Path, directory: Path, key: Key | None, go_on: Callable[[], None]
+    ) -> Arrived:
+        with host_errors(), open(path, "rb") as opened:
+            file = watched(opened, go_on)
             if not is_sealed(file):
                 return _unpack(file, directory, self._room)
             # Decrypted as it is read: nothing of it lies anywhere but what is unpacked.
@@ -214,7 +228,7 @@ def _next(pieces: Iterator[bytes]) -> bytes | None:
     return next(pieces, None)
 
 
-def _unpack(file: BinaryIO, directory: Path, room: typing.Callable[[], None]) -> Arrived:
+def _unpack(file: BinaryIO, directory: Path, room: Callable[[], None]) -> Arrived:
     reader = Reader(file)
     manifest = believed(reader.manifest.get("snapshot"))
     fstype = reader.manifest.get("fstype")

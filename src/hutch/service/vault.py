@@ -14,6 +14,7 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +29,9 @@ from hutch.service.diskimage import fill_layer, hidden_file, write_hidden
 from hutch.service.layers import Layers
 from hutch.service.manifest import Manifest, damaged, digest_of
 from hutch.service.parts import Parts
-from hutch.service.portable import Member, Reader, create_file, member_of, write
+from hutch.service.portable import Member, Reader, create_file, member_of, watched, write
 from hutch.service.sealing import Key, seal, unseal
-from hutch.tasks import settle, settle_in_thread
+from hutch.tasks import settle, settle_in_thread, stop_in_thread
 
 SEALED: Final = "sealed"
 """The file in a snapshot's directory with all that is encrypted of it."""
@@ -187,7 +188,7 @@ class Vault:
             for fd in fds.values():
                 files.callback(os.close, fd)
             if not memory:
-                inner = await settle_in_thread(self._read, manifest, key, fds)
+                inner = await stop_in_thread(partial(self._read, manifest, key, fds))
                 yield Contents(_joined(inner, manifest), fds[_DISK], None, None, self._room)
                 return
             fds[_STATE] = os.memfd_create("hutch-state", os.MFD_CLOEXEC)
@@ -196,7 +197,7 @@ class Vault:
                 fds[_MEMORY] = create_memory(manifest.info.memory)
                 with contextlib.ExitStack() as undo:
                     undo.callback(os.close, fds[_MEMORY])
-                    inner = await settle_in_thread(self._read, manifest, key, fds)
+                    inner = await stop_in_thread(partial(self._read, manifest, key, fds))
                     state = await settle_in_thread(_content, fds[_STATE])
                     undo.pop_all()
                 frozen = Frozen(directory / token, manifest.info.memory)
@@ -207,7 +208,13 @@ class Vault:
             finally:
                 await settle(parts.engine.drop(frozen))
 
-    def _read(self, manifest: Manifest, key: Key | None, fds: dict[str, int]) -> Manifest:
+    def _read(
+        self,
+        manifest: Manifest,
+        key: Key | None,
+        fds: dict[str, int],
+        go_on: Callable[[], None],
+    ) -> Manifest:
         name = manifest.snapshot.name
         path = self._parts.places.snapshot(manifest.snapshot.id) / SEALED
         try:
@@ -216,7 +223,7 @@ class Vault:
             raise damaged(name, f"{path} cannot be read: {cause.strerror}") from cause
         try:
             with open(sealed, "rb") as file:
-                reader = Reader(unseal(file, key, f"the snapshot {name}"))
+                reader = Reader(unseal(watched(file, go_on), key, f"the snapshot {name}"))
                 inner = believed(reader.manifest["snapshot"])
                 _check_same(inner, manifest)
                 _check(reader.members, manifest)

@@ -1,6 +1,7 @@
 """Which moments are compared, how they are reached, and that nothing is left of that."""
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
@@ -96,3 +97,19 @@ async def test_programs_that_began_and_those_that_are_gone(
     monkeypatch.setattr(module.Diffs, "_look_into", look)
     found = await service.diffs.diff("0", "1")
     assert [(each.change, each.pid) for each in found.processes] == [("gone", 9), ("added", 10)]
+
+
+@pytest.mark.parametrize("what", ["name", "beginning", "nothing"])
+async def test_a_snapshot_that_only_says_that_it_is_of_a_sandbox(
+    world: World, service: HostService, what: str
+) -> None:
+    """As one that was imported could: nothing of it is taken up as that sandbox."""
+    info = await service.sandboxes.get("web")
+    taken = await service.snapshots.create("web", name="kept")
+    said = {"name": "web", "beginning": info.id[:8], "nothing": ""}[what]
+    row = service.snapshots.shelf[taken.id]
+    other = dataclasses.replace(row, info=dataclasses.replace(row.info, sandbox_id=said))
+    service.snapshots.shelf[taken.id] = other
+    count = len(world.engine.cloned)
+    await expect("bad_request", service.diffs.diff("kept", "web"))
+    assert len(world.engine.cloned) == count

@@ -12,7 +12,7 @@ import pytest
 from hutch.errors import HutchError, error
 from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo, SandboxState, SnapshotKind
+from hutch.models import SandboxInfo, SandboxState, SnapshotInfo, SnapshotKind
 from hutch.service.host import HostService
 from hutch.service.manifest import MANIFEST, Needs, read_manifest, write_manifest
 from tests.unit.service.dying import dying
@@ -341,3 +341,20 @@ async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
             for each in await after.snapshots.list():
                 await after.snapshots.remove(each.id)
         assert world.leftovers() == []
+
+
+async def test_one_that_goes_as_they_are_listed(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    for name in ("one", "two"):
+        await service.snapshots.create("web", name=name)
+    really = service.snapshots.get
+
+    async def late(ref: str) -> SnapshotInfo:
+        if "one" in {row.info.name for row in service.snapshots.shelf.values()}:
+            await service.snapshots.remove("one")
+        return await really(ref)
+
+    monkeypatch.setattr(service.snapshots, "get", late)
+    assert [each.name for each in await service.snapshots.list()] == ["two"]

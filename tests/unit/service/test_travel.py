@@ -1,12 +1,14 @@
 """Snapshots that go from one host to another: complete there, or not there at all."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -21,6 +23,7 @@ from hutch.service.manifest import MANIFEST, check_files, read_manifest
 from hutch.service.portable import Reader, member_of, write
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key
+from hutch.tasks import Stopped
 from tests.unit.service.world import IMAGE_ID, World, expect, spec
 
 pytestmark = pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
@@ -91,6 +94,7 @@ async def test_a_disk_is_restored_elsewhere(
         came = await there.snapshots.load(pieces(data))
         assert (came.name, came.kind, came.labels) == ("base", SnapshotKind.DISK, {"a": "b"})
         assert came.id != taken.id
+        assert (came.sandbox_id, came.sandbox_name) == ("", "web")
         assert came.image_id == IMAGE_ID  # its root is the same there
         again = await there.snapshots.load(pieces(data))
         assert again.name == "base-1"
@@ -313,6 +317,33 @@ async def test_what_is_encrypted_at_rest_travels_as_it_is(
         twice = b"".join([piece async for piece in other.snapshots.export("then", key)])
         await expect("wrong_key", other.snapshots.load(pieces(twice), "thrice"))
         assert (await other.snapshots.load(pieces(twice), "thrice", key)).encrypted
+
+
+async def test_a_file_is_not_read_to_its_end_for_nobody(
+    service: HostService, elsewhere: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ends = asyncio.Event(), list[type[Exception]]()
+    loop = asyncio.get_running_loop()
+
+    def endless(file: BinaryIO, *_: object) -> None:
+        loop.call_soon_threadsafe(began.set)
+        try:
+            for _ in range(5000):
+                file.seek(0)
+                file.read(1)
+                time.sleep(0.002)
+        except Exception as cause:
+            ends.append(type(cause))
+            raise
+
+    monkeypatch.setattr(travel, "_unpack", endless)
+    async with elsewhere.service() as there:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(there.snapshots.load(pieces(b"any file")))
+            await began.wait()
+            task.cancel()
+        assert (task.cancelled(), ends) == (True, [Stopped])
+        assert remains(elsewhere) == []
 
 
 async def test_who_carries_it_cannot_put_another_root_below_it(

@@ -9,9 +9,10 @@ import os
 import random
 import tarfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -26,6 +27,7 @@ from hutch.service.sandbox import Sandbox
 from hutch.service.sealing import HEAD, Key, Work
 from hutch.service.values import SandboxFilter
 from hutch.service.vault import SEALED
+from hutch.tasks import Stopped
 from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
 
@@ -267,6 +269,47 @@ async def test_logs_that_are_none_are_damage(
         await service.snapshots.create("web", name="then", key=KEY)
     await expect("snapshot_damaged", service.snapshots.restore("then", key=KEY))
     assert (await names(service), hidden()) == (["web"], [])
+
+
+async def test_what_is_cancelled_is_not_read_to_its_end(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ends = asyncio.Event(), list[type[Exception]]()
+    loop = asyncio.get_running_loop()
+
+    def endless(file: BinaryIO) -> None:
+        loop.call_soon_threadsafe(began.set)
+        try:
+            for _ in range(5000):
+                file.seek(0)
+                file.read(1)
+                time.sleep(0.002)
+        except Exception as cause:
+            ends.append(type(cause))
+            raise
+
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+    monkeypatch.setattr(vault, "unseal", lambda file, *_: file)
+    monkeypatch.setattr(vault, "Reader", endless)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(service.snapshots.restore("then", "new", key=KEY))
+        await began.wait()
+        task.cancel()
+    assert (task.cancelled(), ends) == (True, [Stopped])
+    assert (await names(service), hidden()) == (["web"], [])
+
+
+async def test_a_full_disk_is_said_to_be_full(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> int:
+        raise OSError(28, "No space left on device")
+
+    await run(service, name="web")
+    await service.snapshots.create("web", name="then", key=KEY)
+    monkeypatch.setattr(vault, "hidden_file", full)
+    await expect("disk_full", service.snapshots.restore("then", "new", key=KEY))
 
 
 async def test_one_that_cannot_be_watched_over_is_undone(
