@@ -5,6 +5,7 @@ has its layers.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from hutch import process
 from hutch.engine.memories import copy_sparse
+from hutch.errors import error
 from hutch.service.flatten import check_layer, copy_layer, json_name, node_of, sync_file
 from hutch.tasks import settle_in_thread
 
@@ -19,6 +21,22 @@ TIMEOUT: Final = 3600.0
 
 _SIZE_AT: Final = 24
 """Where a layer's header says how large the disk is."""
+
+
+def check_room(layers: Sequence[Path], directory: Path, *, copies: int, reserve: int) -> None:
+    """Refuse to copy layers that often where it would not leave `reserve` bytes free. Blocking.
+
+    Raises disk_full, OSError.
+    """
+    needed = copies * sum(path.stat().st_blocks * 512 for path in layers)
+    free = shutil.disk_usage(directory).free
+    if free - reserve < needed:
+        raise error(
+            "disk_full",
+            f"{directory}: copies of a disk take {needed >> 20} MiB, and of the {free >> 20} MiB"
+            f" that are free {reserve >> 20} MiB are kept in reserve",
+            hint="free some space, for example with `hutch snapshot rm` or `hutch image prune`",
+        )
 
 
 async def write_image(

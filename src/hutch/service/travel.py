@@ -18,7 +18,7 @@ from hutch.errors import error
 from hutch.images.base import RootFs
 from hutch.models import SnapshotKind, to_json
 from hutch.service.belief import SIZE_MAX, SMALL_MAX, believed, disk_sizes
-from hutch.service.diskimage import write_image
+from hutch.service.diskimage import check_room, write_image
 from hutch.service.layers import Layers
 from hutch.service.manifest import (
     Manifest,
@@ -121,9 +121,14 @@ class Travel:
             raise damaged(row.info.name, "its disk is gone")
         rows = self._layers.chain(row.layer)
         template = rows[-1].template
-        base = await self._parts.base_disk(self._parts.settings.home, manifest.info.disk)
+        settings, layers = self._parts.settings, [self._layers.path(each.id) for each in rows]
+        base = await self._parts.base_disk(settings.home, manifest.info.disk)
+        # The layers, and the whole disk of them.
+        await settle_in_thread(
+            check_room, layers, target.parent, copies=2, reserve=settings.disk_reserve
+        )
         await write_image(
-            [self._layers.path(each.id) for each in rows],
+            layers,
             self._parts.places.template_disk(template) if template is not None else None,
             base,
             target,

@@ -25,7 +25,7 @@ from hutch.images.base import RootFs
 from hutch.models import SnapshotKind, to_json
 from hutch.service.belief import SIZE_MAX, SMALL_MAX, believed, disk_sizes
 from hutch.service.capacity import copy_need
-from hutch.service.diskimage import fill_layer, hidden_file, write_hidden
+from hutch.service.diskimage import check_room, fill_layer, hidden_file, write_hidden
 from hutch.service.layers import Layers
 from hutch.service.manifest import Manifest, damaged, digest_of
 from hutch.service.parts import Parts
@@ -77,9 +77,14 @@ class Sealing:
         root = _root_of(self._parts, manifest)
         rows = self._layers.chain(self._layer)
         template, places = rows[-1].template, self._parts.places
-        base = await self._parts.base_disk(self._parts.settings.home, manifest.info.disk)
+        settings, layers = self._parts.settings, [self._layers.path(each.id) for each in rows]
+        base = await self._parts.base_disk(settings.home, manifest.info.disk)
+        # The layers, the whole disk, and that once more, sealed.
+        await settle_in_thread(
+            check_room, layers, self._directory, copies=3, reserve=settings.disk_reserve
+        )
         disk = await write_hidden(
-            [self._layers.path(each.id) for each in rows],
+            layers,
             places.template_disk(template) if template is not None else None,
             base,
             self._directory,

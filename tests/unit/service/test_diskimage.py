@@ -9,7 +9,15 @@ import pytest
 from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError
 from hutch.process import which
-from hutch.service.diskimage import fill_layer, hidden_file, path_of, write_hidden, write_image
+from hutch.service import diskimage
+from hutch.service.diskimage import (
+    check_room,
+    fill_layer,
+    hidden_file,
+    path_of,
+    write_hidden,
+    write_image,
+)
 
 SIZE = 8 << 20
 
@@ -26,6 +34,21 @@ def layer(path: Path, behind: Path, form: str, command: str) -> Path:
     create_overlay(path, SIZE, behind, form)
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, path], check=True, capture_output=True)
     return path
+
+
+def test_there_is_room_for_copies_or_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "layer"
+    path.write_bytes(bytes(SIZE))
+    size = path.stat().st_blocks * 512
+    usage = diskimage.shutil.disk_usage(tmp_path)
+    free = usage._replace(free=5 * size)
+    monkeypatch.setattr(diskimage.shutil, "disk_usage", lambda _: free)
+    check_room([path, path], tmp_path, copies=2, reserve=size)
+    with pytest.raises(HutchError) as caught:
+        check_room([path, path], tmp_path, copies=2, reserve=size + 1)
+    assert caught.value.code == "disk_full"
 
 
 async def test_a_disk_is_the_same_over_another_base(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState, SnapshotKind
 from hutch.process import which
-from hutch.service import travel
+from hutch.service import diskimage, travel
 from hutch.service.host import HostService
 from hutch.service.manifest import MANIFEST, check_files, read_manifest
 from hutch.service.portable import Reader, member_of, write
@@ -271,6 +271,20 @@ async def test_a_full_disk_stops_it(
         monkeypatch.setattr(travel.shutil, "disk_usage", lambda _: usage._replace(free=0))
         await expect("disk_full", there.snapshots.load(pieces(data)))
         assert remains(elsewhere) == []
+
+
+async def test_a_disk_is_not_copied_into_the_reserve(
+    service: HostService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    await service.snapshots.create("web", name="one", disk_only=True)
+    usage = diskimage.shutil.disk_usage("/")
+    reserve = world.settings.disk_reserve
+    monkeypatch.setattr(diskimage.shutil, "disk_usage", lambda _: usage._replace(free=reserve))
+    before = remains(world)
+    await expect("disk_full", exported(service, "one"))
+    await expect("disk_full", service.snapshots.create("web", disk_only=True, key=Key(b"a key of")))
+    assert (len(before), [info.name for info in await service.snapshots.list()]) == (3, ["one"])
 
 
 async def test_an_encrypted_file_needs_its_key(
