@@ -4,6 +4,7 @@ A checkpoint belongs to its sandbox and goes with it. It must not know how a mom
 how a sandbox is put back to one.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -14,6 +15,7 @@ from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SnapshotInfo
 from hutch.reports import Checkpoint
 from hutch.service.capture import Captures
+from hutch.service.flatten import LAYERS_MAX
 from hutch.service.lives import Lives
 from hutch.service.names import numbered_name
 from hutch.service.parts import Parts
@@ -47,6 +49,7 @@ class Checkpoints:
         self._layers = lives.booter.layers
         self._undos = Undos(parts, lives, captures)
         self._scope: Scope | None = Scope("checkpoints")
+        self._thinning: dict[str, asyncio.Task[None]] = {}
         lives.when_erased(self._forget_all)
         snapshots.shelf.when_unused(self._forget_one)
 
@@ -72,22 +75,37 @@ class Checkpoints:
                 command=[word[:MESSAGE_MAX] for word in command[:COMMAND_MAX]],
             )
 
+        await self._wait_for_room(entry)
         made = await self._snapshots.create(entry.info.id, mark=mark)
         if entry.removed:  # after its capture: whoever removed it did not know of this one
             await settle(self._remove([made]))
             entry.check_present()
         await self._remove(undone)
         await self._remove(self._of(entry.info)[: -self._parts.settings.checkpoint_keep])
-        await settle(self._thin_out(entry))
+        self._begin_to_thin_out(entry)
         return made
 
-    async def _thin_out(self, entry: Entry) -> None:
+    def _begin_to_thin_out(self, entry: Entry) -> None:
         """Let the layers that checkpoints leave not add up to more than a disk can have."""
-        info = entry.info
-        async with entry.lock:
-            if entry.row.layer is not None and not entry.removed:
-                base = await self._parts.base_disk(self._parts.settings.home, info.disk)
-                await self._layers.thin_out(entry.row.layer, base)
+        sandbox_id, layer = entry.info.id, entry.row.layer
+        if layer is None or entry.removed or self._scope is None or sandbox_id in self._thinning:
+            return
+        if self._layers.crowded(layer):
+            task = self._scope.start(f"thin out {sandbox_id}", self._thin_out(entry, layer))
+            self._thinning[sandbox_id] = task
+            task.add_done_callback(lambda _: self._thinning.pop(sandbox_id))
+
+    async def _thin_out(self, entry: Entry, layer: str) -> None:
+        base = await self._parts.base_disk(self._parts.settings.home, entry.info.disk)
+        await self._layers.thin_out(layer, base, entry.lock)
+
+    async def _wait_for_room(self, entry: Entry) -> None:
+        """Let a disk that can have no further layer be thinned out first, if that is under way."""
+        task, layer = self._thinning.get(entry.info.id), entry.row.layer
+        if task is None or layer is None:
+            return
+        if len(self._layers.chain(layer)) >= LAYERS_MAX:
+            await asyncio.wait({task})
 
     def _of(self, info: SandboxInfo) -> Sequence[SnapshotInfo]:
         return self._snapshots.shelf.checkpoints(info.id)

@@ -5,6 +5,7 @@ and until its file is gone; one that nobody holds and nothing is over is removed
 how a machine is given its disk, nor what the holders are.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -124,32 +125,54 @@ class Layers:
         await self.release(top)
         return joined.id
 
-    async def thin_out(self, top: str, base: Path) -> None:
+    def crowded(self, top: str) -> bool:
+        """Tell whether a disk has so many layers that it is to be thinned out."""
+        return len(self.chain(top)) > CROWDED
+
+    async def thin_out(self, top: str, base: Path, lock: asyncio.Lock) -> None:
         """Join the lowest layers of a disk that only the one above them needs, if it has many.
 
-        For a disk that nobody gives another layer meanwhile; machines may run on it: they have the
-        files, not their names. When they cannot be joined the disk is as good as before.
+        `lock` is that of whoever has the disk, taken for the last step alone. Machines may run on
+        it: they have the files, not their names. When they cannot be joined, or the disk is another
+        by then, it is as good as before.
         """
         rows = self.chain(top)
-        needed = self._needed_alone(rows) if len(rows) > CROWDED else []
-        if len(needed) < 2 or any(count > 0 for count in self._pins.values()):
-            return  # who pins a layer may be reading those behind it, by their names
-        above = rows[-len(needed) - 1]
+        needed = self._needed_alone(rows) if self.crowded(top) else []
+        if len(needed) < 2 or self._read_by_name():
+            return
         joined = self.plan(template=needed[-1].template)
         behind = joined.template and self._parts.places.template_disk(joined.template)
         try:
             with host_errors():
                 files = [self.path(row.id) for row in needed]
                 await flatten(files, behind or None, base, self.path(joined.id))
-            self._rows[joined.id] = joined
-            await self._parts.store.join_layers(joined, above.id)
+            async with lock:
+                await settle(self._join(top, needed, joined))
         except HutchError as failure:
             log.warning("the %d layers of %s stay apart: %s", len(rows), top, failure)
-            await self.release(joined.id)
+        finally:
+            if joined.id not in self._rows:
+                await settle_in_thread(self.path(joined.id).unlink, missing_ok=True)
+
+    async def _join(self, top: str, needed: list[LayerRow], joined: LayerRow) -> None:
+        """Put what was joined on record, if nothing has come over or between those layers since."""
+        rows, count = self.chain(top), len(needed)
+        if self._needed_alone(rows)[-count:] != needed or self._read_by_name():
             return
+        above = rows[-count - 1]
+        self._rows[joined.id] = joined
+        try:
+            await self._parts.store.join_layers(joined, above.id)
+        except HutchError:
+            await self.release(joined.id)
+            raise
         self._rows[above.id] = dataclasses.replace(above, parent=joined.id, template=None)
         # Not at once: somebody may be about to open them for a machine that starts.
         self._retired.append((time.monotonic(), needed[0].id))
+
+    def _read_by_name(self) -> bool:
+        # Who pins a layer may be reading those behind it.
+        return any(pins > 0 for pins in self._pins.values())
 
     def _needed_alone(self, rows: list[LayerRow]) -> list[LayerRow]:
         """Return the lowest layers of a chain that nobody holds, and that have one above them."""

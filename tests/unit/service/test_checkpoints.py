@@ -1,7 +1,9 @@
 """Checkpoints: numbered back from now, capped, gone with their sandbox and with what was undone."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hutch.engine.base import Frozen
 from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxInfo, SandboxState
-from hutch.service import snapshots, undo
+from hutch.service import capture, checkpoints, layers, snapshots, undo
 from hutch.service.checkpoints import left_behind, numbered
 from hutch.service.host import HostService
 from hutch.settings import Settings
@@ -218,3 +220,81 @@ async def test_numbers_are_those_of_the_line_that_it_is_in(service: HostService)
     assert [each.number for each in numbered(replace(info, undone=[b]), known)] == [None, 1]
     assert [each.number for each in numbered(replace(info, undone=[a]), known)] == [1, None]
     assert [each.number for each in numbered(info, known)] == [1, 2]
+
+
+class Joining:
+    """What joins layers, which waits: `began` is how often it was asked, `go_on` lets it end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began = 0
+        self.go_on = asyncio.Event()
+        monkeypatch.setattr(layers, "CROWDED", 4)
+        monkeypatch.setattr(layers, "RETIRED_SECONDS", -1.0)
+        monkeypatch.setattr(layers, "flatten", self._flatten)
+
+    async def _flatten(self, files: list[Path], template: object, base: Path, to: Path) -> None:
+        self.began += 1
+        await self.go_on.wait()
+        to.write_bytes(b"joined")
+
+
+def depth(service: HostService) -> int:
+    layer = service._registry.find("web").row.layer
+    assert layer is not None
+    return len(service._lives.booter.layers.chain(layer))
+
+
+async def test_nobody_waits_while_layers_are_joined(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining = Joining(monkeypatch)
+    await run(service, name="web")
+    await take(service, *"abcde")
+    await until(lambda: joining.began == 1)
+    await service.sandboxes.pause("web")
+    await service.sandboxes.resume("web")
+    await take(service, "f")
+    assert (depth(service), joining.began) == (7, 1)
+    joining.go_on.set()
+    await until(lambda: depth(service) == 6)
+    await until(lambda: not service.checkpoints._thinning)
+    await service.sandboxes.remove("web", force=True)
+    assert world.leftovers() == []
+
+
+async def test_one_more_waits_when_there_is_no_room(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining = Joining(monkeypatch)
+    for module in (checkpoints, capture):
+        monkeypatch.setattr(module, "LAYERS_MAX", 6)
+    await run(service, name="web")
+    await take(service, *"abcde")
+    await until(lambda: joining.began == 1)
+    taking = asyncio.ensure_future(take(service, "f"))
+    await asyncio.sleep(0)
+    assert not taking.done()
+    joining.go_on.set()
+    assert len(await taking) == 1
+    assert depth(service) == 6
+
+
+@pytest.mark.parametrize("how", ["removed", "closed"])
+async def test_what_is_joined_for_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    joining = Joining(monkeypatch)
+    async with world.service() as service:
+        await run(service, name="web")
+        await take(service, *"abcde")
+        await until(lambda: joining.began == 1)
+        if how == "removed":
+            await service.sandboxes.remove("web", force=True)
+            joining.go_on.set()
+            await until(lambda: not service.checkpoints._thinning)
+            assert world.leftovers() == []
+    async with world.service() as service:
+        if how == "closed":
+            assert depth(service) == 6
+            await service.sandboxes.remove("web", force=True)
+        assert world.leftovers() == []

@@ -10,13 +10,14 @@ import pytest
 
 from hutch.errors import error
 from hutch.images.base import no_report
-from hutch.models import SandboxInfo
+from hutch.models import SandboxInfo, SnapshotInfo
 from hutch.process import which
 from hutch.service import layers as layers_module
 from hutch.service.flatten import DEEPEST, LAYERS_MAX
 from hutch.service.host import DATABASE, HostService
 from hutch.service.layers import CROWDED
 from tests.unit.service.world import World, expect, spec
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -181,6 +182,13 @@ async def test_those_that_cannot_be_joined_stay(
     await expect("engine_failed", service.sandboxes.start("web"))
 
 
+async def checkpoint(service: HostService) -> SnapshotInfo:
+    """Take a checkpoint, and wait until what is joined for that is joined."""
+    taken = await service.checkpoints.create("web")
+    await until(lambda: not service.checkpoints._thinning)
+    return taken
+
+
 @pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
 async def test_those_that_checkpoints_leave_are_joined_while_it_runs(
     world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
@@ -189,7 +197,7 @@ async def test_those_that_checkpoints_leave_are_joined_while_it_runs(
     await grow(service, "web", CROWDED - 4)
     before = layers_of(service, "web")
     monkeypatch.setattr(layers_module, "RETIRED_SECONDS", 0.0)
-    taken = [await service.checkpoints.create("web") for _ in range(6)]
+    taken = [await checkpoint(service) for _ in range(6)]
     after = layers_of(service, "web")
     assert len(after) < CROWDED
     assert not set(before[1:]) & set(after)
@@ -211,7 +219,7 @@ async def test_those_that_others_need_stay_apart(
     await service.snapshots.create("web", name="low")
     await grow(service, "web", CROWDED - 1)
     before = layers_of(service, "web")
-    await service.checkpoints.create("web")
+    await checkpoint(service)
     assert layers_of(service, "web")[1:] == before
     await service.snapshots.remove("low")
 
@@ -220,8 +228,8 @@ async def test_those_that_others_need_stay_apart(
 
     with monkeypatch.context() as patch:
         patch.setattr(layers_module, "flatten", fail)
-        await service.checkpoints.create("web")
+        await checkpoint(service)
     assert layers_of(service, "web")[2:] == before
     with service._lives.booter.layers.pinned(before[0]):
-        await service.checkpoints.create("web")
+        await checkpoint(service)
     assert layers_of(service, "web")[3:] == before
