@@ -226,7 +226,7 @@ def _pieces(fd: int) -> Iterator[bytes]:
 
 def _write_private(target: Path, pieces: Iterator[bytes]) -> int:
     """Write a new file beside its place, for its owner alone, and rename it; return its bytes."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.urandom(8).hex()}.part")
     written = 0
     try:
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -325,10 +325,10 @@ async def write_file(
     It appears whole or not at all. `mode` are its permissions, less what the umask takes.
     """
     target = await in_thread(_target, Path(path), name)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.urandom(8).hex()}.part")
     size = 0
     try:
-        with await in_thread(open, part, "wb", opener=partial(os.open, mode=mode)) as file:
+        with await in_thread(open, part, "xb", opener=partial(os.open, mode=mode)) as file:
             async for piece in pieces:
                 await in_thread(file.write, piece)
                 size += len(piece)

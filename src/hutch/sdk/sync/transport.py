@@ -113,10 +113,10 @@ def write_file(
     It appears whole or not at all. `mode` are its permissions, less what the umask takes.
     """
     target = Path(path) / name if os.path.isdir(path) else Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.urandom(8).hex()}.part")
     size = 0
     try:
-        with open(part, "wb", opener=partial(os.open, mode=mode)) as file:
+        with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
             for piece in pieces:
                 file.write(piece)
                 size += len(piece)

@@ -1,3 +1,4 @@
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -77,3 +78,21 @@ async def test_a_local_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert await write_file(tmp_path, each([b"a", b"bc"]), name="f") == 3
     assert (tmp_path / "f").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("random", [False, True])
+async def test_a_local_file_is_never_written_through_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: bool
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"kept")
+    for mark in (os.getpid(), "61" * 8):
+        (tmp_path / f".f.{mark}.part").symlink_to(other)
+    if random:
+        monkeypatch.setattr(os, "urandom", lambda count: b"a" * count)
+        with pytest.raises(FileExistsError):
+            await write_file(tmp_path, each([b"new"]), name="f")
+    else:
+        await write_file(tmp_path, each([b"new"]), name="f")
+        assert (tmp_path / "f").read_bytes() == b"new"
+    assert other.read_bytes() == b"kept"

@@ -1,9 +1,11 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from hutch.errors import DaemonError, NotFound
-from hutch.sdk.sync.transport import IDLE_LIMIT, Transport
+from hutch.sdk.sync.transport import IDLE_LIMIT, Transport, each, write_file
 from tests.unit.api.conftest import Served
 
 
@@ -32,3 +34,21 @@ def test_a_connection_that_died_while_idle_is_not_used(served: Served) -> None:
     with pytest.raises(DaemonError, match="no daemon answers"):
         transport.request("GET", "/v1/daemon")
     assert not transport._idle
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_local_file_is_never_written_through_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: bool
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"kept")
+    for mark in (os.getpid(), "61" * 8):
+        (tmp_path / f".f.{mark}.part").symlink_to(other)
+    if random:
+        monkeypatch.setattr(os, "urandom", lambda count: b"a" * count)
+        with pytest.raises(FileExistsError):
+            write_file(tmp_path, each([b"new"]), name="f")
+    else:
+        write_file(tmp_path, each([b"new"]), name="f")
+        assert (tmp_path / "f").read_bytes() == b"new"
+    assert other.read_bytes() == b"kept"
