@@ -9,6 +9,7 @@ from hutch.api.bodies import ForkBody, RestoreBody, SnapshotBody, SnapshotCollec
 from hutch.api.files import body_of
 from hutch.api.operations import Operations
 from hutch.api.responses import ByteStream, answer, opened, until_gone
+from hutch.errors import error
 from hutch.models import Forked, Removed, SandboxInfo, SnapshotInfo
 from hutch.service.sealing import Key, no_key
 
@@ -22,15 +23,26 @@ _FILE: dict[int | str, dict[str, Any]] = {
 KEY_HEADER: Final = "hutch-snapshot-key"
 """Carries the key of what is encrypted, in base64. Never in a URL, which others log."""
 
+KEY_OPTIONAL: Final = "hutch-snapshot-key-optional"
+"""Beside a key: it may be of no use, which is refused otherwise."""
+
 
 def key_of(request: Request, *, needed: bool = False) -> Key | None:
     """Return the key that a request carries. Raises bad_request, wrong_key where it is `needed`."""
     text = request.headers.get(KEY_HEADER)
     if text is not None:
-        return Key.from_text(text)
+        return Key.from_text(text, optional=KEY_OPTIONAL in request.headers)
     if needed:
         raise no_key("the snapshot is to be encrypted")
     return None
+
+
+def _encryption(request: Request, encrypt: bool) -> Key | None:
+    """Return the key to encrypt with. Raises bad_request for one that nothing is done with."""
+    key = key_of(request, needed=encrypt)
+    if key is not None and not encrypt:
+        raise error("bad_request", "a key was given, and nothing is to be encrypted")
+    return key
 
 
 def routes(operations: Operations) -> APIRouter:
@@ -49,7 +61,7 @@ def routes(operations: Operations) -> APIRouter:
             name=body.name,
             disk_only=body.disk_only,
             freeze=body.freeze,
-            key=key_of(request, needed=True) if body.encrypt else None,
+            key=_encryption(request, body.encrypt),
         )
         return answer(await until_gone(request, work), 201)
 
@@ -76,7 +88,7 @@ def routes(operations: Operations) -> APIRouter:
 
     @router.get("/snapshots/{ref}/export", response_class=Response, responses=_FILE)
     async def export_snapshot(request: Request, ref: str, encrypt: bool = False) -> Response:
-        key = key_of(request, needed=encrypt) if encrypt else None
+        key = _encryption(request, encrypt)
         return ByteStream(await opened(snapshots.export(ref, key)), MEDIA_TYPE)
 
     @router.post("/snapshots/import", status_code=201, response_model=SnapshotInfo)

@@ -42,7 +42,9 @@ def key_headers(file: str | None, *, needed: bool = False) -> dict[str, str]:
                 hint="set HUTCH_SNAPSHOT_KEY, or name a file with the key: --key-file",
             )
         return {}
-    return key_header(key)
+    # The environment's may be there for others: it is of no use for what is in the clear.
+    optional = {} if needed or file is not None else {"hutch-snapshot-key-optional": "1"}
+    return key_header(key) | optional
 
 
 def _read(file: str) -> bytes:

@@ -27,7 +27,7 @@ from hutch.service.manifest import (
 from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import machine_spec
 from hutch.service.revival import AT_FAULT, Origin
-from hutch.service.sealing import Key
+from hutch.service.sealing import Key, check_useful
 from hutch.service.travel import LOGS
 from hutch.service.vault import Vault
 from hutch.state.base import SandboxRow, SnapshotRow
@@ -75,6 +75,7 @@ class Moments:
             if row.info.encrypted:
                 opened = self._sealed(manifest, key, memory=memory)
             else:
+                check_useful(key, f"the snapshot {row.info.name}")
                 opened = self._plain(row, manifest, directory, memory=memory)
             async with opened as moment:
                 try:

@@ -50,10 +50,13 @@ _WORK_MAX: Final = 1 << 22
 class Key:
     """A secret of the user's, which is never shown: not in logs, messages or tracebacks."""
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_secret", "optional")
 
-    def __init__(self, secret: bytes) -> None:
-        """Take a secret of 8 to 4096 bytes. Raises bad_request for others."""
+    def __init__(self, secret: bytes, *, optional: bool = False) -> None:
+        """Take a secret of 8 to 4096 bytes. Raises bad_request for others.
+
+        One that is `optional` was not given for this: it may be of no use.
+        """
         if not SECRET_MIN <= len(secret) <= SECRET_MAX:
             raise error(
                 "bad_request",
@@ -61,9 +64,10 @@ class Key:
                 hint="make one with `openssl rand -base64 32`",
             )
         self._secret = secret
+        self.optional = optional
 
     @classmethod
-    def from_text(cls, text: str) -> "Key":
+    def from_text(cls, text: str, *, optional: bool = False) -> "Key":
         """Return the key that is given in base64. Raises bad_request."""
         try:
             secret = base64.b64decode(text, validate=True)
@@ -71,7 +75,7 @@ class Key:
             secret = None
         if secret is None:  # outside of the handler: what was given is in no traceback
             raise error("bad_request", "a key is given in base64")
-        return cls(secret)
+        return cls(secret, optional=optional)
 
     def __repr__(self) -> str:
         return "Key(...)"
@@ -237,6 +241,19 @@ def _opened(key: Key | None, work: Work, salt: bytes, proof: bytes, what: str) -
             hint="set HUTCH_SNAPSHOT_KEY to that one, or name its file with --key-file",
         )
     return secret
+
+
+def check_useful(key: Key | None, what: str) -> None:
+    """Refuse a key that was given for something in the clear. Raises bad_request.
+
+    Whoever has encrypted a thing, and is handed another, would not see it else.
+    """
+    if key is not None and not key.optional:
+        raise error(
+            "bad_request",
+            f"{what} is not encrypted, and a key was given for it",
+            hint="if it never was, use it without --key-file",
+        )
 
 
 def no_key(why: str) -> HutchError:

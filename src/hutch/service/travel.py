@@ -39,7 +39,7 @@ from hutch.service.portable import (
     write,
 )
 from hutch.service.recipe import file_identity
-from hutch.service.sealing import Key, is_sealed, seal, unseal
+from hutch.service.sealing import Key, check_useful, is_sealed, seal, unseal
 from hutch.service.vault import SEALED
 from hutch.state.base import SnapshotRow
 from hutch.tasks import in_thread, settle_in_thread, stop_in_thread
@@ -159,7 +159,10 @@ class Travel:
         with host_errors(), open(path, "rb") as opened:
             file = watched(opened, go_on)
             if not is_sealed(file):
-                return _unpack(file, directory, self._room)
+                arrived = _unpack(file, directory, self._room)
+                if not arrived.manifest.snapshot.encrypted:
+                    check_useful(key, "the file")
+                return arrived
             # Decrypted as it is read: nothing of it lies anywhere but what is unpacked.
             return _unpack(unseal(file, key, "the file"), directory, self._room)
 

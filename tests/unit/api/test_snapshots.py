@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 
+from hutch.api.snapshots import KEY_OPTIONAL, key_of
 from hutch.errors import Conflict, InvalidInput, NotFound
 from hutch.models import SandboxSpec, SnapshotKind
 from hutch.sdk import AsyncClient, AsyncSandbox
 from hutch.sdk.aio.transport import each
+from hutch.sdk.http1 import key_header
 from tests.unit.api.contract import ask, refused
 
 BASE = "/v1/snapshots"
@@ -87,6 +90,30 @@ async def test_a_key_comes_in_a_header(api: str, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="8 to 4096 bytes"):
             await client.snapshots.export("one", file, key="short")
     assert (await refused(api, "GET", f"{BASE}/one/export", {"encrypt": True})).code == "wrong_key"
+
+
+async def test_a_key_that_nothing_is_done_with_is_refused(api: str) -> None:
+    headers = key_header("a key of mine")
+    async with AsyncClient(socket=api) as client:
+        await client.create(SandboxSpec("busybox", name="web", idle=True))
+        await client.snapshots.create("web", name="one")
+        for method, path, json in (
+            ("POST", BASE, {"sandbox": "web"}),
+            ("GET", f"{BASE}/one/export", None),
+        ):
+            with pytest.raises(InvalidInput) as caught:
+                await client.transport.request(method, path, json=json, headers=headers)
+            assert caught.value.code == "bad_request"
+        assert [info.name for info in await client.snapshots.list()] == ["one"]
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_key_may_be_optional(optional: bool) -> None:
+    given = key_header("a key of mine") | ({KEY_OPTIONAL: "1"} if optional else {})
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
+    key = key_of(Request({"type": "http", "headers": headers}))
+    assert key is not None
+    assert key.optional is optional
 
 
 async def test_a_snapshot_encrypted_at_rest(api: str) -> None:

@@ -31,6 +31,17 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert code(None, needed=True) == "wrong_key"
 
 
+def test_the_environments_need_not_be_of_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(NAME, "a key of mine")
+    (file := tmp_path / "key").write_bytes(b"a key of mine")
+    mark = "hutch-snapshot-key-optional"
+    assert mark in key_headers(None)
+    assert mark not in key_headers(None, needed=True)
+    assert mark not in key_headers(str(file))
+
+
 def test_a_file_goes_before_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

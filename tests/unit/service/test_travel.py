@@ -307,9 +307,12 @@ async def test_an_encrypted_file_needs_its_key(
         restored = await other.snapshots.restore("then", "here")
         assert restored.env["TOKEN"] == "marked secret"
     assert b"secret" not in data
-    # One in the clear is taken in whatever key is given: it may be there for others.
-    plain = await exported(service, "then")
-    await service.snapshots.load(pieces(plain), "again", key)
+    # One in the clear is not what is expected, unless the key may be there for others.
+    plain, optional = await exported(service, "then"), Key(b"a key of mine", optional=True)
+    await expect("bad_request", service.snapshots.load(pieces(plain), "again", key))
+    await service.snapshots.load(pieces(plain), "again", optional)
+    await expect("bad_request", service.snapshots.restore("then", "more", key=key))
+    await service.snapshots.restore("then", "more", key=optional)
 
 
 async def test_what_is_encrypted_at_rest_travels_as_it_is(
