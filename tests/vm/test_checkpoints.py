@@ -69,7 +69,7 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     wait_until(lambda: "sleep 1000" in box.run("top", "box").text)
     assert differences(box, "box") == gone | {"added sleep 1000"}
     # The last step is undone.
-    assert box.run("undo", "box").text == listed[0]["snapshot"]["id"]
+    assert box.run("undo", "box").text == listed[0]["snapshot"]["name"]
     assert b"(sandbox_restored)" in waiting.communicate(timeout=60)[1]
     assert sh(box, "cat /work/file /work/tool; ls /run/warm 2>/dev/null; true") == "two\ntool"
     again, further = count(box, "box")
