@@ -121,7 +121,9 @@ class Builder:
         report(Progress("build", str(context), message="\n".join(lines[-20:])))
         image = identity.read_text("utf-8").strip()
         await self._run(
-            [*common, "push", *self._policy(), image, f"oci:{target}:built"], _STEP_TIMEOUT
+            [*common, "push", *self._policy(), image, f"oci:{target.name}:built"],
+            _STEP_TIMEOUT,
+            target.parent,
         )
 
     def clear(self) -> int:
@@ -133,20 +135,25 @@ class Builder:
         return freed
 
     async def _import(self, common: Sequence[str], base: Base) -> None:
-        source = f"oci:{self._layout.root}:{base.stored}"
+        # By a relative path: buildah names what it pulls after the path that it is told, and
+        # refuses capital letters and colons in it.
+        root = self._layout.root
+        source = f"oci:{root.name}:{base.stored}"
         pulled = await self._run(
-            [*common, "pull", "--quiet", *self._policy(), source], _STEP_TIMEOUT
+            [*common, "pull", "--quiet", *self._policy(), source], _STEP_TIMEOUT, root.parent
         )
         identity = pulled.stdout.decode().strip().splitlines()[-1]
         name = f"localhost/{base.text}:latest" if base.reference.builtin else str(base.reference)
         await self._run([*common, "tag", identity, name], _STEP_TIMEOUT)
 
-    async def _run(self, argv: Sequence[str], timeout: float) -> process.Finished:
+    async def _run(
+        self, argv: Sequence[str], timeout: float, cwd: Path | None = None
+    ) -> process.Finished:
         env = {
             "CONTAINERS_REGISTRIES_CONF": str(self._directory / "registries.conf"),
             "BUILDAH_FORMAT": "oci",
         }
-        return await process.run(argv, timeout=timeout, env=env, code="build_failed")
+        return await process.run(argv, timeout=timeout, env=env, cwd=cwd, code="build_failed")
 
     def _policy(self) -> list[str]:
         return ["--signature-policy", str(self._directory / "policy.json")]

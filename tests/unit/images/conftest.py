@@ -14,7 +14,7 @@ MakeStore = Callable[..., ImageStore]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+    return tmp_path / "Home"  # as users may have it: not every tool likes capitals
 
 
 @pytest.fixture
