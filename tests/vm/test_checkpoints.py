@@ -52,7 +52,7 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
         f"a checkpoint: {took:.2f} s, programs stood still for {clean['pause_seconds']:.3f} s,"
         f" {clean['memory_bytes'] >> 20} MiB of memory, {clean['disk_bytes'] >> 20} MiB in all"
     )
-    wait_until(lambda: count(box, "box")[1] > counted + 100)
+    wait_until(lambda: count(box, "box")[1] > counted + 20, timeout=60)
     assert differences(box, "box") == set()
     # Installed, then broken: each step with a checkpoint of its own.
     sh(box, "echo two >/work/file; echo tool >/work/tool; rm /run/warm", "--checkpoint")
@@ -85,7 +85,9 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     assert number < further
     kept = ("id", "name", "labels", "hostname", "started_at", "image_id")
     assert {key: info[key] for key in kept} == {key: before[key] for key in kept}
-    assert abs(float(sh(box, "date +%s")) - time.time()) < CLOCK + 1
+    began = time.time()
+    now = float(sh(box, "date +%s"))
+    assert began - CLOCK - 1 <= now <= time.time() + CLOCK
     # The same moment twice, and no random number twice.
     drawn.add(sh(box, "head -c 16 /dev/urandom | md5sum"))
     box.run("undo", "box")

@@ -88,7 +88,7 @@ class Forks:
                             await settle(self._let_go(frozen))
             finally:
                 await layers.release(layer)  # the source may have gone meanwhile
-        except asyncio.CancelledError:
+        except BaseException:
             if forked is not None:
                 await settle(self._undo(forked.children))
             raise
@@ -137,7 +137,7 @@ class Forks:
                     brood.failure = cause
                     await self._parts.engine.drop(frozen)  # nobody waits for it any more
                 await held.aclose()
-        except asyncio.CancelledError:
+        except BaseException:
             await settle(self._undo(list(brood.made.values())))
             raise
         if brood.failure is not None:

@@ -435,9 +435,11 @@ class Lives:
             entry.removed = False
             raise
         # From here on a crash leaves a directory without a row, which the next start removes.
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
-        freed += await self.booter.layers.release(entry.row.layer)
-        self._registry.forget(entry)
+        try:
+            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            freed += await self.booter.layers.release(entry.row.layer)
+        finally:
+            self._registry.forget(entry)
         self.records.emit("sandbox.removed", entry)
         for follow in self._erased:
             await follow(sandbox_id)

@@ -12,6 +12,7 @@ from hutch.images.base import no_report
 from hutch.models import SandboxInfo, SandboxState
 from hutch.service.forks import PREFIX
 from hutch.service.host import HostService
+from hutch.service.layers import Layers
 from hutch.service.values import SandboxFilter
 from tests.unit.service.dying import dying
 from tests.unit.service.world import World, expect, spec
@@ -177,3 +178,35 @@ async def test_a_daemon_that_dies_at_any_step(world: World, at: int) -> None:
                 await after.sandboxes.remove(info.id, force=True)
         assert world.leftovers() == []
         assert not list(world.settings.runtime_dir.glob(f"{PREFIX}*"))
+
+
+async def test_what_nobody_expects_leaves_no_child(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await run(service, name="web")
+
+    async def fail(layers: Layers, top: str | None) -> int:
+        raise OSError(5, "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Layers, "release", fail)
+        with pytest.raises(OSError, match="told to"):
+            await service.forks.fork("web", ["child"])
+    assert [info.id for info in await service.sandboxes.list(SandboxFilter())] == [source.id]
+    assert len(world.engine.running()) == 1
+    assert not world.agent(source).frozen
+
+
+async def test_a_disk_that_cannot_be_removed_keeps_no_name(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+
+    async def fail(layers: Layers, top: str | None) -> int:
+        raise OSError(5, "told to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Layers, "release", fail)
+        with pytest.raises((OSError, HutchError), match="told to"):
+            await service.sandboxes.remove("web", force=True)
+    assert (await run(service, name="web")).state is RUNNING
