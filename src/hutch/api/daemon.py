@@ -7,6 +7,7 @@ once the lock is ours. VMs are not its children to end: they go on without it.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT = 15.0
 """Seconds to wait for a predecessor that is ending, or a rival that is starting."""
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BUFFER = 128 << 10
 USAGE = "usage: python -m hutch.api.daemon [--detach] [--ready-fd FD]"
 
 
@@ -136,10 +139,21 @@ def _answers(path: str) -> bool:
         return probe.connect_ex(path) == 0
 
 
+def _return_large_buffers() -> None:
+    """Have the C library give large buffers back as they are freed: see mallopt(3).
+
+    glibc would keep up to 32 MiB of them in each thread's arena once one of that size was freed.
+    Copies of memories and disks go through such buffers, in threads.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER)
+
+
 def _serve(settings: Settings, lock: LifeLock, options: Options) -> None:
     # What is imported and built from here on stays for good: to look through it for garbage, again
     # and again, would be a tenth of the start.
     gc.disable()
+    _return_large_buffers()
     # Here, not above: these cost most of the start, and a process that loses the race needs none.
     from hutch.api.daemonlog import open_log
 
