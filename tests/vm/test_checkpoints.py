@@ -21,7 +21,7 @@ def box(hutch: Hutch) -> Hutch:
     """A running sandbox `box` that counts, with a file on its disk."""
     script = f"echo ready; {COUNTER}"
     hutch.run("run", "-d", "--name", "box", "-l", "k=v", "busybox", "sh", "-c", script)
-    sh(hutch, "mkdir /work && echo one >/work/file && echo warm >/run/warm")
+    sh(hutch, "mkdir /job && echo one >/job/file && echo warm >/run/warm")
     return hutch
 
 
@@ -55,15 +55,15 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     wait_until(lambda: count(box, "box")[1] > counted + 20, timeout=60)
     assert differences(box, "box") == set()
     # Installed, then broken: each step with a checkpoint of its own.
-    sh(box, "echo two >/work/file; echo tool >/work/tool; rm /run/warm", "--checkpoint")
-    sh(box, "rm -rf /work; kill -STOP $(cat /run/pid)", "--checkpoint")
+    sh(box, "echo two >/job/file; echo tool >/job/tool; rm /run/warm", "--checkpoint")
+    sh(box, "rm -rf /job; kill -STOP $(cat /run/pid)", "--checkpoint")
     listed = box.json("checkpoints", "box")
     assert [each["number"] for each in listed] == [1, 2, 3]
     assert listed[0]["snapshot"]["command"][:2] == ["sh", "-c"]
     assert listed[2]["snapshot"]["message"] == "clean"
-    between = {"added /work/tool", "modified /work/file"}
+    between = {"added /job/tool", "modified /job/file"}
     assert differences(box, "box@2", "box@1") == between
-    gone = {f"removed {path}" for path in ("/work", "/work/file", "/work/tool")}
+    gone = {f"removed {path}" for path in ("/job", "/job/file", "/job/tool")}
     drawn = {sh(box, "head -c 16 /dev/urandom | md5sum")}
     waiting = box.start("exec", "box", "sleep", "1000")
     wait_until(lambda: "sleep 1000" in box.run("top", "box").text)
@@ -71,14 +71,14 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     # The last step is undone.
     assert box.run("undo", "box").text == listed[0]["snapshot"]["name"]
     assert b"(sandbox_restored)" in waiting.communicate(timeout=60)[1]
-    assert sh(box, "cat /work/file /work/tool; ls /run/warm 2>/dev/null; true") == "two\ntool"
+    assert sh(box, "cat /job/file /job/tool; ls /run/warm 2>/dev/null; true") == "two\ntool"
     again, further = count(box, "box")
     assert again == pid
     wait_until(lambda: count(box, "box")[1] > further)
     assert "sleep 1000" not in box.run("top", "box").text
     # And all of it: files, processes, what was in a tmpfs.
     info = box.json("undo", "box", "3")
-    assert sh(box, "cat /work/file /run/warm; ls /work") == "one\nwarm\nfile"
+    assert sh(box, "cat /job/file /run/warm; ls /job") == "one\nwarm\nfile"
     assert sh(box, "cat /etc/machine-id; hostname") == identity
     again, number = count(box, "box")
     assert again == pid
@@ -99,13 +99,13 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     undone = listed[0]["snapshot"]["id"]
     assert [number for number, _ in numbers(box)] == [None, None, 1]
     box.run("undo", "--to", undone, "box")
-    assert sh(box, "cat /work/tool") == "tool"
+    assert sh(box, "cat /job/tool") == "tool"
     box.run("undo", "--to", clean["id"], "box")
     box.run("checkpoint", "box")
     assert [number for number, _ in numbers(box)] == [1, 2]
     # It stops and starts with the disk that it was put back to, and comes back from the dead.
     box.run("restart", "-t", "1s", "box")
-    assert sh(box, "cat /work/file") == "one"
+    assert sh(box, "cat /job/file") == "one"
     box.run("kill", "box")
     assert box.json("undo", "box")["state"] == "running"
     assert count(box, "box")[0] == pid
@@ -113,7 +113,7 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
 
 def test_a_daemon_that_is_killed_meanwhile(box: Hutch) -> None:
     box.run("checkpoint", "box")
-    sh(box, "echo after >/work/after")
+    sh(box, "echo after >/job/after")
     pid, _ = count(box, "box")
     undoing = box.start("undo", "box")
     time.sleep(
@@ -123,8 +123,8 @@ def test_a_daemon_that_is_killed_meanwhile(box: Hutch) -> None:
     undoing.wait(60)
     assert look(box, "box")["state"] == "running"
     assert count(box, "box")[0] == pid
-    assert sh(box, "ls /work") in ("after\nfile", "file")
+    assert sh(box, "ls /job") in ("after\nfile", "file")
     assert len(list(box.runtime.glob("*/sb_*"))) == 1
     box.run("undo", "box")
-    assert sh(box, "ls /work") == "file"
+    assert sh(box, "ls /job") == "file"
     assert count(box, "box")[0] == pid

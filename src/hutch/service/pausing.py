@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from hutch.engine.base import Machine
@@ -130,7 +130,7 @@ class Pauses:
         if entry.info.state is PAUSED:
             return
         sandbox = _running(entry)
-        with _turning(entry):
+        with entry.turn():
             await self._records.move(entry, PAUSED)
             try:
                 await sandbox.pause()
@@ -157,7 +157,7 @@ class Pauses:
             return
         if entry.info.state is not PAUSED or sandbox is None or sandbox.ending:
             raise wrong_state(entry.info, "paused")
-        with _turning(entry):
+        with entry.turn():
             try:
                 # Still paused on record until it runs: a crash before that leaves it paused.
                 await sandbox.resume()
@@ -185,7 +185,7 @@ class Pauses:
         if entry.info.state is PARKED:
             return
         paused = entry.info.state is PAUSED
-        with _turning(entry):
+        with entry.turn():
             try:
                 if paused:
                     # Its programs must be frozen before its VM stops: they would wake with it.
@@ -248,9 +248,9 @@ class Pauses:
         await self._records.clear_machine(entry)
 
     async def _unpark(self, entry: Entry) -> None:
-        with _turning(entry):
+        with entry.turn():
             await self._records.catch_up(entry)
-            with _boot(entry):
+            with entry.begin():
                 sandbox = await self._begin_again(entry)
             await self._go_on(entry, sandbox)
         self._records.emit("sandbox.resumed", entry)
@@ -337,27 +337,6 @@ async def _if_unused(
 ) -> None:
     if entry.sandbox is sandbox and entry.info.state is RUNNING and not sandbox.activity.busy:
         await act(entry)
-
-
-@contextlib.contextmanager
-def _turning(entry: Entry) -> Iterator[None]:
-    entry.turning = True
-    try:
-        yield
-    finally:
-        entry.turning = False
-        entry.notify()
-
-
-@contextlib.contextmanager
-def _boot(entry: Entry) -> Iterator[None]:
-    """Let whoever stops or kills the sandbox cancel this task, as a boot."""
-    entry.boot = asyncio.current_task()
-    try:
-        yield
-    finally:
-        entry.boot = None
-        entry.notify()
 
 
 async def _outcome(entry: Entry, act: Callable[[Entry], Awaitable[None]]) -> HutchError | None:

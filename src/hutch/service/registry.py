@@ -78,6 +78,26 @@ class Entry:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    @contextlib.contextmanager
+    def turn(self, *, undoing: bool = False) -> Iterator[None]:
+        """Let nobody take the sandbox for running in the block: see `turning` and `undoing`."""
+        self.turning, self.undoing = True, undoing
+        try:
+            yield
+        finally:
+            self.turning = self.undoing = False
+            self.notify()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[None]:
+        """Let whoever stops, kills or removes the sandbox cancel this task, as a boot."""
+        self.boot = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self.boot = None
+            self.notify()
+
     async def settled(self) -> None:
         """Return once the sandbox is not being paused, parked or woken."""
         while self.turning:

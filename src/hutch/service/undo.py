@@ -81,8 +81,12 @@ class Undos:
             if entry.info.state not in _FROM:
                 raise wrong_state(entry.info, "running")
             try:
-                with _turning(entry), self._lives.pools.starting(), contextlib.ExitStack() as begun:
-                    begun.enter_context(_boot(entry))
+                with (
+                    entry.turn(undoing=True),
+                    self._lives.pools.starting(),
+                    contextlib.ExitStack() as begun,
+                ):
+                    begun.enter_context(entry.begin())
                     async with past() as moment:
                         await self._lives.records.catch_up(entry)
                         async with self._beside.layer(moment, entry.info.disk) as layer:
@@ -232,28 +236,6 @@ def _noted(entry: Entry, what: str) -> Iterator[None]:
         yield
     except (HutchError, OSError) as failure:
         log.warning("%s was put back, but %s: %s", entry.info.name, what, failure)
-
-
-@contextlib.contextmanager
-def _turning(entry: Entry) -> Iterator[None]:
-    """Let nobody take the sandbox for running: see `Entry.turning` and `Entry.undoing`."""
-    entry.turning = entry.undoing = True
-    try:
-        yield
-    finally:
-        entry.turning = entry.undoing = False
-        entry.notify()
-
-
-@contextlib.contextmanager
-def _boot(entry: Entry) -> Iterator[None]:
-    """Let whoever stops, kills or removes the sandbox cancel this task, as a boot."""
-    entry.boot = asyncio.current_task()
-    try:
-        yield
-    finally:
-        entry.boot = None
-        entry.notify()
 
 
 async def _outcome(work: Coroutine[Any, Any, None]) -> HutchError | None:

@@ -3,34 +3,16 @@
 import pytest
 
 from hutch.errors import HutchError
-from hutch.models import SnapshotInfo, SnapshotKind
 from hutch.service.registry import Registry
 from hutch.service.shelf import Shelf
 from hutch.state.base import LayerRow, SnapshotRow
+from tests.unit.snapshots import snapshot
 
 
 def row(
     snapshot_id: str, name: str, *, ready: bool = True, checkpoint: bool = False
 ) -> SnapshotRow:
-    info = SnapshotInfo(
-        id=snapshot_id,
-        name=name,
-        kind=SnapshotKind.FULL,
-        sandbox_id="sb_1",
-        sandbox_name="web",
-        image="busybox",
-        image_id="sha256:00",
-        created_at="2026-01-01T00:00:00.000Z",
-        cpus=1,
-        memory=1,
-        disk=1,
-        engine="qemu",
-        engine_version="7.2",
-        machine="microvm",
-        accelerator="tcg",
-        tsc_khz=1000,
-        checkpoint=checkpoint,
-    )
+    info = snapshot(snapshot_id, name, checkpoint=checkpoint)
     return SnapshotRow(info, ready, f"ly_{snapshot_id}")
 
 

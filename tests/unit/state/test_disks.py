@@ -7,30 +7,9 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.models import SnapshotInfo, SnapshotKind
 from hutch.state.base import LayerRow
 from hutch.state.sqlite import SqliteStore
-
-
-def snapshot(snapshot_id: str, name: str) -> SnapshotInfo:
-    return SnapshotInfo(
-        id=snapshot_id,
-        name=name,
-        kind=SnapshotKind.FULL,
-        sandbox_id="sb_1",
-        sandbox_name="one",
-        image="busybox",
-        image_id="sha256:00",
-        created_at="2026-01-01T00:00:00.000Z",
-        cpus=1,
-        memory=1,
-        disk=1,
-        engine="qemu",
-        engine_version="7.2",
-        machine="microvm",
-        accelerator="tcg",
-        tsc_khz=1000,
-    )
+from tests.unit.snapshots import snapshot
 
 
 @pytest.fixture
