@@ -77,7 +77,8 @@ def test_starts_stops_and_removals_of_one(hutch: Hutch) -> None:
 
 
 def test_removal_while_it_starts(hutch: Hutch) -> None:
-    hutch.run("create", "--name", "one", "busybox")
+    # A cold boot takes long enough to be in the middle of it; a clone may be up before the removal.
+    hutch.run("create", "--no-template", "--name", "one", "busybox")
     starting = hutch.start("--json", "start", "one")
     wait_until(lambda: [*hutch.runtime.glob("*/sb_*/agent.sock")], what="it boots")
     began = time.monotonic()
