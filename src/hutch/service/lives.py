@@ -331,7 +331,7 @@ class Lives:
         """Remove a sandbox with all that it has; with `force` also one that runs."""
         if force:
             await self.kill(entry)
-        elif not entry.at_rest:
+        elif not (entry.at_rest or entry.removed):  # what another removes is waited for below
             raise wrong_state(entry.info, "stopped")
         async with entry.lock:
             if force and entry.forgotten:

@@ -11,7 +11,7 @@ from hutch.engine.base import ExitKind, MachineExit
 from hutch.errors import HutchError, error
 from hutch.guest.session import GuestSession
 from hutch.images.base import no_report
-from hutch.models import ExecSpec, ExitStatus, SandboxState, StopReason
+from hutch.models import ExecSpec, ExitStatus, Removed, SandboxState, StopReason
 from hutch.service.host import DATABASE, HostService
 from hutch.service.values import SandboxFilter
 from hutch.settings import Settings
@@ -144,6 +144,17 @@ async def test_remove_by_force_while_it_starts(
         await until(lambda: world.engine.booted)
         await expect("wrong_state", service.sandboxes.remove(info.id))
         await service.sandboxes.remove(info.id, force=True)
+    assert world.leftovers() == []
+
+
+async def test_removals_at_once(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(), no_report)
+    removals = [service.sandboxes.remove(info.id) for _ in range(3)]
+    first, *others = await asyncio.gather(*removals, return_exceptions=True)
+    assert isinstance(first, Removed)
+    for other in others:
+        assert isinstance(other, HutchError)
+        assert other.code == "sandbox_not_found"
     assert world.leftovers() == []
 
 
