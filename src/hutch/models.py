@@ -271,48 +271,6 @@ class FileInfo:
     target: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
-    """The part of an OCI image config that Hutch honours or records."""
-
-    entrypoint: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-    workdir: str = "/"
-    user: str = ""
-    stop_signal: str = "SIGTERM"
-    volumes: list[str] = field(default_factory=list)
-    exposed_ports: list[str] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """An image of the local store. `id` is its manifest's digest; `size` is that of its blobs."""
-
-    id: str
-    references: list[str]
-    architecture: str
-    created_at: str | None
-    size: int
-    layers: list[str]
-    config: ImageConfig
-    rootfs_size: int | None = None
-    rootfs_type: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KernelInfo:
-    """A kernel of the store. `source` says where it came from: package, host, or a path."""
-
-    name: str
-    version: str
-    source: str
-    size: int
-    modules: list[str]
-    active: bool
-
-
 class TemplatePoint(StrEnum):
     """How far a machine had come when it was frozen, in this order."""
 
@@ -350,6 +308,19 @@ class TemplateInfo:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CpuInfo:
+    """A CPU as a guest sees it.
+
+    `model` is the one that the engine was asked for, `vendor` who it says made it, `features` what
+    it can do, by the engine's names and in their order.
+    """
+
+    model: str
+    vendor: str
+    features: list[str]
+
+
 class SnapshotKind(StrEnum):
     """What a snapshot holds."""
 
@@ -364,9 +335,9 @@ class SnapshotInfo:
     `sandbox_id` (empty: imported) and `sandbox_name` are of its source. `parent` is the one taken
     before it that it was made on top of; `checkpoint` tells one that `hutch checkpoint` or an exec
     took, with a `message` or the `command` that came after it. `engine_version`, `machine`,
-    `accelerator` and `tsc_khz` are what a host must have to restore it. `disk_bytes` is what it
-    takes on disk, its memory (`memory_bytes` of that) included; layers of disk that others use,
-    too, are not counted.
+    `accelerator`, `tsc_khz` and `cpu` (None: it has no memory) are what a host must have to restore
+    it. `disk_bytes` is what it takes on disk, its memory (`memory_bytes` of that) included; layers
+    of disk that others use, too, are not counted.
     """
 
     id: str
@@ -394,6 +365,7 @@ class SnapshotInfo:
     memory_bytes: int = 0
     pause_seconds: float = 0.0
     message: str = ""
+    cpu: CpuInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

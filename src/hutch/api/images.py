@@ -9,7 +9,8 @@ from hutch.api.bodies import BuildBody, LoadBody, PruneBody, PullBody
 from hutch.api.ndjson import MEDIA_TYPE, long_work
 from hutch.api.operations import Operations
 from hutch.api.responses import answer
-from hutch.models import ImageInfo, Removed
+from hutch.content import ImageInfo
+from hutch.models import Removed
 
 LINES: dict[int | str, dict[str, Any]] = {
     200: {"content": {MEDIA_TYPE: {}}, "description": "progress, then a result or an error"}

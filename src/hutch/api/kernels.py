@@ -9,7 +9,8 @@ from hutch.api.images import LINES
 from hutch.api.ndjson import long_work
 from hutch.api.operations import Operations
 from hutch.api.responses import answer
-from hutch.models import KernelInfo, Removed
+from hutch.content import KernelInfo
+from hutch.models import Removed
 
 
 def routes(operations: Operations) -> APIRouter:

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from hutch.content import ImageInfo, KernelInfo
 from hutch.guest.base import Channel, FileEntry, GuestFiles, TunnelStream
 from hutch.images.base import Report
 from hutch.models import (
     ExecInfo,
     ExecSpec,
     Forked,
-    ImageInfo,
-    KernelInfo,
     PoolInfo,
     Removed,
     SandboxInfo,

@@ -10,8 +10,9 @@ from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.progress import Progress
 from hutch.cli.render import age, print_json, size, table
 from hutch.cli.sandboxes import for_each
+from hutch.content import ImageInfo
 from hutch.errors import error
-from hutch.models import ImageInfo, from_json
+from hutch.models import from_json
 
 _SHORT_ID = 12
 

@@ -9,8 +9,9 @@ from hutch.cli.options import Group, command, example_text, pass_app
 from hutch.cli.progress import Progress
 from hutch.cli.render import print_json, size, table
 from hutch.cli.sandboxes import for_each
+from hutch.content import KernelInfo
 from hutch.errors import error
-from hutch.models import KernelInfo, from_json
+from hutch.models import from_json
 
 
 @click.group(

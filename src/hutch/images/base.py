@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hutch.models import ImageConfig, ImageInfo, KernelInfo, Progress, PullPolicy, Removed
+from hutch.content import ImageConfig, ImageInfo, KernelInfo
+from hutch.models import Progress, PullPolicy, Removed
 
 Report = Callable[[Progress], None]
 """Called with the progress of long work, from the event loop; must not block."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch import process
+from hutch.content import ImageConfig
 from hutch.errors import error
 from hutch.images import tar
 from hutch.images.aptsources import host_sources
-from hutch.models import ImageConfig
 from hutch.tasks import in_thread
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hutch.content import ImageConfig
 from hutch.errors import HutchError, error
 from hutch.images.reference import is_digest
-from hutch.models import ImageConfig, timestamp
+from hutch.models import timestamp
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

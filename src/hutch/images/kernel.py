@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hutch.content import KernelInfo
 from hutch.errors import HutchError, error
 from hutch.images import deb, initramfs, rootfs, vmlinux
 from hutch.images.agent import agent_binary
@@ -22,7 +23,7 @@ from hutch.images.config import bad_image
 from hutch.images.flight import Flights
 from hutch.images.layout import write_atomic
 from hutch.images.modules import BOOT, EXTRA, FILESYSTEMS, Module, ModuleTree
-from hutch.models import KernelInfo, Progress, Removed
+from hutch.models import Progress, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread, settle_in_thread
 

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hutch.content import ImageInfo
 from hutch.errors import HutchError, NotFound, error
 from hutch.images import archive, builtin, config, rootfs
 from hutch.images.base import Image, Report, RootFs
@@ -31,7 +32,7 @@ from hutch.images.layers import Layer
 from hutch.images.layout import Entry, Layout, Pins
 from hutch.images.progress import Meter, in_metered_thread
 from hutch.images.reference import Reference, parse
-from hutch.models import ImageInfo, Progress, PullPolicy, Removed
+from hutch.models import Progress, PullPolicy, Removed
 from hutch.settings import Settings
 from hutch.tasks import in_thread, settle_in_thread
 

@@ -6,9 +6,10 @@ Adds to the stores what they cannot know: which images and kernels are in use, a
 from collections.abc import Sequence
 from pathlib import Path
 
+from hutch.content import ImageInfo, KernelInfo
 from hutch.errors import error
 from hutch.images.base import Report
-from hutch.models import ImageInfo, KernelInfo, Removed, SandboxSpec, TemplateInfo
+from hutch.models import Removed, SandboxSpec, TemplateInfo
 from hutch.service.ahead import look_ahead
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts

@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hutch.content import ImageConfig, ImageInfo, KernelInfo
 from hutch.errors import error
 from hutch.models import (
-    ImageConfig,
-    ImageInfo,
-    KernelInfo,
     Progress,
     Removed,
     SandboxSpec,

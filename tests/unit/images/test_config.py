@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from hutch.content import ImageConfig
 from hutch.errors import HutchError
 from hutch.images import config
-from hutch.models import ImageConfig
 
 D = "sha256:" + "a" * 64
 E = "sha256:" + "b" * 64

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hutch.content import KernelInfo
 from hutch.images.base import no_report
-from hutch.models import KernelInfo, Removed
+from hutch.models import Removed
 from tests.unit.service.world import IMAGE_ID, World, spec
 
 KERNEL = KernelInfo("tiny", "6.1", "host", 1, [], active=True)

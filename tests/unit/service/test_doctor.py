@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hutch import process
+from hutch.content import KernelInfo
 from hutch.errors import error
-from hutch.models import KernelInfo
 from hutch.reports import Check
 from hutch.service import doctor
 from hutch.service.hostmemory import HostMemory

@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 
+from hutch.content import ImageConfig
 from hutch.errors import HutchError
 from hutch.images.base import Image, RootFs
-from hutch.models import ExecSpec, ImageConfig, SandboxInfo, SandboxSpec, SandboxState, TtySize
+from hutch.models import (
+    ExecSpec,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    TtySize,
+)
 from hutch.service import spec as rules
 from hutch.service.spec import HostSize
 from hutch.settings import GIB, MIB, Settings

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 
+from hutch.content import ImageConfig, ImageInfo
 from hutch.engine.base import ExitKind, MachineExit, MachineSpec
 from hutch.engine.fake import FakeEngine, Serve
 from hutch.errors import HutchError
@@ -16,7 +17,7 @@ from hutch.guest.base import Channel, Output, OutputGap
 from hutch.guest.fake import FakeAgent
 from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel, Report, RootFs
-from hutch.models import ExecOutcome, ImageConfig, ImageInfo, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.models import ExecOutcome, PullPolicy, SandboxInfo, SandboxSpec
 from hutch.service.capacity import Capacity
 from hutch.service.host import DATABASE, HostService
 from hutch.service.hostmemory import HostMemory

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from hutch import errors
+from hutch.content import ImageInfo, KernelInfo
 from hutch.models import (
     Forked,
-    ImageInfo,
-    KernelInfo,
     PoolInfo,
     Progress,
     Removed,

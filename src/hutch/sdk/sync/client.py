@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from hutch import errors
+from hutch.content import ImageInfo, KernelInfo
 from hutch.models import (
     Forked,
-    ImageInfo,
-    KernelInfo,
     PoolInfo,
     Progress,
     Removed,
