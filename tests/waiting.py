@@ -1,4 +1,7 @@
-"""Waiting for a condition with a deadline: the only place in the tests that sleeps."""
+"""Waiting for a condition with a deadline: the only place in the tests that sleeps.
+
+The deadlines are for what never happens: a busy host may take many times as long as a quiet one.
+"""
 
 import asyncio
 import time
@@ -8,9 +11,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _INTERVAL = 0.02
+_DEADLINE = 60.0
 
 
-def wait_until(check: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
+def wait_until(check: Callable[[], T], *, timeout: float = _DEADLINE, what: str = "") -> T:
     """Call `check` until it returns something true, and return that. Raises AssertionError."""
     deadline = time.monotonic() + timeout
     while True:
@@ -22,7 +26,7 @@ def wait_until(check: Callable[[], T], *, timeout: float = 10.0, what: str = "")
 
 
 async def until(
-    check: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, what: str = ""
+    check: Callable[[], T | Awaitable[T]], *, timeout: float = _DEADLINE, what: str = ""
 ) -> T:
     """Do the same in a coroutine; `check` may be one."""
     deadline = time.monotonic() + timeout

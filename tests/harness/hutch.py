@@ -20,7 +20,7 @@ from hutch.process import ProcessId
 from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).parent / "hutch"
-LEAVING = 5.0
+LEAVING = 30.0
 """Seconds that a process may take to end after the daemon has said that all is done."""
 _TAIL = 1 << 14
 

@@ -15,6 +15,10 @@ from typing import Any, Protocol
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a unary call may take unless it says otherwise."""
 
+FREEZE_TIMEOUT = 2.0
+"""Seconds for all workloads to stop: milliseconds on a quiet host, but a busy one may leave a VM
+without a CPU for far longer, also in the middle of the start of a program, which is waited for."""
+
 
 class Channel(IntEnum):
     """The channels of a stream."""
@@ -372,7 +376,7 @@ class Guest(Protocol):
         Returns how far it was ahead of the host's, in seconds.
         """
 
-    async def freeze(self, timeout: float = 0.1) -> None:
+    async def freeze(self, timeout: float = FREEZE_TIMEOUT) -> None:
         """Stop all workloads at once. Raises guest_timeout after `timeout` seconds."""
 
     async def thaw(self) -> None:

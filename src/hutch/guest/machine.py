@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hutch.guest import failures, fields
-from hutch.guest.base import DEFAULT_TIMEOUT, AgentInfo, Identity
+from hutch.guest.base import DEFAULT_TIMEOUT, FREEZE_TIMEOUT, AgentInfo, Identity
 from hutch.guest.link import Link
 from hutch.guest.messages import GuestProtocolError
 
@@ -141,7 +141,7 @@ class Machine:
         """How many seconds ahead a clock is sent, for the time on its way."""
         return min(self._round_trip / 2, _MOST_COMPENSATION)
 
-    async def freeze(self, timeout: float = 0.1) -> None:
+    async def freeze(self, timeout: float = FREEZE_TIMEOUT) -> None:
         """Freeze every workload; guest_timeout when that takes longer than `timeout` seconds."""
         request = {"timeout_ms": max(1, round(timeout * 1000))}
         await self._call("freeze", "freezing the workloads", request, seconds=timeout + _MARGIN)

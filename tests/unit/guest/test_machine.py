@@ -20,7 +20,7 @@ IDENTITY = Identity(
 
 async def test_a_guest_boots_in_stages(agent: FakeAgent) -> None:
     agent.stage = "boot"
-    guest = await connect_guest(agent.path, timeout=5)
+    guest = await connect_guest(agent.path, timeout=60)
     with pytest.raises(HutchError) as caught:
         await guest.spawn_exec(GuestExec("a", ["true"]))
     assert caught.value.details["guest_code"] == "not_ready"
@@ -91,14 +91,24 @@ async def test_freeze_and_thaw(agent: FakeAgent, guest: Guest) -> None:
     await guest.freeze()
     assert agent.frozen
     assert guest.info.frozen
-    again = await connect_guest(agent.path, timeout=5)
+    again = await connect_guest(agent.path, timeout=60)
     assert again.info.frozen, "the next host learns of it"
     for _ in range(2):
         await again.thaw()
-    third = await connect_guest(agent.path, timeout=5)
+    third = await connect_guest(agent.path, timeout=60)
     assert not third.info.frozen
     await third.close()
     await again.close()
+
+
+async def test_a_freeze_has_time_on_a_busy_host(scripted: ScriptedGuest) -> None:
+    guest = await scripted.connect()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(guest.freeze())
+        request = await scripted.request("freeze")
+        scripted.send(message(FrameType.REPLY, request.stream, {}))
+    assert request.message()["timeout_ms"] >= 1000
+    await guest.close()
 
 
 async def test_programs_see_another_generation_in_each_life(agent: FakeAgent, guest: Guest) -> None:
@@ -115,7 +125,7 @@ async def test_programs_see_another_generation_in_each_life(agent: FakeAgent, gu
         if event.kind == "generation":
             break
     assert event.fields == {"generation": 4, "hooks": 0, "failed": []}
-    again = await connect_guest(agent.path, timeout=5)
+    again = await connect_guest(agent.path, timeout=60)
     assert again.info.generation == 4
     await again.close()
 
