@@ -84,7 +84,7 @@ async def in_step(path: Path, work: Callable[[AgentClient], T]) -> T:
     """Run the blocking client on a thread, with the agent on this loop."""
 
     def run() -> T:
-        client = AgentClient(path, timeout=5)
+        client = AgentClient(path, timeout=60)
         try:
             return work(client)
         finally:

@@ -41,7 +41,7 @@ def test_a_process_left_over_is_told_and_killed(hutch: Hutch, trace: str) -> Non
     wait_until(lambda: who in hutch.processes())
     with pytest.raises(AssertionError, match=f"process {child.pid}"):
         hutch.close()
-    assert child.wait(timeout=10) == -9
+    assert child.wait(timeout=60) == -9
 
 
 def test_a_socket_left_over_is_told(hutch: Hutch) -> None:

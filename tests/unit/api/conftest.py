@@ -36,7 +36,7 @@ async def serving(operations: FakeOperations, path: Path) -> AsyncIterator[ApiSe
 
 async def given_up(request: Coroutine[Any, Any, Any], begun: asyncio.Event) -> None:
     """Send a request, and cancel it once the server has begun with it."""
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         task = group.create_task(request)
         await begun.wait()
         task.cancel()
@@ -96,14 +96,14 @@ class Served:
 
     def __enter__(self) -> "Served":
         self._thread.start()
-        assert self._ready.wait(timeout=10)
+        assert self._ready.wait(timeout=60)
         return self
 
     def stop(self) -> None:
         """End the server; once is enough."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end.set)
-            self._thread.join(timeout=20)
+            self._thread.join(timeout=60)
             assert not self._thread.is_alive()
             self._loop.close()
 

@@ -17,7 +17,7 @@ async def run(api: str, *, attach: bool = True, **spec: Any) -> WebSocket:
 async def everything(socket: WebSocket) -> tuple[list[str], list[dict[str, Any]], bytes]:
     """Read to the end; return the kinds of message in order, the objects, and the output."""
     kinds, objects, out = [], [], bytearray()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (message := await socket.receive()) is not None:
             if message.kind == BINARY:
                 out += message.data[1:]
@@ -76,7 +76,7 @@ async def test_a_client_lost_during_the_pull_takes_it_back(api: str, fake: FakeO
     socket = await run(api, command=["true"])
     assert await socket.receive()
     socket.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await fake.sandboxes.cancelled.wait()
     assert [info.name for info in fake.sandboxes.rows.values()] == ["box"]
 

@@ -80,7 +80,7 @@ async def test_a_followed_log_ends_with_its_client(api: str, fake: FakeOperation
     socket = await Transport(socket=api).websocket("/v1/sandboxes/box/logs", {"follow": True})
     assert await socket.receive()
     socket.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await fake.sandboxes.cancelled.wait()
 
 

@@ -81,7 +81,7 @@ def installed(base: Path) -> Iterator[Cli]:
         signal.signal(signal.SIGHUP, before)
         settings = load_settings(env=cli.env)
         if find_daemon(settings):
-            stop_daemon(settings, timeout=20)
+            stop_daemon(settings, timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def test_run_in_the_foreground_until_sigterm(own_hutch: Cli) -> None:
             assert child.poll() is None
         assert json.loads(own_hutch("ps", "--json").stdout)[0]["name"] == "box"
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
 
 
 def test_run_refuses_wrong_settings(own_hutch: Cli) -> None:
@@ -50,4 +50,4 @@ def test_logs(own_hutch: Cli) -> None:
         assert child.stdout.readline().startswith(b"{")
         child.send_signal(signal.SIGINT)
         child.stdout.read()
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130

@@ -22,4 +22,4 @@ def test_follow_until_interrupted(hutch: Cli) -> None:
         assert child.stdout is not None
         assert [child.stdout.readline()[:1] for _ in range(3)] == [b"0", b"1", b"2"]
         child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130

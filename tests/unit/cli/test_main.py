@@ -35,7 +35,7 @@ def test_a_closed_pipe_ends_a_table_quietly(hutch: Cli) -> None:
     os.close(read)
     with hutch.start("--help", stdout=write) as child:
         os.close(write)
-        assert child.wait(20) == 141
+        assert child.wait(60) == 141
         assert child.stderr is not None
         assert child.stderr.read() == b""
 

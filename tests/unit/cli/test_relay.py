@@ -74,7 +74,7 @@ def test_acknowledges_what_has_left(server: Server) -> None:
         speaker = threading.Thread(target=speak)
         speaker.start()
         relay.serve(server.ws, STARTED)
-        speaker.join(20)
+        speaker.join(60)
         assert b'"ack":{"1":%d}' % ACK_EVERY in told[0]
         assert relay.rest == [{"other": 1}]
 

@@ -66,7 +66,7 @@ def test_interrupt_reaches_the_main_process(hutch: Cli) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130
 
 
 def test_interrupt_during_the_pull_takes_it_back(own_hutch: Cli) -> None:
@@ -74,7 +74,7 @@ def test_interrupt_during_the_pull_takes_it_back(own_hutch: Cli) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(1)
         child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130
     own_hutch("image", "inspect", "hang", code=125)
 
 

@@ -45,7 +45,7 @@ def test_input_that_may_be_lost_is_a_failure(own_hutch: Cli) -> None:
         assert child.wait(30) == 125
         assert child.stderr is not None
         assert b"bytes of input under way" in child.stderr.read()
-    feeder.join(20)
+    feeder.join(60)
 
 
 def _feed(fd: int) -> None:

@@ -29,4 +29,4 @@ def test_a_closed_reader_of_attach_leaves_the_program(own_hutch: Cli) -> None:
     with own_hutch.start("attach", "writer") as child:
         assert child.stdout is not None
         child.stdout.close()
-        assert child.wait(20) == 141
+        assert child.wait(60) == 141

@@ -29,7 +29,7 @@ def test_watch_until_interrupted(hutch: Cli) -> None:
         assert json.loads(child.stdout.readline())[0]["name"] == first[0]["name"] == "box"
         child.send_signal(signal.SIGINT)
         child.stdout.read()
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130
 
 
 def test_top(hutch: Cli) -> None:

@@ -69,7 +69,7 @@ def test_keys_go_through_and_the_terminal_comes_back(hutch: Cli, terminal: Termi
         terminal.type(b"hello\r")
         terminal.expect(b"hello\r\nhello\r\n")  # the guest's terminal echoes, once
         terminal.type(b"\x04")
-        assert child.wait(20) == 5
+        assert child.wait(60) == 5
     assert terminal.is_restored()
 
 
@@ -82,7 +82,7 @@ def test_size_at_the_start_and_later(hutch: Cli, terminal: Terminal) -> None:
         child.send_signal(signal.SIGWINCH)  # no controlling terminal here, so nobody else does
         terminal.expect(b"40 120")
         terminal.type(b"\x03")
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130
     assert terminal.is_restored()
 
 
@@ -92,7 +92,7 @@ def test_interrupt_is_a_key(hutch: Cli, terminal: Terminal) -> None:
         terminal.expect(b"ready")
         terminal.type(b"\x03")
         terminal.expect(b"caught")
-        assert child.wait(20) == 3
+        assert child.wait(60) == 3
 
 
 def test_detach_keys_let_go(hutch: Cli, terminal: Terminal) -> None:
@@ -101,7 +101,7 @@ def test_detach_keys_let_go(hutch: Cli, terminal: Terminal) -> None:
         terminal.expect(b"ready")
         terminal.type(DETACH_KEYS[:1])
         terminal.type(DETACH_KEYS[1:])
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
     assert terminal.is_restored()
     deadline = time.monotonic() + 20
     while not (hutch.base / "lived").exists():
@@ -118,14 +118,14 @@ def test_terminal_is_restored_after_a_signal(
     ) as child:
         terminal.expect(b"ready")
         child.send_signal(number)
-        assert child.wait(20) == 128 + number
+        assert child.wait(60) == 128 + number
     assert terminal.is_restored()
 
 
 def test_terminal_is_restored_when_the_program_is_not_found(hutch: Cli, terminal: Terminal) -> None:
     with terminal.run(hutch, "exec", "-it", "box", "nosuch") as child:
         terminal.expect(b"(command_not_found)")
-        assert child.wait(20) == 127
+        assert child.wait(60) == 127
     assert terminal.is_restored()
 
 
@@ -134,7 +134,7 @@ def test_shell_is_interactive_on_a_terminal(hutch: Cli, terminal: Terminal) -> N
         terminal.expect(b"% ")
         terminal.type(b"echo a$((1+1))b; exit 4\r")
         terminal.expect(b"a2b")
-        assert child.wait(20) == 4
+        assert child.wait(60) == 4
 
 
 def test_t_without_a_terminal_of_ours(hutch: Cli) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hutch.engine.base import ExitKind, MachineExit, MachineSpec
-from hutch.engine.canary import Sample, SampleReader, calibrate, collect
+from hutch.engine.canary import Sample, SampleReader, Trial, calibrate, collect
 from hutch.engine.fake import FakeEngine, FakeMachine
 from hutch.errors import EngineError
 from tests.unit.engine.conformance import NewSpec
@@ -83,7 +83,7 @@ async def engine() -> AsyncIterator[FakeEngine]:
     assert not engine.running(), "a canary was left behind"
 
 
-async def run(engine: FakeEngine, spec: MachineSpec, **limits: float) -> list[Sample]:
+async def run(engine: FakeEngine, spec: MachineSpec, **limits: float) -> Trial:
     async def start(reader: SampleReader) -> FakeMachine:
         reader(1.0, b"hutch-canary tsc=42\n")
         return await engine.boot(spec)
@@ -94,8 +94,24 @@ async def run(engine: FakeEngine, spec: MachineSpec, **limits: float) -> list[Sa
 async def test_a_canary_that_powers_off_gives_its_readings(
     engine: FakeEngine, new_spec: NewSpec
 ) -> None:
-    engine.die_after, engine.die_as = 0.02, MachineExit(ExitKind.POWEROFF)
-    assert await run(engine, new_spec("a"), limit=5, stall=5) == [Sample(1.0, 42)]
+    engine.die_after, engine.die_as = 0.2, MachineExit(ExitKind.POWEROFF)
+    trial = await run(engine, new_spec("a"), limit=5, stall=5)
+    assert trial == Trial([Sample(1.0, 42)], engine.cpu)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(ExitKind.PANIC, "a panic"), (ExitKind.POWEROFF, "asked for its CPU")]
+)
+async def test_a_canary_that_is_gone_at_once(
+    engine: FakeEngine, new_spec: NewSpec, kind: ExitKind, why: str
+) -> None:
+    async def start(reader: SampleReader) -> FakeMachine:
+        machine = await engine.boot(new_spec("a"))
+        await machine.process.end(MachineExit(kind))
+        return machine
+
+    with pytest.raises(EngineError, match=why):
+        await collect(start, limit=5, stall=5)
 
 
 async def test_a_canary_that_hangs_is_killed(engine: FakeEngine, new_spec: NewSpec) -> None:

@@ -57,7 +57,7 @@ def test_a_link_in_the_logs_place_is_not_followed(short_tmp: Path) -> None:
 async def test_the_reader_counts_and_keeps_the_end(short_tmp: Path) -> None:
     ours, theirs = socket.socketpair()
     console = Console(ours, ConsoleLog(short_tmp / "c", size=1 << 20, files=1))
-    async with Scope("test") as scope, asyncio.timeout(10):
+    async with Scope("test") as scope, asyncio.timeout(60):
         scope.start("console", console.run())
         theirs.sendall(b"early")
         totals = []
@@ -68,7 +68,7 @@ async def test_the_reader_counts_and_keeps_the_end(short_tmp: Path) -> None:
                 theirs.close()
         assert totals[-1] == TAIL + 8
         assert totals == sorted(totals)
-        await console.drained(timeout=5)
+        await console.drained(timeout=60)
     assert console.tail.endswith(b"end")
     assert len(console.tail) == TAIL
     assert (short_tmp / "c").read_bytes() == b"early" + b"x" * TAIL + b"end"
@@ -81,7 +81,7 @@ async def test_two_watchers_see_the_end(short_tmp: Path) -> None:
     async def last() -> int:
         return [total async for total in console.progress()][-1]
 
-    async with Scope("test") as scope, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with Scope("test") as scope, asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         watchers = [tasks.create_task(last()) for _ in range(2)]
         scope.start("console", console.run())
         theirs.sendall(b"abc")

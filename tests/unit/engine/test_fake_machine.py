@@ -40,7 +40,7 @@ async def test_a_new_disk_goes_over_the_writable_one(new_spec: NewSpec) -> None:
 async def test_what_has_ended_does_nothing_more(new_spec: NewSpec) -> None:
     engine = FakeEngine()
     machine = await engine.boot(new_spec("a"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await engine.close()
     with pytest.raises(EngineError, match="during stop"):
         await machine.pause()

@@ -52,9 +52,9 @@ async def session(answer: Answer, use: Callable[[Qmp], Awaitable[None]]) -> list
         for fd in files:
             os.close(fd)
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         tasks.create_task(asyncio.to_thread(play))
-        qmp = await Qmp.open(ours, timeout=5)
+        qmp = await Qmp.open(ours, timeout=60)
         try:
             await use(qmp)
         finally:

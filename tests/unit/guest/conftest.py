@@ -19,7 +19,7 @@ async def agent(short_tmp: Path) -> AsyncIterator[FakeAgent]:
 
 @pytest.fixture
 async def guest(agent: FakeAgent) -> AsyncIterator[Guest]:
-    guest = await connect_guest(agent.path, timeout=5)
+    guest = await connect_guest(agent.path, timeout=60)
     yield guest
     await guest.close()
 

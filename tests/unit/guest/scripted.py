@@ -76,7 +76,7 @@ class ScriptedGuest:
     async def connect(self) -> Guest:
         """Return the host's session after a good greeting."""
         async with asyncio.TaskGroup() as group:
-            session = group.create_task(connect_guest(self.path, timeout=5))
+            session = group.create_task(connect_guest(self.path, timeout=60))
             group.create_task(self.welcome())
         return session.result()
 

@@ -47,7 +47,7 @@ class Subject:
         self.echo = echo
 
     async def connect(self) -> Guest:
-        return await connect_guest(self.socket, timeout=10)
+        return await connect_guest(self.socket, timeout=60)
 
 
 @pytest.fixture(params=["fake", "agent"] if REAL_AGENT else ["fake"])

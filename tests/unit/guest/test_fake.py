@@ -15,7 +15,7 @@ async def test_state_outlives_the_agent_s_connections(agent: FakeAgent, guest: G
     await guest.files.mkdir("/data/d")
     agent.disconnect()
     await asyncio.wait_for(guest.wait_closed(), 5)
-    again = await connect_guest(agent.path, timeout=5)
+    again = await connect_guest(agent.path, timeout=60)
     assert (await again.files.stat("/data/d")).name == "d"
     await again.close()
 
@@ -28,7 +28,7 @@ async def test_a_silent_agent_answers_nothing(agent: FakeAgent, guest: Guest) ->
 
 async def test_stopping_removes_the_socket(short_tmp: Path) -> None:
     async with FakeAgent(short_tmp / "a.sock", ready=True) as agent:
-        guest = await connect_guest(agent.path, timeout=5)
+        guest = await connect_guest(agent.path, timeout=60)
         await guest.spawn_exec(GuestExec("s", ["sleep", "600"]))
     await asyncio.wait_for(guest.wait_closed(), 5)
     assert list(short_tmp.glob("*.sock")) == []

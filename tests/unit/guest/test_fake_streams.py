@@ -23,7 +23,7 @@ async def test_a_window_of_data_waits_for_credit(agent: FakeAgent, guest: Guest)
     agent.files.nodes["/etc/hostname"].data = bytes(3 << 20)
     chunks = guest.files.read("/etc/hostname")
     sizes = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for part in chunks:
             sizes.append(len(part))
     assert sum(sizes) == 3 << 20

@@ -37,7 +37,7 @@ async def failure_of(awaitable: object) -> HutchError:
 
 async def test_hello_is_repeated_until_the_guest_has_booted(scripted: ScriptedGuest) -> None:
     async with asyncio.TaskGroup() as group:
-        session = group.create_task(connect_guest(scripted.path, timeout=10))
+        session = group.create_task(connect_guest(scripted.path, timeout=60))
         nonces = [(await scripted.hello()).nonce for _ in range(3)]
         last = await scripted.hello()
         scripted.send(welcome(last) + HELLO)
@@ -48,7 +48,7 @@ async def test_hello_is_repeated_until_the_guest_has_booted(scripted: ScriptedGu
 async def test_a_guest_that_reads_all_hellos_at_once(scripted: ScriptedGuest) -> None:
     """Answers to the earlier ones, and what follows them, belong to connections that are over."""
     async with asyncio.TaskGroup() as group:
-        session = group.create_task(connect_guest(scripted.path, timeout=10))
+        session = group.create_task(connect_guest(scripted.path, timeout=60))
         hellos = [await scripted.hello() for _ in range(3)]
         scripted.send(b"".join(welcome(hello) + HELLO for hello in hellos))
         guest = session
@@ -65,7 +65,7 @@ async def answer_ping(scripted: ScriptedGuest, guest: Guest) -> None:
 
 async def test_rubbish_before_the_welcome_is_thrown_away(scripted: ScriptedGuest) -> None:
     async with asyncio.TaskGroup() as group:
-        session = group.create_task(connect_guest(scripted.path, timeout=10))
+        session = group.create_task(connect_guest(scripted.path, timeout=60))
         hello = await scripted.hello()
         rubbish = bytes(range(256)) * 500 + welcome(hello)[:20] + welcome(hello, nonce=b"x" * 16)
         raw = rubbish + welcome(hello) + HELLO
@@ -89,7 +89,7 @@ async def test_a_welcome_with_a_wrong_nonce_is_no_welcome(scripted: ScriptedGues
 
 async def test_no_common_version(scripted: ScriptedGuest) -> None:
     async with asyncio.TaskGroup() as group:
-        session = group.create_task(failure_of(connect_guest(scripted.path, timeout=10)))
+        session = group.create_task(failure_of(connect_guest(scripted.path, timeout=60)))
         scripted.send(welcome(await scripted.hello(), version=0))
     assert session.result().code == "guest_failed"
 
@@ -109,7 +109,7 @@ async def test_a_welcome_without_the_first_event(scripted: ScriptedGuest) -> Non
 
 async def test_closing_during_the_greeting(scripted: ScriptedGuest) -> None:
     async with asyncio.TaskGroup() as group:
-        session = group.create_task(failure_of(connect_guest(scripted.path, timeout=10)))
+        session = group.create_task(failure_of(connect_guest(scripted.path, timeout=60)))
         await scripted.hello()
         scripted.hang_up()
     assert session.result().code == "sandbox_died"

@@ -14,7 +14,7 @@ from tests.unit.guest.scripted import ScriptedGuest, message
 async def test_a_socket_that_does_not_listen_yet_is_waited_for(short_tmp: Path) -> None:
     path = short_tmp / "late.sock"
     async with asyncio.TaskGroup() as group:
-        connecting = group.create_task(connect_guest(path, timeout=10))
+        connecting = group.create_task(connect_guest(path, timeout=60))
         await asyncio.sleep(0)
         agent = FakeAgent(path)
         await agent.start()
@@ -40,7 +40,7 @@ async def test_a_first_event_that_is_not_hello(scripted: ScriptedGuest) -> None:
 
 async def code_of(scripted: ScriptedGuest) -> str:
     with pytest.raises(HutchError) as caught:
-        await connect_guest(scripted.path, timeout=5)
+        await connect_guest(scripted.path, timeout=60)
     return caught.value.code
 
 
@@ -49,7 +49,7 @@ async def test_a_cancelled_connect_leaves_no_connection(agent: FakeAgent) -> Non
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(connect_guest(agent.path, timeout=60), 0.1)
     agent.silent = False
-    guest = await connect_guest(agent.path, timeout=5)
+    guest = await connect_guest(agent.path, timeout=60)
     await guest.close()
 
 

@@ -207,7 +207,7 @@ def test_another_version_without_work_is_replaced(settings: Settings, served: Se
     )
     ended.start()
     ensure_daemon(settings)
-    ended.join(timeout=10)
+    ended.join(timeout=60)
     assert record_of(settings).version == __version__
 
 

@@ -102,10 +102,10 @@ def test_stdin_and_output_at_once_in_a_select_loop(connection: Connection) -> No
 
 def test_an_error_of_an_exec(connection: Connection) -> None:
     with start(connection, "nosuch") as socket:
-        message = socket.receive(timeout=10)
+        message = socket.receive(timeout=60)
         assert message is not None
         assert message.json()["error"]["code"] == "command_not_found"
-        assert socket.receive(timeout=10) is None
+        assert socket.receive(timeout=60) is None
         assert socket.close_code == 1011
 
 
@@ -169,13 +169,13 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def test_the_server_may_go_away_while_a_message_is_awaited(served: Served) -> None:
     with Connection.connect(served.path) as connection, start(connection, "hang") as socket:
-        while socket.receive(timeout=10).kind != BINARY:  # type: ignore[union-attr]
+        while socket.receive(timeout=60).kind != BINARY:  # type: ignore[union-attr]
             pass
         ended = threading.Thread(target=served.stop)
         ended.start()
-        assert socket.receive(timeout=10) is None
+        assert socket.receive(timeout=60) is None
         assert socket.close_code == 1012
-        ended.join(timeout=20)
+        ended.join(timeout=60)
 
 
 def test_imports_stay_light() -> None:

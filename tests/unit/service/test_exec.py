@@ -185,7 +185,7 @@ async def test_a_client_that_goes_away_stalls_nobody(service: HostService) -> No
     info = await service.sandboxes.create(spec(*script, detached=False), no_report)
     _, session = await service.sandboxes.start_attached(info.id)
     await session.close(detach=False)
-    last = await service.sandboxes.wait(info.id, timeout=10)
+    last = await service.sandboxes.wait(info.id, timeout=60)
     assert last.exit is not None
     assert last.exit.code == 0
     assert len(await read_logs(service, info.id)) == 3000000
@@ -223,7 +223,7 @@ async def test_a_guest_that_always_hangs_up_is_given_up(world: World, service: H
 
     async with asyncio.TaskGroup() as group:
         group.create_task(hang_up())
-        last = await service.sandboxes.wait(info.id, timeout=20)
+        last = await service.sandboxes.wait(info.id, timeout=60)
     assert last.exit is not None
     assert last.exit.reason == "engine"
     assert "given up" in (last.exit.message or "")

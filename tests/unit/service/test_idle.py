@@ -35,7 +35,7 @@ async def reaches(service: HostService, info: SandboxInfo, state: SandboxState) 
     async def there() -> bool:
         return (await service.sandboxes.get(info.id)).state is state
 
-    await until(there, timeout=5, what=f"it is {state}")
+    await until(there, timeout=60, what=f"it is {state}")
 
 
 @pytest.mark.parametrize("action", RESTS)
@@ -49,7 +49,7 @@ async def test_it_rests_again_and_again(service: HostService, action: IdleAction
 
 async def test_it_is_stopped(service: HostService) -> None:
     info = await start(service, IdleAction.STOP)
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.exit.reason, info.exit.code) == (StopReason.IDLE, 143)
 

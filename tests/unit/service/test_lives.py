@@ -60,7 +60,7 @@ async def test_main_process_ends_the_sandbox_with_its_code(
     out, _, outcome = await output(session)
     assert (out, outcome.exit_code) == (b"bye\n", 7)
     await session.close(detach=False)
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.exit.reason, info.exit.code) == (StopReason.EXITED, 7)
 
@@ -71,11 +71,11 @@ async def test_auto_remove_tells_its_waiters_the_last_state(
     info = await service.sandboxes.create(spec("true", auto_remove=True), no_report)
     _, session = await service.sandboxes.start_attached(info.id)
     await output(session)
-    last = await service.sandboxes.wait(info.id, timeout=5)
+    last = await service.sandboxes.wait(info.id, timeout=60)
     assert last.exit is not None
     assert last.exit.code == 0
     assert world.leftovers() == []
-    assert (await service.sandboxes.wait(info.name, timeout=5)).id == info.id
+    assert (await service.sandboxes.wait(info.name, timeout=60)).id == info.id
 
 
 async def test_what_is_done_and_removed_is_not_asked_to_power_off(
@@ -84,7 +84,7 @@ async def test_what_is_done_and_removed_is_not_asked_to_power_off(
     world.obeys_shutdown = False
     info = await service.sandboxes.create(spec("false", auto_remove=True), no_report)
     await service.sandboxes.start(info.id)
-    last = await service.sandboxes.wait(info.id, timeout=5)
+    last = await service.sandboxes.wait(info.id, timeout=60)
     assert last.exit == ExitStatus(StopReason.EXITED, 1, None)
     assert world.leftovers() == []
 
@@ -225,7 +225,7 @@ async def test_a_machine_that_ends_by_itself(
     with pytest.raises(HutchError) as caught:
         await output(session)
     assert caught.value.code == "sandbox_died"
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.state is SandboxState.STOPPED
     assert info.exit is not None
     assert info.exit.reason is reason
@@ -247,7 +247,7 @@ async def test_kill_gives_137_to_everyone(world: World, service: HostService) ->
 async def test_time_limit(world: World, service: HostService) -> None:
     info = await service.sandboxes.create(spec(timeout=0.1), no_report)
     await service.sandboxes.start(info.id)
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.exit.reason, info.exit.code) == (StopReason.TIMEOUT, 124)
 

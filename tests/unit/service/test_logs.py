@@ -74,7 +74,7 @@ async def test_logs_outlive_the_machine(world: World) -> None:
         info = await service.sandboxes.create(spec("echo", "hi"), no_report)
         for _ in range(2):
             await service.sandboxes.start(info.id)
-            await service.sandboxes.wait(info.id, timeout=5)
+            await service.sandboxes.wait(info.id, timeout=60)
         assert await read_logs(service, info.id, follow=True) == b"hi\nhi\n"
 
 

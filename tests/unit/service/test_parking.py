@@ -248,7 +248,7 @@ async def test_the_time_limit_is_kept_while_it_is_parked(
 ) -> None:
     info = await parked(service, timeout=0.4)
     assert info.timeout_at is not None
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.exit.reason, info.exit.code) == (StopReason.TIMEOUT, 124)
     await until(lambda: not files(world, info))
@@ -290,7 +290,7 @@ async def test_its_time_runs_out_while_the_daemon_is_away(world: World) -> None:
         info = await parked(service, timeout=0.3)
     await asyncio.sleep(0.3)
     async with world.service() as service:
-        last = await service.sandboxes.wait(info.id, timeout=5)
+        last = await service.sandboxes.wait(info.id, timeout=60)
         assert last.exit is not None
         assert last.exit.reason is StopReason.TIMEOUT
 

@@ -199,7 +199,7 @@ async def test_a_machine_that_dies_while_it_is_paused(world: World, service: Hos
     info = await start(service)
     await service.sandboxes.pause(info.id)
     world.end_machine(info.id, MachineExit(ExitKind.CRASHED))
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.state, info.exit.reason) == (STOPPED, StopReason.ENGINE)
 
@@ -208,7 +208,7 @@ async def test_the_time_limit_is_kept_while_it_is_paused(service: HostService) -
     info = await start(service, timeout=0.3)
     info = await service.sandboxes.pause(info.id)
     assert info.timeout_at is not None
-    info = await service.sandboxes.wait(info.id, timeout=5)
+    info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert (info.exit.reason, info.exit.code) == (StopReason.TIMEOUT, 124)
 

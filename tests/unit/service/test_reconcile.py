@@ -66,7 +66,7 @@ async def test_the_end_of_a_main_process_nobody_saw(world: World) -> None:
         info = await start(service, "sh", "-c", "sleep 0.2; echo late; exit 5", detached=False)
     await until(lambda: world.agent(info).sessions["main"].result)
     async with world.service() as service:
-        last = await service.sandboxes.wait(info.id, timeout=5)
+        last = await service.sandboxes.wait(info.id, timeout=60)
         assert last.exit is not None
         assert (last.exit.reason, last.exit.code) == (StopReason.EXITED, 5)
         assert await read_logs(service, info.id) == b"late\n"
@@ -79,7 +79,7 @@ async def test_logs_go_on_where_they_ended(world: World) -> None:
         await until(lambda: has_bytes(service, info, 1000))
     await until(lambda: world.agent(info).sessions["main"].result)
     async with world.service() as service:
-        await service.sandboxes.wait(info.id, timeout=5)
+        await service.sandboxes.wait(info.id, timeout=60)
         once = b"".join(b"%d\n" % number for number in range(1, 3001))
         assert await read_logs(service, info.id) == once * 2
 
@@ -124,7 +124,7 @@ async def test_a_client_comes_back_after_the_end_of_the_main_process(world: Worl
         await anext(aiter(session))
     await until(lambda: world.agent(info).sessions["main"].result)
     async with world.service() as service:
-        await service.sandboxes.wait(info.id, timeout=5)
+        await service.sandboxes.wait(info.id, timeout=60)
         session = await service.execs.attach(info.id, "main", {1: 4, 2: 0})
         out, _, outcome = await output(session)
         assert (out, outcome.exit_code) == (b"two\n", 6)
@@ -145,7 +145,7 @@ async def test_the_time_limit_goes_on(world: World) -> None:
     async with world.service() as service:
         info = await start(service, timeout=0.5)
     async with world.service() as service:
-        last = await service.sandboxes.wait(info.id, timeout=5)
+        last = await service.sandboxes.wait(info.id, timeout=60)
         assert last.exit is not None
         assert last.exit.reason is StopReason.TIMEOUT
 

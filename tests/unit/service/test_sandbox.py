@@ -73,7 +73,7 @@ async def test_the_engines_last_words(world: World) -> None:
     async with world.service() as service:
         info = await running(service)
         world.end_machine(info.id, MachineExit(ExitKind.CRASHED, "killed by SIGSEGV"))
-        info = await service.sandboxes.wait(info.id, timeout=5)
+        info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
     assert info.exit.message == "killed by SIGSEGV"
 

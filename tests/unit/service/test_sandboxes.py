@@ -39,7 +39,7 @@ async def test_lists(service: HostService, which: SandboxFilter, names: list[str
     await sandboxes.create(spec("true", name="down", labels={"team": "b"}), no_report)
     await sandboxes.start("up")
     await sandboxes.start("down")
-    await sandboxes.wait("down", timeout=5)
+    await sandboxes.wait("down", timeout=60)
     assert [info.name for info in await sandboxes.list(which)] == names
 
 
@@ -54,7 +54,7 @@ async def test_signals_to_the_main_process(service: HostService) -> None:
     await expect("wrong_state", service.sandboxes.kill(info.id))
     await service.sandboxes.start(info.id)
     await service.sandboxes.kill(info.id, signal="USR1")
-    last = await service.sandboxes.wait(info.id, timeout=5)
+    last = await service.sandboxes.wait(info.id, timeout=60)
     assert last.exit is not None
     assert last.exit.code == 138
 

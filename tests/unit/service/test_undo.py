@@ -114,7 +114,7 @@ async def test_one_that_is_paused_or_has_stopped(world: World, service: HostServ
     world.end_machine(
         Path(agent(world, service, "web").path).parent.name, MachineExit(ExitKind.PANIC)
     )
-    stopped = await service.sandboxes.wait("web", timeout=20.0)
+    stopped = await service.sandboxes.wait("web", timeout=60)
     assert (stopped.state, machines(world)) == (STOPPED, 0)
     back = await service.checkpoints.undo("web")
     assert (back.state, back.exit, back.ended_at) == (RUNNING, None, None)
@@ -140,7 +140,7 @@ async def test_the_log_goes_on_where_it_was(world: World, service: HostService) 
     session = await service.execs.attach("web", "main")
     await session.write(b"after\n")
     await session.close_stdin()
-    await service.sandboxes.wait("web", timeout=20.0)
+    await service.sandboxes.wait("web", timeout=60)
     assert await read_logs(service, "web") == b"after\n"
     await session.close(detach=False)
 
