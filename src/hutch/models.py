@@ -313,7 +313,7 @@ class CpuInfo:
     """A CPU as a guest sees it.
 
     `model` is the one that the engine was asked for, `vendor` who it says made it, `features` what
-    it can do, by the engine's names and in their order.
+    it can do, by the engine's names and sorted.
     """
 
     model: str

@@ -21,9 +21,10 @@ from typing import Any
 
 from hutch import process
 from hutch.engine.base import Accelerator, BootFiles, MachineSpec, MachineType, Verdict
-from hutch.engine.canary import CMDLINE, Sample, calibrate
+from hutch.engine.canary import CMDLINE, Trial, calibrate
 from hutch.engine.jail import KVM_DEVICE, identity
 from hutch.errors import EngineError, error
+from hutch.models import CpuInfo, from_json, to_json
 from hutch.settings import MIB, Settings
 from hutch.tasks import in_thread
 
@@ -34,7 +35,7 @@ CANARY_MEMORY = 256 * MIB
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPUINFO = Path("/proc/cpuinfo")
 
-RunCanary = Callable[[MachineSpec, float, float], Awaitable[list[Sample]]]
+RunCanary = Callable[[MachineSpec, float, float], Awaitable[Trial]]
 """Boots a spec as a canary, given its limit and its longest silence (s)."""
 
 
@@ -106,7 +107,7 @@ class AcceleratorProbe:
         rejected: dict[str, str] = {}
         for accelerator in candidates:
             try:
-                khz = await self._try(accelerator, boot)
+                khz, cpu = await self._try(accelerator, boot)
             except (EngineError, ValueError) as cause:
                 why = cause.message if isinstance(cause, EngineError) else str(cause)
                 rejected[accelerator.value] = why
@@ -115,7 +116,7 @@ class AcceleratorProbe:
             reason = f"a canary VM booted, its TSC runs at {khz / 1000:.3f} MHz"
             if forced != "auto":
                 reason = f"set by the setting accelerator; {reason}"
-            return Verdict(accelerator, reason, khz, version, rejected)
+            return Verdict(accelerator, reason, khz, version, rejected, cpu)
         if forced == Accelerator.KVM.value:
             raise error(
                 "engine_failed",
@@ -127,8 +128,11 @@ class AcceleratorProbe:
         reason = f"nothing else is left, and the TSC is not calibrated: {rejected['tcg']}"
         return Verdict(Accelerator.TCG, reason, None, version, rejected)
 
-    async def _try(self, accelerator: Accelerator, boot: BootFiles) -> int:
-        """Boot a canary, return the TSC's rate. Raises EngineError, ValueError: what is wrong."""
+    async def _try(self, accelerator: Accelerator, boot: BootFiles) -> tuple[int, CpuInfo]:
+        """Boot a canary, return the TSC's rate and its CPU.
+
+        Raises EngineError, ValueError: what is wrong.
+        """
         patience = _PATIENCE[accelerator]
         uid = self._canary_uid()
         if accelerator is Accelerator.KVM:
@@ -137,15 +141,15 @@ class AcceleratorProbe:
         if self._settings.machine != "auto":
             machines = [MachineType(self._settings.machine)]
         try:
-            samples = await self._boot(accelerator, machines[0], boot, uid, patience)
+            trial = await self._boot(accelerator, machines[0], boot, uid, patience)
         except EngineError as cause:
             if accelerator is Accelerator.KVM:
                 message = f"{KVM_DEVICE} opens, but {cause.message}"
                 raise error("engine_failed", message) from cause
             if len(machines) == 1:
                 raise
-            samples = await self._boot(accelerator, machines[1], boot, uid, patience)
-        return calibrate(samples)
+            trial = await self._boot(accelerator, machines[1], boot, uid, patience)
+        return calibrate(trial.samples), trial.cpu
 
     async def _boot(
         self,
@@ -154,7 +158,7 @@ class AcceleratorProbe:
         boot: BootFiles,
         uid: int | None,
         patience: _Patience,
-    ) -> list[Sample]:
+    ) -> Trial:
         directory = self._settings.runtime_dir / CANARY_DIRECTORY
         # A daemon that was killed here has left a canary, which may spin for ever.
         await self._discard(directory)
@@ -201,6 +205,7 @@ class VerdictCache:
                 int(body["tsc_khz"]),
                 str(body["engine_version"]),
                 {str(name): str(why) for name, why in body["rejected"].items()},
+                from_json(CpuInfo, body["cpu"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -214,6 +219,7 @@ class VerdictCache:
                 "tsc_khz": verdict.tsc_khz,
                 "engine_version": verdict.engine_version,
                 "rejected": dict(verdict.rejected),
+                "cpu": to_json(verdict.cpu),
             }
         }
         body = json.dumps({"boot_id": _boot_id(), "verdicts": verdicts}, indent=1)

@@ -105,6 +105,11 @@ def guest_cmdline(spec: MachineSpec) -> str:
     return " ".join([*words, *spec.cmdline])
 
 
+def cpu_model(accelerator: Accelerator) -> str:
+    """Return the CPU model that QEMU is asked for."""
+    return "host" if accelerator is Accelerator.KVM else EMULATED_CPU
+
+
 def drive_node(index: int) -> str:
     """Return what QEMU knows the drive by that is at `index` of a machine's drives."""
     return f"drive{index}"
@@ -134,7 +139,7 @@ def _board(spec: MachineSpec) -> list[str]:
         "-accel",
         accelerator,
         "-cpu",
-        "host" if spec.accelerator is Accelerator.KVM else EMULATED_CPU,
+        cpu_model(spec.accelerator),
         "-smp",
         str(spec.cpus),
     ]

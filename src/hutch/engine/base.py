@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from hutch.models import CpuInfo
 from hutch.process import ProcessId
 
 
@@ -44,7 +45,8 @@ class ExitKind(StrEnum):
 class Verdict:
     """What the accelerator probe found: the choice and why.
 
-    `tsc_khz` is the rate of the guest's TSC (None: not x86).
+    `tsc_khz` is the rate of the guest's TSC (None: not x86), `cpu` what its guests see as theirs
+    (None: no canary has run, which only emulation is chosen without).
     """
 
     accelerator: Accelerator
@@ -52,6 +54,7 @@ class Verdict:
     tsc_khz: int | None
     engine_version: str
     rejected: Mapping[str, str]
+    cpu: CpuInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,9 @@ class Machine(Protocol):
         yield 0
 
     def memory_use(self) -> int:
+    async def cpu(self) -> CpuInfo:
+        """Return the CPU that its guest sees. Raises EngineError."""
+
         """Return the process's proportional set size in bytes (0 when it is gone). Blocking."""
 
     def memory(self) -> MemoryUse:

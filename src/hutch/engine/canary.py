@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hutch.engine.base import ExitKind, Machine
-from hutch.errors import error
+from hutch.errors import EngineError, error
+from hutch.models import CpuInfo
 
 CMDLINE = ("hutch.canary", "loglevel=6")
 _LINE = re.compile(rb"hutch-canary tsc=(\d{1,20})\s")
@@ -46,10 +47,18 @@ class SampleReader:
         self._rest = rest[-_LINE_LIMIT:]
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a canary has told: the readings of its counter, and the CPU that it saw."""
+
+    samples: Sequence[Sample]
+    cpu: CpuInfo
+
+
 async def collect(
     start: Callable[[SampleReader], Awaitable[Machine]], *, limit: float, stall: float
-) -> list[Sample]:
-    """Boot a canary with `start` and return its readings; the machine is gone afterwards.
+) -> Trial:
+    """Boot a canary with `start` and return what it tells; the machine is gone afterwards.
 
     It has `limit` seconds in all, and must write something every `stall` seconds. Raises
     EngineError.
@@ -60,6 +69,7 @@ async def collect(
     end = loop.time() + limit
     try:
         async with asyncio.timeout(min(stall, limit)) as deadline:
+            cpu = await _cpu(machine)
             async for _ in machine.console_progress():
                 deadline.reschedule(min(loop.time() + stall, end))
             outcome = await machine.wait()
@@ -73,7 +83,19 @@ async def collect(
     if outcome.kind is not ExitKind.POWEROFF:
         detail = f": {outcome.message}" if outcome.message else ""
         raise error("engine_failed", f"a canary VM ended with a {outcome.kind.value}{detail}")
-    return reader.samples
+    if cpu is None:
+        raise error("engine_failed", "a canary VM ended before it was asked for its CPU")
+    return Trial(reader.samples, cpu)
+
+
+async def _cpu(machine: Machine) -> CpuInfo | None:
+    """Return what CPU it sees; None for one that is gone, the reason of which is its end's."""
+    try:
+        return await machine.cpu()
+    except EngineError as cause:
+        if cause.code != "sandbox_died":
+            raise
+        return None
 
 
 def calibrate(samples: Sequence[Sample]) -> int:

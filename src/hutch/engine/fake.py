@@ -30,6 +30,7 @@ from hutch.engine.fake_machine import FakeMachine, FakeProcess, Serve
 from hutch.engine.memories import create_memory
 from hutch.engine.qcow2 import create_overlay
 from hutch.errors import HutchError, error
+from hutch.models import CpuInfo
 from hutch.process import ProcessId
 
 
@@ -79,6 +80,7 @@ class FakeEngine:
         self._processes: dict[ProcessId, FakeProcess] = {}
         self.accelerator = Accelerator.TCG
         self.program = "fake 1"
+        self.cpu = CpuInfo("fake", "FakeVendor", ["fpu", "sse2"])
         self.booted: list[MachineSpec] = []
         self.fail_boot: HutchError | None = None
         self.hang_boot = False
@@ -100,7 +102,9 @@ class FakeEngine:
 
     async def probe(self, boot: BootFiles | None, *, fresh: bool = False) -> Verdict:
         """Return the verdict for `accelerator`."""
-        return Verdict(self.accelerator, "a fake runs on anything", 1_000_000, "fake 1", {})
+        return Verdict(
+            self.accelerator, "a fake runs on anything", 1_000_000, "fake 1", {}, self.cpu
+        )
 
     async def boot(self, spec: MachineSpec) -> "FakeMachine":
         """See the Protocol. Raises `fail_boot`, and engine_failed for a file that is missing."""
@@ -113,7 +117,9 @@ class FakeEngine:
         return await self._start(spec, self._serve)
 
     async def _start(self, spec: MachineSpec, serve: Serve) -> "FakeMachine":
-        process = FakeProcess(spec, deaf=self.deaf, after=self.die_after, outcome=self.die_as)
+        process = FakeProcess(
+            spec, cpu=self.cpu, deaf=self.deaf, after=self.die_after, outcome=self.die_as
+        )
         await process.start(serve)
         self._processes[process.record.process] = process
         return FakeMachine(process)

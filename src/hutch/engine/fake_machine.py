@@ -15,6 +15,7 @@ from pathlib import Path
 from hutch.engine.base import ExitKind, MachineExit, MachineRecord, MachineSpec, MemoryUse
 from hutch.engine.jail import AGENT_SOCKET
 from hutch.errors import HutchError, error
+from hutch.models import CpuInfo
 from hutch.process import ProcessId
 from hutch.tasks import Scope
 
@@ -33,10 +34,17 @@ class FakeProcess:
     """
 
     def __init__(
-        self, spec: MachineSpec, *, deaf: bool, after: float | None, outcome: MachineExit
+        self,
+        spec: MachineSpec,
+        *,
+        cpu: CpuInfo,
+        deaf: bool,
+        after: float | None,
+        outcome: MachineExit,
     ) -> None:
         identity = ProcessId(next(_PIDS), 1)
         self.spec = spec
+        self.cpu = cpu
         self.record = MachineRecord(
             identity,
             spec.directory,
@@ -170,6 +178,11 @@ class FakeMachine:
         """See the Protocol. Raises sandbox_died."""
         self.process.alive("query-status")
         return self.process.paused
+
+    async def cpu(self) -> CpuInfo:
+        """See the Protocol. Raises sandbox_died."""
+        self.process.alive("query-cpu-model-expansion")
+        return self.process.cpu
 
     async def kill(self) -> MachineExit:
         """See the Protocol."""

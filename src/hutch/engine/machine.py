@@ -13,11 +13,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from hutch.engine import migration, smaps
+from hutch.engine.argv import cpu_model
 from hutch.engine.base import ExitKind, MachineExit, MachineRecord, MemoryUse
 from hutch.engine.capture import Captured, capture
 from hutch.engine.console import Console
+from hutch.engine.cpu import cpu_of
 from hutch.engine.jail import AGENT_SOCKET, remove_sockets
 from hutch.engine.qmp import Qmp
+from hutch.models import CpuInfo
 from hutch.process import Child
 from hutch.tasks import Scope
 
@@ -213,6 +216,10 @@ class QemuMachine:
     async def paused(self) -> bool:
         """See the Protocol. Raises sandbox_died, engine_failed."""
         return not await self._qmp.ask("query-status", "running", bool)
+
+    async def cpu(self) -> CpuInfo:
+        """See the Protocol. Raises sandbox_died, engine_failed."""
+        return await cpu_of(self._qmp, cpu_model(self.record.accelerator))
 
     async def kill(self) -> MachineExit:
         """End it now; returns when the process is gone. Idempotent."""

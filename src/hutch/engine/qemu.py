@@ -20,7 +20,7 @@ from hutch.engine import disks, jail, migration
 from hutch.engine.accel import AcceleratorProbe
 from hutch.engine.argv import build_argv
 from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, MachineSpec, Verdict
-from hutch.engine.canary import Sample, collect
+from hutch.engine.canary import Trial, collect
 from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
@@ -282,7 +282,7 @@ class QemuEngine:
     def _console_log(self, path: Path) -> ConsoleLog:
         return ConsoleLog(path, size=self._settings.log_size, files=self._settings.log_files)
 
-    async def _canary(self, spec: MachineSpec, limit: float, stall: float) -> list[Sample]:
+    async def _canary(self, spec: MachineSpec, limit: float, stall: float) -> Trial:
         return await collect(lambda listener: self._start(spec, listener), limit=limit, stall=stall)
 
 

@@ -97,6 +97,17 @@ class EngineConformance:
         assert machine.memory_use() == 0
         assert machine.cpu_seconds() == 0
 
+    async def test_the_cpu_that_its_guest_sees(self, engine: Engine, new_spec: NewSpec) -> None:
+        machine = await engine.boot(new_spec("a"))
+        cpu = await machine.cpu()
+        assert cpu.model
+        assert cpu.vendor
+        assert "fpu" in cpu.features
+        assert sorted(set(cpu.features)) == cpu.features
+        await machine.kill()
+        with pytest.raises(EngineError, match="query-cpu"):
+            await machine.cpu()
+
     async def test_a_missing_disk_is_named_and_nothing_is_left(
         self, engine: Engine, new_spec: NewSpec, short_tmp: Path
     ) -> None:

@@ -20,6 +20,7 @@ MEMORY = b"what the guest has in memory"
 OWN = 64 << 20
 """Where a clone's guest adds one to each byte of a page."""
 NEXT = bytes((byte + 1) % 256 for byte in range(256))
+PROPERTIES = {"vendor": "StandIn", "fpu": True, "sse4.1": True, "sse4-1": True, "avx": False}
 PANIC = b"[    1.0] Kernel panic - not syncing: told to\n"
 
 
@@ -189,6 +190,8 @@ class StandIn:
                 self.disks.append(self.opened)
             case "migrate-incoming":
                 threading.Thread(target=self.load, args=(self.files.pop(),), daemon=True).start()
+            case "query-cpu-model-expansion":
+                return {"model": {"name": arguments["model"]["name"], "props": PROPERTIES}}
             case "query-status":
                 return {"status": self.state, "running": self.state == "running"}
         return {}

@@ -9,13 +9,18 @@ import pytest
 from hutch.engine import accel
 from hutch.engine.accel import AcceleratorProbe, VerdictCache, estimate_tsc_khz
 from hutch.engine.base import Accelerator, BootFiles, MachineSpec, MachineType, Verdict
-from hutch.engine.canary import Sample
+from hutch.engine.canary import Sample, Trial
 from hutch.errors import EngineError, HutchError, error
+from hutch.models import CpuInfo
 from hutch.settings import load_settings
 from tests.unit.engine.conftest import NewStandIn
 from tests.unit.engine.test_canary import KHZ, readings
 
 GOOD = readings([0.001] * 50)
+CPUS = {
+    Accelerator.KVM: CpuInfo("host", "GenuineIntel", ["avx2", "fpu"]),
+    Accelerator.TCG: CpuInfo("max", "AuthenticAMD", ["fpu"]),
+}
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Canaries:
     async def discard(self, directory: Path) -> None:
         self.discarded.append(directory)
 
-    async def __call__(self, spec: MachineSpec, limit: float, stall: float) -> list[Sample]:
+    async def __call__(self, spec: MachineSpec, limit: float, stall: float) -> Trial:
         self.specs.append(spec)
         assert 0 < stall < limit
         spec.directory.mkdir(parents=True)
@@ -37,7 +42,7 @@ class Canaries:
         found = self.outcomes.get((spec.accelerator, spec.machine))
         if found is None:
             raise error("engine_failed", f"a canary VM made no progress in {stall:g} s")
-        return found
+        return Trial(found, CPUS[spec.accelerator])
 
 
 EVERYTHING = {(a, m): GOOD for a in Accelerator for m in MachineType}
@@ -68,6 +73,7 @@ async def test_kvm_that_boots_is_taken(
     canaries = Canaries(EVERYTHING)
     verdict = await probe(stand_in, canaries)[0].verdict(boot_files)
     assert (verdict.accelerator, verdict.tsc_khz) == (Accelerator.KVM, KHZ)
+    assert verdict.cpu == CPUS[Accelerator.KVM]
     assert verdict.engine_version == "Stand-in version 1"
     assert not verdict.rejected
     assert [spec.cmdline[0] for spec in canaries.specs] == ["hutch.canary"]
@@ -133,7 +139,7 @@ async def test_without_a_calibration_there_is_a_verdict_but_no_rate(
     canaries = Canaries(outcomes)
     tested, home = probe(stand_in, canaries)
     verdict = await tested.verdict(boot_files)
-    assert (verdict.accelerator, verdict.tsc_khz) == (Accelerator.TCG, None)
+    assert (verdict.accelerator, verdict.tsc_khz, verdict.cpu) == (Accelerator.TCG, None, None)
     assert "not calibrated" in verdict.reason
     assert not (home / "cache/accel.json").exists()
     tried = len(canaries.specs)
@@ -212,7 +218,9 @@ async def test_a_missing_kernel_is_named(
         await probe(stand_in, Canaries(EVERYTHING))[0].verdict(boot_files)
 
 
-VERDICT = Verdict(Accelerator.KVM, "it ran", KHZ, "QEMU 7.2", {"tcg": "slow"})
+VERDICT = Verdict(
+    Accelerator.KVM, "it ran", KHZ, "QEMU 7.2", {"tcg": "slow"}, CPUS[Accelerator.KVM]
+)
 
 
 def test_the_cache_keeps_verdicts_apart(short_tmp: Path) -> None:
@@ -250,6 +258,13 @@ def test_a_broken_verdict_counts_as_none(short_tmp: Path) -> None:
     path = short_tmp / "accel.json"
     VerdictCache(path).put("a", VERDICT)
     path.write_text(path.read_text().replace('"kvm"', '"magic"'))
+    assert VerdictCache(path).get("a") is None
+
+
+def test_a_verdict_of_before_that_names_no_cpu_counts_as_none(short_tmp: Path) -> None:
+    path = short_tmp / "accel.json"
+    VerdictCache(path).put("a", VERDICT)
+    path.write_text(path.read_text().replace('"cpu"', '"gpu"'))
     assert VerdictCache(path).get("a") is None
 
 
