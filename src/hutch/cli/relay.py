@@ -23,6 +23,7 @@ from hutch.sdk.wire import WebSocket
 ACK_EVERY = 256 << 10  # well below the window of 1 MiB
 _STDIN_STEP = 64 << 10
 _CANCEL_WAIT = 5.0
+_DETACH_WAIT = 5.0
 _READ, _WRITE = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL, select.POLLOUT
 
 
@@ -56,6 +57,7 @@ class Relay:
         self._keys = DetachScanner() if raw is not None else None
         self._stdin_open = stdin
         self._eof_sent = False
+        self._detaching = False
         self._credit = 0
         self._repeats = Repeats()
         self._ended: Ended | None = None
@@ -99,6 +101,8 @@ class Relay:
             self._send_size()
         if self._given_up is not None:
             ws.send_json({"cancel": True})
+        elif self._detaching:
+            ws.send_json({"detach": True})
 
     def _finished(self) -> bool:
         if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -110,7 +114,7 @@ class Relay:
         return leaves or not any(sink.pending for sink in self._sinks.values())
 
     def _result(self) -> Ended:
-        ended = self._ended or Ended(0)
+        ended = self._ended or Ended(0, detached=self._detaching)
         return ended if self._given_up is None else ended._replace(exit_code=self._given_up)
 
     def _step(self, ws: WebSocket) -> None:
@@ -146,6 +150,9 @@ class Relay:
                 self._take_text(message.json())
         self._flush()
         if self._ended is None and self._ws is not None and self._ws.close_code is not None:
+            if self._detaching:
+                self._ended = Ended(0, detached=True)
+                return
             raise error(
                 "daemon_unreachable",
                 "the daemon ended the connection before the program had ended",
@@ -165,7 +172,8 @@ class Relay:
             self.unconfirmed = max(0, self.unconfirmed - int(body["credit"]))
         elif "exit" in body:
             outcome = body["exit"]
-            self._ended = Ended(int(outcome["exit_code"]), outcome)
+            ended = Ended(int(outcome["exit_code"]), outcome)
+            self._ended = Ended(0, detached=True) if self._detaching else ended
         elif "gap" in body:
             self._take_gap(body["gap"])
         elif "error" in body:
@@ -275,9 +283,20 @@ class Relay:
             self._credit -= len(data)
             self.unconfirmed += len(data)
         if detach:
-            self.acknowledge()
-            self._ws.send_json({"detach": True})
-            self._ended = Ended(0, detached=True)
+            self._detach()
+
+    def _detach(self) -> None:
+        """Let go of the program, which takes what was typed before, and stay until that is done.
+
+        Were we gone at once, the daemon might notice that before our last words, and not hear them.
+        """
+        assert self._ws is not None
+        self._detaching = True
+        self._stdin_open = False
+        self._discard()
+        self.acknowledge()
+        self._deadline = time.monotonic() + _DETACH_WAIT
+        self._ws.send_json({"detach": True})
 
     def lost(self) -> None:
         """Note that the connection is gone: nothing can be sent until `serve` is called again."""

@@ -109,6 +109,22 @@ def test_detach_keys_let_go(hutch: Cli, terminal: Terminal) -> None:
         time.sleep(0.05)
 
 
+def test_what_was_typed_before_the_detach_keys_arrives(hutch: Cli, terminal: Terminal) -> None:
+    """The daemon has output to send all the time: it notices at once when the client is gone."""
+    script = (
+        f"(until [ -e {hutch.base}/typed ]; do echo noise; done) & echo r''eady;"
+        f" read line; touch {hutch.base}/$line"
+    )
+    with terminal.run(hutch, *SH, script) as child:
+        terminal.expect(b"ready")
+        terminal.type(b"typed\r" + DETACH_KEYS)
+        assert child.wait(60) == 0
+    deadline = time.monotonic() + 60
+    while not (hutch.base / "typed").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_terminal_is_restored_after_a_signal(
     hutch: Cli, terminal: Terminal, number: signal.Signals
