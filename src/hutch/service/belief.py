@@ -83,6 +83,7 @@ def _can_be(manifest: Manifest) -> bool:
         and 0 <= manifest.generation < 1 << 62
         and (manifest.needs is not None) is full
         and (not full or snapshot.machine in set(MachineType))
+        and (not full or snapshot.cpu is not None)
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hutch.engine.base import Frozen, Machine, MachineType
 from hutch.errors import HutchError, error
+from hutch.models import CpuInfo
 from hutch.service.capacity import copy_need
 from hutch.service.flatten import LAYERS_MAX
 from hutch.service.layers import Layers
@@ -102,6 +103,11 @@ class Source:
         """The board of the VM that it has: see `alive`."""
         assert self._entry.sandbox is not None
         return self._entry.sandbox.machine.record.machine
+
+    async def cpu(self) -> CpuInfo | None:
+        """Return the CPU that its VM has (None: it has no VM). Raises sandbox_died."""
+        sandbox = self._entry.sandbox
+        return None if sandbox is None else await sandbox.machine.cpu()
 
     async def capture(
         self, directory: Path, *, logs: TakeLogs | None, freeze: bool = True, sync: bool = False

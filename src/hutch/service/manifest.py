@@ -16,9 +16,10 @@ from typing import Any, Final
 from hutch.engine.base import Engine, Frozen, MachineSpec
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SnapshotInfo, from_json, to_json
+from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.recipe import Recipe, file_identity
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = "snapshot.json"
 
 RATE_TOLERANCE: Final = 0.001
@@ -119,8 +120,10 @@ def _data_from(fd: int, offset: int) -> int | None:
 
 def check_needs(manifest: Manifest, now: Needs, recipe: Recipe, engine: str) -> None:
     """Refuse a snapshot that this host cannot take up. Raises snapshot_incompatible."""
-    then, info = manifest.needs, manifest.snapshot
+    then, info, cpu = manifest.needs, manifest.snapshot, recipe.verdict.cpu
     assert then is not None
+    if info.cpu is None:
+        raise damaged(info.name, "its manifest names no CPU")
     pairs = {
         "the engine": (info.engine, engine),
         "the engine's version": (info.engine_version, recipe.verdict.engine_version),
@@ -133,12 +136,17 @@ def check_needs(manifest: Manifest, now: Needs, recipe: Recipe, engine: str) -> 
     others = [what for what, (old, new) in pairs.items() if old != new]
     if not _same_rate(info.tsc_khz, recipe.verdict.tsc_khz):
         others.append(f"the clock rate ({info.tsc_khz} against {recipe.verdict.tsc_khz} kHz)")
-    if others:
+    others += other_kind(info.cpu, cpu)
+    missing = missing_features(info.cpu, cpu)
+    why = [f"other is {', '.join(others)}"] if others else []
+    why += [lacking(missing)] if missing else []
+    where = "where it was made" if others else "on a host whose CPU has them"
+    if why:
         raise error(
             "snapshot_incompatible",
-            f"the snapshot {info.name} cannot go on here: other is {', '.join(others)}",
-            hint="restore it where it was made, or its disk alone with --disk-only",
-            details={"different": others},
+            f"the snapshot {info.name} cannot go on here: {'; '.join(why)}",
+            hint=f"restore it {where}, or its disk alone with --disk-only",
+            details={"different": others, "missing": missing},
         )
 
 

@@ -15,13 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hutch.engine.base import Accelerator, Frozen, Machine, MachineSpec, MachineType
+from hutch.engine.base import (
+    Accelerator,
+    Frozen,
+    Machine,
+    MachineSpec,
+    MachineType,
+    Verdict,
+)
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
-from hutch.models import from_json, timestamp, to_json
+from hutch.models import CpuInfo, from_json, timestamp, to_json
 from hutch.service.boot import Late, Stalled
+from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.machine import Booter, BootRecord, identify_clone
 from hutch.service.parts import Parts
+from hutch.service.recipe import Recipe
 from hutch.service.sandbox import GUEST_TIMEOUT, Sandbox
 from hutch.state.base import SandboxRow
 from hutch.tasks import in_thread, settle_in_thread
@@ -29,7 +38,7 @@ from hutch.tasks import in_thread, settle_in_thread
 log = logging.getLogger(__name__)
 
 MANIFEST: Final = "parked.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _AT_FAULT: Final = "template"
 """The detail of an engine's error that says that a memory will never load."""
@@ -39,8 +48,9 @@ _AT_FAULT: Final = "template"
 class Manifest:
     """What is on record of a parked memory, beside it.
 
-    `program` and `layout` are the engine's marks of what can load it, `layer` is the uppermost one
-    of the disk that goes with it, `generation` that of the sandbox which was parked.
+    `program` and `layout` are the engine's marks of what can load it, `cpu` is what its guest saw,
+    `layer` is the uppermost one of the disk that goes with it, `generation` that of the sandbox
+    which was parked.
     """
 
     format: int
@@ -49,6 +59,7 @@ class Manifest:
     machine: MachineType
     accelerator: str
     tsc_khz: int | None
+    cpu: CpuInfo
     memory: int
     layer: str | None
     generation: int
@@ -97,7 +108,8 @@ class Parking:
 
     async def _describe(self, row: SandboxRow, machine: Machine) -> Manifest:
         record = machine.record
-        spec = await self._spec(row, record.machine, record.accelerator, None)
+        recipe = await self._booter.recipe(row.info)
+        spec = self._spec(row, recipe, record.machine, record.accelerator, None)
         engine = self._parts.engine
         return Manifest(
             format=FORMAT,
@@ -106,15 +118,17 @@ class Parking:
             machine=record.machine,
             accelerator=record.accelerator.value,
             tsc_khz=spec.tsc_khz,
+            cpu=await machine.cpu(),
             memory=row.info.memory,
             layer=row.layer,
             generation=row.generation,
             parked_at=timestamp(),
         )
 
-    async def _spec(
+    def _spec(
         self,
         row: SandboxRow,
+        recipe: Recipe,
         machine: MachineType,
         accelerator: Accelerator,
         tsc_khz: int | None,
@@ -122,7 +136,6 @@ class Parking:
         """Return the VM that the sandbox has, or is to have again."""
         if row.layer is None:
             raise error("engine_failed", f"sandbox {row.info.name} has no disk")
-        recipe = await self._booter.recipe(row.info)
         spec = self._booter.machine_spec(row, recipe, row.layer)
         rate = spec.tsc_khz if tsc_khz is None else tsc_khz
         return dataclasses.replace(spec, machine=machine, accelerator=accelerator, tsc_khz=rate)
@@ -143,8 +156,10 @@ class Parking:
         manifest = await in_thread(_read_manifest, directory)
         if manifest is None or manifest.layer != row.layer:
             raise _unusable(row, "its memory is not complete")
-        spec = await self._spec(
-            row, manifest.machine, Accelerator(manifest.accelerator), manifest.tsc_khz
+        recipe = await self._booter.recipe(row.info)
+        _check_host(row, manifest, recipe.verdict)
+        spec = self._spec(
+            row, recipe, manifest.machine, Accelerator(manifest.accelerator), manifest.tsc_khz
         )
         engine = self._parts.engine
         if manifest.program != await in_thread(engine.identity):
@@ -186,6 +201,17 @@ class Parking:
         directory = self._parts.places.parked(row.info.id)
         await self._parts.engine.drop(Frozen(directory, row.info.memory))
         await settle_in_thread(_remove, directory)
+
+
+def _check_host(row: SandboxRow, manifest: Manifest, verdict: Verdict) -> None:
+    """Refuse a memory that this host's CPU cannot go on with. Raises parked_unusable."""
+    now = verdict.accelerator.value
+    if manifest.accelerator != now:
+        raise _unusable(row, f"its VM ran with {manifest.accelerator}, this host has {now}")
+    if others := other_kind(manifest.cpu, verdict.cpu):
+        raise _unusable(row, f"other is {', '.join(others)}")
+    if missing := missing_features(manifest.cpu, verdict.cpu):
+        raise _unusable(row, f"{lacking(missing)}; a host that has them can take it up")
 
 
 def _unusable(row: SandboxRow, why: str) -> HutchError:

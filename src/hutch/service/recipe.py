@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hutch.engine.base import BootFiles, Drive, Engine, MachineSpec, MachineType, Verdict
 from hutch.images.base import Kernel, RootFs
-from hutch.models import TemplatePoint
+from hutch.models import TemplatePoint, to_json
 from hutch.settings import GIB, MIB, Settings
 
 FORMAT: Final = 5
@@ -130,6 +130,7 @@ def key_of(recipe: Recipe, engine: Engine, point: TemplatePoint = TemplatePoint.
         "engine": verdict.engine_version,
         "accelerator": verdict.accelerator,
         "tsc_khz": verdict.tsc_khz,
+        "cpu": to_json(verdict.cpu),
         "layout": engine.layout(spec),
         "boards": list(recipe.boards),
         "cpus": recipe.cpus,

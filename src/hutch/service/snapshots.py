@@ -162,6 +162,7 @@ class Snapshots:
             parent=self.shelf.nearest(self._layers.chain(layer)),
         )
         if mark is not None:
+            cpu=await source.cpu() if kind is SnapshotKind.FULL else None,
             snapshot = mark(snapshot, taken)
         if sealing is None:
             return await settle(self._put_on_record(snapshot, layer, info))

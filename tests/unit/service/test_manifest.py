@@ -54,7 +54,7 @@ def test_what_moves_changes_it(tmp_path: Path) -> None:
     assert digest_of(sparse(tmp_path / "empty", 0)) != digest_of(sparse(tmp_path / "hole", MIB))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "info": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}', '{"format": 3, "info": 3}'])
 def test_what_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / manifest.MANIFEST).write_text(text)
     with pytest.raises(HutchError) as caught:

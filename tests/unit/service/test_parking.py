@@ -2,23 +2,25 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hutch.engine.base import ExitKind, MachineExit
+from hutch.engine.base import Accelerator, ExitKind, MachineExit
 from hutch.errors import error
 from hutch.guest import fake
 from hutch.guest.fake_files import FakeError
 from hutch.images.base import no_report
-from hutch.models import ExecSpec, SandboxInfo, SandboxState, StopReason
+from hutch.models import ExecSpec, SandboxInfo, SandboxState, StopReason, parse_timestamp
 from hutch.service import parking
 from hutch.service.host import DATABASE, HostService
 from hutch.service.values import SandboxFilter
 from hutch.state.sqlite import SqliteStore
-from tests.unit.service.world import World, expect, output, read_logs, spec
+from tests.unit.service.world import World, expect, in_time, output, read_logs, spec
 from tests.waiting import until
 
 RUNNING, PAUSED, PARKED = SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.PARKED
@@ -169,9 +171,12 @@ async def test_a_kill_while_it_is_parked(world: World, service: HostService) -> 
         assert files(world, info) == []
 
 
-@pytest.mark.parametrize("fault", ["truncated", "gone", "manifest", "other program"])
+@pytest.mark.parametrize(
+    "fault", ["truncated", "gone", "manifest", "other program", "cpu", "vendor", "accelerator"]
+)
 async def test_a_memory_that_does_not_load(world: World, service: HostService, fault: str) -> None:
     info = await parked(service, name="box")
+    cpu = world.engine.cpu
     by_name = {path.name: path for path in files(world, info)}
     kept = {path: path.read_bytes() for path in files(world, info)}
     if fault == "truncated":
@@ -180,16 +185,24 @@ async def test_a_memory_that_does_not_load(world: World, service: HostService, f
         by_name["memory"].unlink()
     elif fault == "manifest":
         by_name[parking.MANIFEST].write_text("{")
+    elif fault == "cpu":
+        world.engine.cpu = replace(cpu, features=["fpu"])
+    elif fault == "vendor":
+        world.engine.cpu = replace(cpu, vendor="Another")
+    elif fault == "accelerator":
+        world.engine.accelerator = Accelerator.KVM
     else:
         world.engine.program = "fake 2"
     failure = await expect("parked_unusable", service.execs.start("box", ExecSpec(["true"])))
     assert "hutch stop box" in str(failure.hint)
+    assert fault != "cpu" or "lacks sse2" in failure.message
     assert (await service.sandboxes.get("box")).state is PARKED
     assert world.engine.running() == []
     assert list(world.settings.runtime_dir.iterdir()) == []
     for path, content in kept.items():
         path.write_bytes(content)
-    world.engine.program = "fake 1"
+    world.engine.program, world.engine.cpu = "fake 1", cpu
+    world.engine.accelerator = Accelerator.TCG
     await service.sandboxes.resume("box")
     await runs_on(world, service, info)
 
@@ -246,7 +259,7 @@ async def test_removal_by_force_and_by_itself(world: World, service: HostService
 async def test_the_time_limit_is_kept_while_it_is_parked(
     world: World, service: HostService
 ) -> None:
-    info = await parked(service, timeout=0.4)
+    info = await in_time(lambda limit: parked(service, timeout=limit))
     assert info.timeout_at is not None
     info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
@@ -287,8 +300,9 @@ async def test_it_stays_parked(world: World) -> None:
 
 async def test_its_time_runs_out_while_the_daemon_is_away(world: World) -> None:
     async with world.service() as service:
-        info = await parked(service, timeout=0.3)
-    await asyncio.sleep(0.3)
+        info = await in_time(lambda limit: parked(service, timeout=limit))
+    ends = parse_timestamp(info.timeout_at or "")
+    await until(lambda: time.time() > ends, what="its time has run out")
     async with world.service() as service:
         last = await service.sandboxes.wait(info.id, timeout=60)
         assert last.exit is not None

@@ -10,7 +10,7 @@ import pytest
 from hutch.engine.base import Accelerator, MachineType, Verdict
 from hutch.engine.fake import FakeEngine
 from hutch.images.base import Kernel, RootFs
-from hutch.models import TemplatePoint
+from hutch.models import CpuInfo, TemplatePoint
 from hutch.service import recipe as recipes
 from hutch.service.recipe import Recipe, fits, fits_bare, is_stale, key_of
 from hutch.settings import GIB, MIB, Settings
@@ -56,7 +56,12 @@ def test_each_part_counts(recipe: Recipe, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"accelerator": Accelerator.KVM}, {"tsc_khz": 2_000_001}, {"engine_version": "QEMU 8"}],
+    [
+        {"accelerator": Accelerator.KVM},
+        {"tsc_khz": 2_000_001},
+        {"engine_version": "QEMU 8"},
+        {"cpu": CpuInfo("m", "v", ["a"])},
+    ],
 )
 def test_the_hosts_verdict_counts(recipe: Recipe, change: dict[str, Any]) -> None:
     other = replace(recipe, verdict=replace(recipe.verdict, **change))

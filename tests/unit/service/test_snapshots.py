@@ -71,7 +71,7 @@ async def test_it_outlives_its_source_and_the_daemon(world: World) -> None:
         assert len(world.layers()) == 1
     async with world.service() as service:
         (found,) = await service.snapshots.list()
-        assert found == replace(taken, disk_bytes=found.disk_bytes)
+        assert found == replace(taken, disk_bytes=found.disk_bytes, shared_bytes=found.shared_bytes)
         assert found.disk_bytes > taken.disk_bytes  # nobody shares its disk any more
         assert service._registry.used_images() == [source.image_id]
         info = await service.snapshots.restore("before", "web")
@@ -173,6 +173,7 @@ OTHERS = Needs("q", "x", {})
         (lambda d: edit(d, format=99), "snapshot_incompatible"),
         (lambda d: edit(d, needs=OTHERS), "snapshot_incompatible"),
         (lambda d: edit(d, needs=None), "snapshot_damaged"),
+        (lambda d: edit(d, snapshot=without_cpu(d)), "snapshot_damaged"),
         (lambda d: flip(d / "memory"), "snapshot_damaged"),
     ],
 )
@@ -191,6 +192,10 @@ async def test_a_snapshot_that_is_not_what_it_was(
 
 def edit(directory: Path, **fields: Any) -> None:
     write_manifest(directory, replace(read_manifest(directory, "it"), **fields))
+
+
+def without_cpu(directory: Path) -> SnapshotInfo:
+    return replace(read_manifest(directory, "it").snapshot, cpu=None)
 
 
 def scribble(path: Path, old: bytes, new: bytes) -> None:
@@ -235,6 +240,29 @@ async def test_a_host_that_does_not_fit(world: World, service: HostService) -> N
     failure = await expect("snapshot_incompatible", service.snapshots.restore("before", "new"))
     assert failure.details["different"] == ["the root file system"]
     assert world.engine.cloned == []
+
+
+async def test_a_host_with_another_cpu(world: World, service: HostService) -> None:
+    engine, cpu = world.engine, world.engine.cpu
+    await run(service, name="web")
+    taken = await service.snapshots.create("web", name="before")
+    assert taken.cpu == cpu
+    assert (await service.snapshots.create("web", disk_only=True)).cpu is None
+    engine.cpu = replace(cpu, features=["fpu", "sse"])
+    failure = await expect("snapshot_incompatible", service.snapshots.restore("before", "new"))
+    assert failure.message.endswith("this host's CPU lacks sse2")
+    assert "on a host whose CPU has them" in str(failure.hint)
+    assert failure.details == {"different": [], "missing": ["sse2"]}
+    engine.cpu = replace(cpu, vendor="Another", model="other")
+    failure = await expect("snapshot_incompatible", service.snapshots.restore("before", "new"))
+    assert len(failure.details["different"]) == 2
+    assert "FakeVendor against Another" in failure.message
+    assert engine.cloned == []
+    # One that can do more will do, and a disk goes everywhere.
+    engine.cpu = replace(cpu, features=["avx2", *cpu.features])
+    assert (await service.snapshots.restore("before", "more")).state is RUNNING
+    engine.cpu = replace(cpu, features=[])
+    assert (await service.snapshots.restore("before", "disk", disk_only=True)).state is RUNNING
 
 
 @pytest.mark.parametrize("knob", ["fail_capture", "fail_keep"])
