@@ -43,12 +43,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture(scope="session")
-def shared_store() -> "SharedStore":
+def shared_store() -> "Iterator[SharedStore]":
     """The image and kernel store that all tests of a run begin with."""
     # Imported here, so that unit tests run without the image code.
     from tests.harness.stores import SharedStore
 
-    return SharedStore()
+    store = SharedStore()
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="session")
@@ -67,20 +69,22 @@ def busybox(shared_store: "SharedStore") -> "Image":
 def new_hutch(
     request: pytest.FixtureRequest, shared_store: "SharedStore", short_tmp: Path
 ) -> Iterator[NewHutch]:
-    """Make a `Hutch` with a home of its own: `new_hutch(empty=False, **settings)`.
+    """Make a `Hutch` with a home of its own: `new_hutch(empty=…, templates=…, **settings)`.
 
-    An `empty` home has neither a kernel nor an image. All are closed, and checked to have left
-    nothing, in the end; when the test has failed, their logs are printed before.
+    An `empty` home has neither a kernel nor an image; with `templates` there are those of busybox.
+    All are closed, and checked to have left nothing, in the end; when the test has failed, their
+    logs are printed before.
     """
     with ExitStack() as stack:
         count = 0
 
-        def make(*, empty: bool = False, **settings: str) -> Hutch:
+        def make(*, empty: bool = False, templates: bool = False, **settings: str) -> Hutch:
             nonlocal count
             count += 1
             runtime = short_tmp / f"r{count}"
             runtime.mkdir(mode=0o700)
-            made = Hutch(shared_store.new_home(empty=empty), runtime, settings)
+            home = shared_store.new_home(empty=empty, templates=templates)
+            made = Hutch(home, runtime, settings)
             stack.callback(made.close)
             stack.callback(_print_logs, request, made)
             return made

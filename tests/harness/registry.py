@@ -12,6 +12,8 @@ from pathlib import Path
 from tests.waiting import wait_until
 
 USER, PASSWORD = "user", "pass:word"
+PORTS = 5
+"""Ports that are tried: one that was free may be another's by the time that it is listened to."""
 
 
 def tool(*argv: str) -> bytes:
@@ -53,6 +55,17 @@ def serve_registry(directory: Path) -> Iterator[Registry]:
         "-keyout", str(key), "-out", str(certificate),
     )  # fmt: skip
     (directory / "htpasswd").write_bytes(tool("htpasswd", "-Bbn", USER, PASSWORD))
+    for _ in range(PORTS):
+        with _serve(directory, certificate, key) as served:
+            if served is not None:
+                yield served
+                return
+    raise AssertionError((directory / "log").read_text())
+
+
+@contextmanager
+def _serve(directory: Path, certificate: Path, key: Path) -> Iterator[Registry | None]:
+    """Serve on a port that nobody has; None when somebody was faster."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,12 +87,12 @@ def serve_registry(directory: Path) -> Iterator[Registry]:
         try:
 
             def up() -> bool:
-                assert server.poll() is None, (directory / "log").read_text()
                 with socket.socket() as probe:
-                    return probe.connect_ex(("127.0.0.1", port)) == 0
+                    return server.poll() is not None or not probe.connect_ex(("127.0.0.1", port))
 
-            wait_until(up, timeout=20, what="the registry listens")
-            yield Registry(f"localhost:{port}", certificate)
+            wait_until(up, what="the registry listens")
+            alive = server.poll() is None
+            yield Registry(f"localhost:{port}", certificate) if alive else None
         finally:
             server.kill()
             server.wait()

@@ -26,7 +26,7 @@ async def serving(
 ) -> AsyncIterator[HostService]:
     """Serve a home of its own; `connect` makes the connections to the guests."""
     make_private(runtime)
-    home = store.new_home()
+    home = store.new_home(templates=True)
     settings: Settings = load_settings({"home": home, "runtime_dir": runtime})
     service = HostService(
         settings,

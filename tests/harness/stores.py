@@ -24,9 +24,12 @@ from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import PullPolicy
 from hutch.settings import Settings, load_settings
+from tests.harness.hutch import Hutch
 
 _LINKED = 1 << 16
 """Files from this size on are linked; smaller ones are copied, since they may be rewritten."""
+_BUILT = ("disks", "templates")
+"""The parts of a home that hold templates and what they are based on."""
 _STALE = 86400.0
 """Seconds after which a store of other sources is removed."""
 
@@ -55,6 +58,7 @@ class SharedStore:
     """The store of this run, with an active kernel and the built-in busybox image."""
 
     def __init__(self) -> None:
+        self._built: Path | None = None
         base = _base()
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home = base / f"store-{_key()}"
@@ -81,20 +85,53 @@ class SharedStore:
         store = ImageStore(self.home, self.settings)
         return kernel, await store.ensure("busybox", PullPolicy.MISSING, no_report)
 
-    def new_home(self, *, empty: bool = False) -> Path:
-        """Return a new home, with the content of this store unless `empty`."""
+    def new_home(self, *, empty: bool = False, templates: bool = False) -> Path:
+        """Return a new home, with the content of this store unless `empty`.
+
+        With `templates` it begins with those of busybox in the usual size, whose files are not to
+        be written to: they are those of other homes, too.
+        """
         home = Path(tempfile.mkdtemp(dir=self._homes))
         if empty:
             return home
-        shutil.copytree(
-            self.home,
-            home,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("*.lock", "daemon.*"),
-            copy_function=_link_or_copy,
-            dirs_exist_ok=True,
-        )
+        _copy(self.home, home)
+        if templates:
+            for part in _BUILT:
+                _copy(self._built_home() / part, home / part)
         return home
+
+    def close(self) -> None:
+        """Remove what was built for this run."""
+        if self._built is not None:
+            shutil.rmtree(self._built, ignore_errors=True)
+
+    def _built_home(self) -> Path:
+        """Return the home in which templates were built, by the code as it is in this run."""
+        if self._built is None:
+            runtime = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+            hutch = Hutch(self.new_home(), runtime, {})
+            try:
+                hutch.run("template", "build", "busybox")
+                hutch.run("daemon", "stop")
+            except BaseException:
+                hutch.close()
+                raise
+            finally:
+                shutil.rmtree(runtime)
+            # It stays: whether a template is stale is told by the files that it was made of.
+            self._built = hutch.home
+        return self._built
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(
+        source,
+        target,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("*.lock", "daemon.*"),
+        copy_function=_link_or_copy,
+        dirs_exist_ok=True,
+    )
 
 
 def _link_or_copy(source: str, target: str) -> None:

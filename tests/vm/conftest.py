@@ -1,7 +1,8 @@
 """Sandboxes that tests share: a boot takes seconds, so each module of tests has one.
 
 `box` is a running, idle busybox sandbox of the module's own `Hutch`, `shared`. Tests that end or
-break a sandbox make their own in `shared`; those that end the daemon take `hutch`.
+break a sandbox make their own in `shared`; those that end the daemon take `hutch`. Either begins
+with a template of busybox: tests of how that is made take `new_hutch`.
 """
 
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.fixtures import FAILED
+from tests.harness.fixtures import FAILED, NewHutch
 from tests.harness.hutch import Hutch, Result
 from tests.harness.stores import SharedStore
 
@@ -40,10 +41,16 @@ class Box:
         return self.hutch.start("exec", *options, self.name, *args, **how)
 
 
+@pytest.fixture
+def hutch(new_hutch: NewHutch) -> Hutch:
+    """The `hutch` command with a home of its own, which has a template of busybox."""
+    return new_hutch(templates=True)
+
+
 @pytest.fixture(scope="module")
 def _module_hutch(shared_store: SharedStore) -> Iterator[Hutch]:
     runtime = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
-    made = Hutch(shared_store.new_home(), runtime, {"exec_orphan_grace": "3s"})
+    made = Hutch(shared_store.new_home(templates=True), runtime, {"exec_orphan_grace": "3s"})
     try:
         yield made
     finally:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tests.harness.hutch import Hutch
+from tests.waiting import wait_until
 
 COUNTER = "echo $$ >/run/pid; i=0; while :; do i=$((i+1)); echo $i >/run/count; sleep 0.02; done"
 
@@ -19,3 +20,14 @@ def count(hutch: Hutch, name: str) -> tuple[int, int]:
     script = 'until n=$(cat /run/count) && [ -n "$n" ]; do :; done; echo $(cat /run/pid) $n'
     pid, number = hutch.run("exec", name, "sh", "-c", script).text.split()
     return int(pid), int(number)
+
+
+def goes_on(hutch: Hutch, name: str, pid: int, beyond: int) -> int:
+    """Wait until the counting program, the same as before, is further; return how far."""
+
+    def further() -> int:
+        again, number = count(hutch, name)
+        assert again == pid
+        return number if number > beyond else 0
+
+    return wait_until(further, what=f"{name} counts on")

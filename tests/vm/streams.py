@@ -66,12 +66,13 @@ def consume(process: "subprocess.Popen[bytes]", *, watch: Sequence[int] = ()) ->
 
 
 class Terminal:
-    """A terminal with `hutch` running on it."""
+    """A terminal with `hutch` running on it; `before` are its modes as the command found them."""
 
     def __init__(self, hutch: Hutch, *args: str, rows: int = 30, cols: int = 100) -> None:
         self._ours, theirs = pty.openpty()
         self._seen = b""
         self._set_size(rows, cols)
+        self.before = self.settings()
         self.process = hutch.start(*args, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
 
@@ -88,7 +89,7 @@ class Terminal:
         """Type something."""
         os.write(self._ours, data)
 
-    def expect(self, text: bytes, timeout: float = 30) -> bytes:
+    def expect(self, text: bytes, timeout: float = 60) -> bytes:
         """Read until `text` has appeared; return everything up to its end."""
         deadline = time.monotonic() + timeout
         while text not in self._seen:
@@ -108,7 +109,7 @@ class Terminal:
         self._set_size(rows, cols)
         self.process.send_signal(signal.SIGWINCH)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Return the exit code of the command."""
         return self.process.wait(timeout)
 

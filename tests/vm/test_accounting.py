@@ -14,6 +14,12 @@ SLACK = 12 * MIB
 DISK_WRITTEN = 16 * MIB
 
 
+@pytest.fixture
+def hutch(new_hutch: NewHutch) -> Hutch:
+    """A home without a template."""
+    return new_hutch()
+
+
 def stats(hutch: Hutch, name: str) -> dict[str, int]:
     (found,) = hutch.json("stats", name)
     parts = sum(found[f"host_memory_{part}"] for part in ("private", "shared", "engine"))
@@ -88,7 +94,8 @@ def test_paused_and_parked_ones_are_not_woken(pair: tuple[Hutch, list[str]]) -> 
     assert (paused["state"], paused["cpu_percent"]) == ("paused", 0.0)
     assert paused["host_memory"] > 0
     assert paused["memory_used"] is None
-    assert stats(hutch, "one")["host_cpu_seconds"] == paused["host_cpu_seconds"]
+    # But for the engine's own few steps.
+    assert stats(hutch, "one")["host_cpu_seconds"] - paused["host_cpu_seconds"] < 0.1
     hutch.run("park", "two")
     parked = stats(hutch, "two")
     assert (parked["state"], parked["host_memory"]) == ("parked", 0)
@@ -125,7 +132,7 @@ def test_the_last_room_is_given_once(new_hutch: NewHutch) -> None:
         hutch.run("create", "--name", name, "-m", "512m", "busybox", "sleep", "1000")
     hutch.run("template", "build", "-m", "512m", "busybox")
     starts = {name: hutch.start("start", name) for name in ("one", "two")}
-    codes = {name: started.wait(60) for name, started in starts.items()}
+    codes = {name: started.wait(120) for name, started in starts.items()}
     assert sorted(codes.values()) == [0, 125], codes
     running, refused = sorted(codes, key=lambda name: codes[name])
     assert [row["name"] for row in hutch.json("ps")] == [running]

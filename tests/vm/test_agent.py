@@ -49,7 +49,7 @@ async def test_workloads_are_frozen_and_thawed_as_one(hutch: Hutch) -> None:
     hutch.run("exec", "-d", "cold", "sh", "-c", script)
     hutch.run("daemon", "stop")  # an agent has one host at a time
     (path,) = hutch.runtime.rglob("agent.sock")
-    guest = await connect_guest(path, timeout=20)
+    guest = await connect_guest(path, timeout=60)
 
     async def sizes() -> list[int]:
         return [(await guest.files.stat(f"/root/{name}")).size for name in ("inner", "outer")]
@@ -59,7 +59,7 @@ async def test_workloads_are_frozen_and_thawed_as_one(hutch: Hutch) -> None:
 
     try:
         await until(lambda: both_grow_from([0, 0]), what="both write")
-        await guest.freeze(timeout=2.0)
+        await guest.freeze(timeout=30)
         frozen = await sizes()
         later = time.monotonic() + 0.5
         await until(lambda: time.monotonic() > later)

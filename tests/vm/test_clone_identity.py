@@ -20,7 +20,7 @@ from hutch.service.host import HostService
 from tests.harness.service import serving
 from tests.harness.stores import SharedStore
 
-ATTEMPTS = 3
+ATTEMPTS = 12
 """Pairs of clones of which one must come out alike: a slow pair may have gathered randomness."""
 UUID = "/proc/sys/kernel/random/uuid"
 READS = 3

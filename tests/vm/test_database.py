@@ -81,9 +81,16 @@ def check(hutch: Hutch, name: str, life: int) -> Ledger:
     return Ledger(int(count), int(last), int(point))
 
 
+def settled(hutch: Hutch, name: str, life: int) -> Ledger:
+    """Wait until a copy has an entry of its own life: what was under way in `life` is done then."""
+    last = "SELECT max(life) FROM entries"
+    wait_until(lambda: int(sql(hutch, name, last)[0]) > life, what=f"{name} begins anew")
+    return check(hutch, name, life)
+
+
 def goes_on(hutch: Hutch, name: str, life: int, beyond: int) -> None:
     """Wait until there are entries beyond one of them."""
-    wait_until(lambda: check(hutch, name, life).count > beyond, timeout=60, what=f"{name} goes on")
+    wait_until(lambda: check(hutch, name, life).count > beyond, what=f"{name} goes on")
 
 
 def test_it_is_whole_in_every_copy_and_goes_on(hutch: Hutch, image: Path) -> None:
@@ -95,9 +102,9 @@ def test_it_is_whole_in_every_copy_and_goes_on(hutch: Hutch, image: Path) -> Non
         count, _, life = hutch.run(*asked, expect=None).text.rpartition("\n")[2].partition("|")
         return int(life) if count.isdigit() and int(count) > ENTRIES else 0
 
-    life = wait_until(begun, timeout=60, what="there are entries")
+    life = wait_until(begun, what="there are entries")
     names = [child["name"] for child in hutch.json("fork", "--count", "3", "box")["children"]]
-    children = [check(hutch, name, life) for name in names]
+    children = [settled(hutch, name, life) for name in names]
     # All are of one moment, also the one that came up last.
     point = children[0].point
     assert point > ENTRIES
@@ -107,11 +114,13 @@ def test_it_is_whole_in_every_copy_and_goes_on(hutch: Hutch, image: Path) -> Non
     # The source goes on in its own life, and what is made of it now is of a later moment.
     goes_on(hutch, "box", life, point)
     hutch.run("snapshot", "create", "--name", "then", "box")
+    then = check(hutch, "box", life).count
+    goes_on(hutch, "box", life, then)
     source = check(hutch, "box", life)
     assert source.point == source.last
     hutch.run("rm", "-f", "box")
     hutch.run("restore", "then", "restored")
-    restored = check(hutch, "restored", life)
+    restored = settled(hutch, "restored", life)
     assert point < restored.point <= source.last
     hutch.run("park", "restored")
     goes_on(hutch, "restored", life, restored.last)

@@ -4,14 +4,7 @@ import pytest
 
 from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
-from tests.harness.service import serving
-from tests.harness.stores import SharedStore
-from tests.vm.resting import COUNTER, count, look
-from tests.waiting import wait_until
-
-CLOCK = 0.02
-NEVER = 1e9
-"""A tolerance with which `keep_clock` only looks."""
+from tests.vm.resting import COUNTER, count, goes_on, look
 
 UNIQUE = (
     "head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid;"
@@ -36,7 +29,7 @@ def test_children_go_on_and_diverge(source: Hutch) -> None:
     forked = source.json("fork", "--count", "3", "box", "left")
     names = [child["name"] for child in forked["children"]]
     assert (names, forked["failed"]) == (["left", "box-1", "box-2"], [])
-    assert forked["pause_seconds"] < 2
+    assert 0 < forked["pause_seconds"] < 30
     for child in forked["children"]:
         assert (child["state"], child["labels"]) == ("running", {"k": "v"})
         again, counted = count(source, child["name"])
@@ -47,7 +40,7 @@ def test_children_go_on_and_diverge(source: Hutch) -> None:
         assert sh(source, name, f"echo {name} >/root/file; echo {name} >/run/warm") == ""
     for name in ("box", *names):
         assert sh(source, name, "sync; cat /root/file /run/warm") == f"{name}\n{name}"
-    wait_until(lambda: count(source, "box")[1] > before)
+    goes_on(source, "box", pid, before)
     # A fork of a fork, when its parents are gone, and after a restart of the daemon.
     source.run("fork", "left", "deep")
     source.run("rm", "-f", "box", *names)
@@ -78,35 +71,14 @@ def test_a_paused_source_stays_paused(source: Hutch) -> None:
 
 
 def test_programs_with_a_client_go_on_without_it(new_hutch: NewHutch) -> None:
-    hutch = new_hutch(exec_orphan_grace="0.5s")
+    hutch = new_hutch(templates=True, exec_orphan_grace="0.5s")
     hutch.run("run", "-d", "--idle", "--name", "box", "busybox")
     attached = hutch.start("exec", "box", "sh", "-c", COUNTER + " & echo on; wait")
     assert attached.stdout.readline() == b"on\n"
     hutch.run("fork", "box", "child")
-    _, before = count(hutch, "child")
     # Longer than a client is waited for, also after a restart of the daemon.
-    wait_until(lambda: count(hutch, "child")[1] > before + 50)
-    hutch.kill_daemon()
-    wait_until(lambda: count(hutch, "child")[1] > before + 150)
+    for end in (hutch.kill_daemon, lambda: None):
+        pid, before = count(hutch, "child")
+        goes_on(hutch, "child", pid, before + 40)
+        end()
     assert attached.poll() is None
-
-
-async def test_clocks_are_right_in_source_and_child(
-    shared_store: SharedStore, short_tmp: object
-) -> None:
-    from pathlib import Path
-
-    from hutch.images.base import no_report
-    from hutch.models import SandboxSpec
-
-    assert isinstance(short_tmp, Path)
-    async with serving(shared_store, short_tmp / "r") as service:
-        info = await service.sandboxes.create(SandboxSpec("busybox", idle=True), no_report)
-        await service.sandboxes.start(info.id)
-        (child,) = (await service.forks.fork(info.id)).children
-        for each in (info.id, child.id):
-            sandbox = service._registry.find(each).running()
-            guest = await sandbox.connection.get()
-            assert abs(await guest.keep_clock(NEVER)) < CLOCK
-        for each in (info.id, child.id):
-            await service.sandboxes.remove(each, force=True)

@@ -9,6 +9,7 @@ import pytest
 from tests.harness.hutch import Hutch
 from tests.unit.images.making import MadeImage, entry, layer
 from tests.vm.conftest import Box
+from tests.waiting import wait_until
 
 SHELL = Path("/bin/busybox")  # static; what the built-in image is made of
 MADE = "example.org/made:1"
@@ -59,8 +60,8 @@ def script(made: Box, text: str, user: str = "0") -> str:
 
 
 def test_loopback_is_up_and_nothing_else(box: Box) -> None:
-    assert box.sh("ping -c 1 -W 2 127.0.0.1 >/dev/null; echo $?").text == "0"
-    assert box.sh("ping -c 1 -W 2 ::1 >/dev/null; echo $?").text == "0"
+    assert box.sh("ping -c 1 -W 20 127.0.0.1 >/dev/null; echo $?").text == "0"
+    assert box.sh("ping -c 1 -W 20 ::1 >/dev/null; echo $?").text == "0"
     assert box.sh("cat /sys/class/net/lo/carrier").text == "1"
     assert box.sh("ip route").text == ""
 
@@ -152,8 +153,8 @@ def test_a_workload_cannot_reach_its_keeper(box: Box) -> None:
 
 def test_orphans_are_reaped(box: Box) -> None:
     box.sh("for i in 1 2 3 4 5; do (sleep 0.1 &) ; done")
-    box.sh("sleep 0.5; grep -l 'State:.Z' /proc/[0-9]*/status", expect=None)
-    assert box.sh("grep -l 'State:.Z' /proc/[0-9]*/status | wc -l").text == "0"
+    left = "grep -lE 'State:.Z|Name:.sleep' /proc/[0-9]*/status | wc -l"
+    wait_until(lambda: box.sh(left).text == "0", what="they are reaped")
 
 
 def test_directories_of_the_image_can_be_renamed(made: Box) -> None:
@@ -230,7 +231,7 @@ def test_memory_and_cpus_are_those_asked_for(box: Box) -> None:
 def test_the_clock_is_the_hosts(box: Box) -> None:
     before = time.time()
     now = int(box.sh("date +%s").text)  # whole seconds
-    assert before - 1.1 < now < time.time() + 0.1
+    assert before - 5 < now < time.time() + 5
 
 
 def test_stats_are_the_guests(box: Box) -> None:

@@ -24,20 +24,20 @@ def test_it_is_put_to_rest_and_goes_on(hutch: Hutch, action: str, state: str) ->
     assert f"{action} if idle 2s" in row
     assert "stop in 59m" in row
     pid, before = count(hutch, "box")
-    wait_until(lambda: rested(hutch, "box", state), timeout=30, what="it rests")
+    wait_until(lambda: rested(hutch, "box", state), what="it rests")
     info = look(hutch, "box")
     assert (info["idle_timeout"], info["idle_action"]) == (IDLE, action)
     assert info["timeout_at"] is not None
     again, after = count(hutch, "box")
     assert again == pid
     assert after >= before
-    wait_until(lambda: rested(hutch, "box", state), timeout=30, what="it rests again")
+    wait_until(lambda: rested(hutch, "box", state), what="it rests again")
 
 
 def test_it_is_stopped(hutch: Hutch) -> None:
     limits = ["--idle-timeout", f"{IDLE}s", "--idle-action", "stop"]
     hutch.run("run", "-d", "--idle", "--name", "box", *limits, "busybox")
-    wait_until(lambda: rested(hutch, "box", "stopped"), timeout=30, what="it is stopped")
+    wait_until(lambda: rested(hutch, "box", "stopped"), what="it is stopped")
     assert look(hutch, "box")["exit"]["reason"] == "idle"
 
 
@@ -54,8 +54,8 @@ def test_one_in_use_is_left_alone(hutch: Hutch) -> None:
     client.stdin.write(b"2\n")
     client.stdin.close()
     assert client.stdout.readline() == b"2\n"
-    assert client.wait(timeout=30) == 0
-    wait_until(lambda: rested(hutch, "box", "paused"), timeout=30, what="it rests")
+    assert client.wait(timeout=60) == 0
+    wait_until(lambda: rested(hutch, "box", "paused"), what="it rests")
 
 
 def test_limits_outlive_the_daemon(hutch: Hutch) -> None:
@@ -65,6 +65,6 @@ def test_limits_outlive_the_daemon(hutch: Hutch) -> None:
     hutch.run("park", "short")
     hutch.kill_daemon()
     hutch.run("ps")
-    wait_until(lambda: rested(hutch, "box", "parked"), timeout=30, what="it rests")
-    wait_until(lambda: rested(hutch, "short", "stopped"), timeout=60, what="its time is up")
+    wait_until(lambda: rested(hutch, "box", "parked"), what="it rests")
+    wait_until(lambda: rested(hutch, "short", "stopped"), what="its time is up")
     assert look(hutch, "short")["exit"]["reason"] == "timeout"

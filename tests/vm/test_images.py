@@ -41,11 +41,12 @@ def test_an_image_of_a_registry_with_tls_and_a_password_is_pulled_and_run(
     assert name in [ref for image in hutch.json("image", "ls") for ref in image["references"]]
 
 
+@pytest.mark.timeout(900)
 def test_debian_is_built_and_run_and_takes_a_large_file_both_ways(
     hutch: Hutch, tmp_path: Path
 ) -> None:
     """`apt --version` in Debian, then 100 MB in and out with the same checksum."""
-    hutch.run("run", "-d", "--idle", "--name", "deb", "-m", "512m", "debian", timeout=280)
+    hutch.run("run", "-d", "--idle", "--name", "deb", "-m", "512m", "debian", timeout=600)
     assert hutch.run("exec", "deb", "apt", "--version").text.startswith("apt ")
     assert hutch.run("exec", "deb", "dpkg", "--audit").text == ""
 

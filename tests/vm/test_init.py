@@ -39,11 +39,19 @@ def inside(shared: Hutch, tmp_path: Path) -> Iterator[Box]:
     shared.run("rm", "-f", "inside")
 
 
+def shown(inside: Box, pattern: str) -> list[str]:
+    """Wait until `ps` shows what the init is to start, and return that line's words."""
+    found = wait_until(
+        lambda: inside.sh(f"ps | grep '{pattern}'", expect=None).text, what=f"{pattern} runs"
+    )
+    return list(found.split())
+
+
 def test_an_init_is_pid_1_programs_join_it_and_it_shuts_down(inside: Box) -> None:
     # Its /proc and its cgroup tree are those of its namespaces, and so are its programs'.
     assert inside.hutch.run("logs", "inside").stdout == b"init is 1\n/\nup\n"
-    assert inside.sh("ps | grep [s]leep").text.split()[1:] == ["0", "/bin/sleep", "100000"]
-    assert inside.sh("ps | grep ' 0 *[i]nit$'").text.split() == ["1", "0", "init"]
+    assert shown(inside, "[s]leep")[1:] == ["0", "/bin/sleep", "100000"]
+    assert shown(inside, " 0 *[i]nit$") == ["1", "0", "init"]
     namespaces = [inside.sh(f"readlink /proc/{who}/ns/pid").text for who in ("self", "1")]
     assert namespaces[0] == namespaces[1] != ""
     inside.sh("mount -t tmpfs none /etc && : > /etc/here")
@@ -54,11 +62,11 @@ def test_an_init_is_pid_1_programs_join_it_and_it_shuts_down(inside: Box) -> Non
     orphans = "grep -l 'State:.Z' /proc/[0-9]*/status | wc -l"
     wait_until(lambda: inside.sh(orphans).text == "0", what="orphans are reaped")
 
-    inside.hutch.run("stop", "inside")
+    inside.hutch.run("stop", "-t", "60s", "inside")
     assert inside.hutch.run("logs", "inside").stdout.endswith(b"shut down\n")
     [info] = inside.hutch.json("inspect", "inside")
     assert (info["state"], info["exit"]["reason"]) == ("stopped", "stopped")
     assert info["exit"]["code"] != 137  # not by force
 
     inside.hutch.run("start", "inside")
-    assert inside.sh("ps | grep ' 0 *[i]nit$'").text.split() == ["1", "0", "init"]
+    assert shown(inside, " 0 *[i]nit$") == ["1", "0", "init"]

@@ -83,7 +83,7 @@ async def life(hutch: Hutch) -> AsyncIterator[Life]:
     hutch.run("run", "-d", "--idle", "--name", "source", "busybox")
     hutch.run("daemon", "stop")  # an agent has one host at a time
     (path,) = hutch.runtime.rglob("agent.sock")
-    life = Life(await connect_guest(path, timeout=20))
+    life = Life(await connect_guest(path, timeout=60))
     try:
         await life.sh(PREPARE)
         yield life
@@ -105,7 +105,7 @@ async def test_inherited_connections_end_and_those_within_stay(life: Life) -> No
         return established == 4 and await life.connections(SYN_SENT, OUTSIDE) == 1
 
     await until(all_are_there, what="the connections are there")
-    await life.guest.freeze(timeout=2)
+    await life.guest.freeze(timeout=30)
     await life.become("a", 1)
     await life.guest.thaw()
     assert await life.connections(SYN_SENT) == 0
@@ -125,7 +125,7 @@ async def has_ended(life: Life, exec_id: str) -> bool:
 
 async def test_programs_are_told_of_their_new_life(life: Life) -> None:
     before = int(await life.sh("cat /run/hutch/generation"))
-    await life.guest.freeze(timeout=2)
+    await life.guest.freeze(timeout=30)
     assert await life.become("b", before) == before + 1
     assert await life.become("b", before) == before + 1, "said once more"
     assert (await life.guest.files.stat("/run/hutch/generation")).mode & 0o777 == 0o644
@@ -150,7 +150,7 @@ async def test_programs_are_told_of_their_new_life(life: Life) -> None:
 
 async def test_a_program_waits_for_the_thaw_and_others_are_served(life: Life) -> None:
     await life.start("loop", "while :; do :; done")
-    await life.guest.freeze(timeout=2)
+    await life.guest.freeze(timeout=30)
     request = GuestExec("late", ["sh", "-c", f"echo {shlex.quote('late')}"], env=ENV)
     async with asyncio.TaskGroup() as group:
         starting = group.create_task(life.guest.start_exec(request))
@@ -167,7 +167,7 @@ async def test_a_program_waits_for_the_thaw_and_others_are_served(life: Life) ->
 async def test_a_start_whose_caller_is_gone_by_the_thaw_never_happens(
     hutch: Hutch, life: Life
 ) -> None:
-    await life.guest.freeze(timeout=2)
+    await life.guest.freeze(timeout=30)
     request = GuestExec("lost", ["touch", "/run/lost"], env=ENV)
     async with asyncio.TaskGroup() as group:
         starting = group.create_task(_refused(life.guest, request))
@@ -175,7 +175,7 @@ async def test_a_start_whose_caller_is_gone_by_the_thaw_never_happens(
         await life.guest.close()
         await starting
     (path,) = hutch.runtime.rglob("agent.sock")
-    life.guest = await connect_guest(path, timeout=20)
+    life.guest = await connect_guest(path, timeout=60)
     assert life.guest.info.frozen
     await life.guest.thaw()
     assert await life.sh("ls /run") == "hutch\nlock\n"

@@ -17,11 +17,12 @@ from hutch.service.host import HostService
 from tests.harness.hutch import Hutch
 from tests.harness.service import serving
 from tests.harness.stores import SharedStore
-from tests.vm.resting import COUNTER, count, look
+from tests.vm.resting import COUNTER, count, goes_on, look
+from tests.waiting import wait_until
 
 UUID = "/proc/sys/kernel/random/uuid"
 READS = 3
-ATTEMPTS = 3
+ATTEMPTS = 12
 """Pairs of which one must come out alike: a slow one may have gathered randomness meanwhile."""
 
 
@@ -57,7 +58,7 @@ def test_it_goes_on_where_it_was(counter: Hutch) -> None:
     assert after >= before
     counter.run("park", "box")
     counter.run("resume", "box")
-    assert count(counter, "box") > (pid, after)
+    goes_on(counter, "box", pid, after)
 
 
 def test_output_and_detached_programs_go_on(hutch: Hutch) -> None:
@@ -70,9 +71,13 @@ def test_output_and_detached_programs_go_on(hutch: Hutch) -> None:
     hutch.kill_daemon()
     assert look(hutch, "talks")["state"] == "parked"
     hutch.run("exec", "talks", "true")
-    lines = hutch.run("logs", "talks").stdout.splitlines()
+
+    def further() -> list[bytes]:
+        lines = hutch.run("logs", "talks").stdout.splitlines()
+        return lines if len(lines) > len(told) else []
+
+    lines = wait_until(further, what="it talks on")
     assert lines == [b"line %d" % number for number in range(1, len(lines) + 1)]
-    assert len(lines) > len(told)
     assert hutch.run("logs", "-f", "--exec", exec_id, "talks").stdout == b"late\n"
 
 

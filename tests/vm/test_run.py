@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,7 @@ def test_a_gibibyte_arrives_whole_and_in_flat_memory(shared: Hutch) -> None:
     times = (1 << 30) // len(part) + 1
     script = f"seq 1 2000000 >/root/part; for i in $(seq {times}); do cat /root/part; done"
     process = shared.start("run", "--rm", "busybox", "sh", "-c", script)
-    daemon = shared.daemon
-    assert daemon is not None
+    daemon = wait_until(lambda: shared.daemon, what="there is a daemon")
     before = memory(daemon.pid)
     arrived = consume(process, watch=(daemon.pid,))
     assert process.returncode == 0, arrived.stderr
@@ -104,13 +104,17 @@ def test_a_gibibyte_arrives_whole_and_in_flat_memory(shared: Hutch) -> None:
     for _ in range(times):
         expected.update(part)
     assert arrived.sha256 == expected.hexdigest()
-    assert arrived.peaks[daemon.pid] - before < 32 * MIB
-    assert arrived.peaks[process.pid] < 48 * MIB
+    assert arrived.peaks[daemon.pid] - before < 64 * MIB
+    assert arrived.peaks[process.pid] < 96 * MIB
 
 
 def test_a_stalled_reader_holds_the_main_process(shared: Hutch) -> None:
     part = b"".join(b"%d\n" % number for number in range(1, 1_000_001))
     script = "seq 1 1000000 >part; for i in $(seq 20); do cat part; echo $i >sent; done"
+    shared.run("ps")
+    daemon = shared.daemon
+    assert daemon is not None
+    before = memory(daemon.pid)
     process = shared.start(*("run", "--name", "held", "-w", "/root", "busybox", "sh", "-c", script))
     assert process.stdout.read(2) == b"1\n"
     still, last = 0, ""
@@ -118,10 +122,9 @@ def test_a_stalled_reader_holds_the_main_process(shared: Hutch) -> None:
         now = shared.run("exec", "held", "sh", "-c", "cat /root/sent", expect=None).text
         still, last = (still + 1 if now == last else 0), now
     assert int(last or "0") < 3
-    daemon = shared.daemon
-    assert daemon is not None
-    assert memory(daemon.pid) < 128 * MIB
-    assert memory(process.pid) < 48 * MIB
+    # All of it would be 140 MiB.
+    assert memory(daemon.pid) - before < 64 * MIB
+    assert memory(process.pid) < 96 * MIB
     arrived = consume(process)
     assert process.returncode == 0
     assert arrived.size == 20 * len(part) - 2
@@ -133,7 +136,7 @@ def test_interrupts_end_it(shared: Hutch) -> None:
     process = shared.start("run", "--rm", "busybox", "sh", "-c", "echo up; exec sleep 600")
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert shared.json("ps", "-a") == []
 
@@ -145,18 +148,22 @@ def test_a_program_that_ignores_the_first_interrupt_is_killed_by_the_second(shar
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == b"caught\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    try:
+        process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:  # on a busy host: too late to be taken for a second one
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
     assert process.returncode == 130
-    wait_until(lambda: shared.json("ps", "-a") == [], timeout=20, what="it is removed")
+    wait_until(lambda: shared.json("ps", "-a") == [], what="it is removed")
 
 
 def test_an_interrupt_during_the_boot_leaves_nothing(shared: Hutch) -> None:
     process = shared.start("run", "--rm", "--name", "early", "busybox", "sleep", "600")
     wait_until(lambda: shared.json("ps", "-a"), what="it is on record")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
-    wait_until(lambda: shared.json("ps", "-a") == [], timeout=20, what="it is removed")
+    wait_until(lambda: shared.json("ps", "-a") == [], what="it is removed")
 
 
 def test_a_killed_client_leaves_the_main_process_running(shared: Hutch) -> None:
@@ -176,8 +183,8 @@ def test_nobody_reads_the_output(shared: Hutch) -> None:
     process = shared.start("run", "--rm", "busybox", "yes")
     process.stdout.read(1 << 20)
     process.stdout.close()
-    assert process.wait(30) == 141
-    wait_until(lambda: shared.json("ps", "-a") == [], timeout=20, what="it is removed")
+    assert process.wait(60) == 141
+    wait_until(lambda: shared.json("ps", "-a") == [], what="it is removed")
 
 
 def test_the_spec_reaches_the_guest(shared: Hutch, tmp_path: Path) -> None:
@@ -237,17 +244,21 @@ def test_detached_with_logs(shared: Hutch) -> None:
 
 
 def test_followed_logs_end_with_the_program(shared: Hutch) -> None:
-    shared.run("run", "-d", "--name", "told", "busybox", "sh", "-c", "echo up; sleep 3; echo down")
+    shared.run("run", "-d", "--name", "told", "busybox", "sh", "-c", "echo up; sleep 1; echo down")
     follower = shared.start("logs", "-f", "told")
     assert follower.stdout.readline() == b"up\n"
-    out, err = follower.communicate(timeout=30)
+    out, err = follower.communicate(timeout=60)
     assert (out, err, follower.returncode) == (b"down\n", b"", 0)
     shared.run("wait", "told")
     shared.run("rm", "told")
 
 
 def test_a_terminal(shared: Hutch) -> None:
-    script = "tty; stty size; echo $TERM; read line; echo got $line; stty size; exit 5"
+    script = (
+        "tty; stty size; echo $TERM; read line; echo got $line;"
+        # The new size and what is typed may arrive in either order.
+        " until stty size | grep '41 132'; do sleep 0.1; done; exit 5"
+    )
     with Terminal(shared, "run", "--rm", "-it", "busybox", "sh", "-c", script) as terminal:
         terminal.expect(b"/dev/pts/0\r\n30 100\r\n")
         terminal.expect(b"xterm")
@@ -267,4 +278,4 @@ def test_i_without_t_in_a_pipe(shared: Hutch) -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"[" + word + b"]\n"
     process.stdin.close()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0

@@ -8,8 +8,7 @@ import os
 import pytest
 
 from tests.harness.hutch import Hutch
-from tests.vm.resting import COUNTER, count, look
-from tests.waiting import wait_until
+from tests.vm.resting import COUNTER, count, goes_on, look
 
 UNIQUE = (
     "head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid;"
@@ -31,11 +30,21 @@ def sh(hutch: Hutch, name: str, script: str) -> str:
     return hutch.run("exec", name, "sh", "-c", script).text
 
 
+def sees_the_cpu(hutch: Hutch, name: str, cpu: dict[str, Any]) -> None:
+    """Check that a snapshot tells what the kernel of its guest has found."""
+    seen = sh(hutch, name, "cat /proc/cpuinfo")
+    flags = set(seen.partition("flags")[2].partition("\n")[0].split())
+    assert f"vendor_id\t: {cpu['vendor']}\n" in seen
+    for feature in ("fpu", "sse2", "aes", "avx2", "erms", "fsrm"):
+        assert (feature in cpu["features"]) == (feature in flags), feature
+
+
 def test_what_is_in_a_snapshot_and_what_is_not(source: Hutch) -> None:
     pid, before = count(source, "box")
     taken = source.json("snapshot", "create", "--name", "then", "box")
     assert (taken["kind"], taken["sandbox_name"]) == ("full", "box")
     assert taken["memory_bytes"] > 1 << 20
+    sees_the_cpu(source, "box", taken["cpu"])
     sh(source, "box", "echo after >/root/after; echo changed >/root/file")
     first = source.json("restore", "then", "first")
     assert (first["state"], first["origin"], first["labels"]) == (
@@ -52,7 +61,7 @@ def test_what_is_in_a_snapshot_and_what_is_not(source: Hutch) -> None:
     sh(source, "first", "echo first >/root/file")
     source.run("restore", "then", "second")
     assert sh(source, "second", "cat /root/file") == "before"
-    wait_until(lambda: count(source, "first")[1] > counted)
+    goes_on(source, "first", pid, counted)
     # Without the source, and after a restart of the daemon.
     source.run("rm", "-f", "box", "first", "second")
     source.kill_daemon()

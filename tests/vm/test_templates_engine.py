@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -124,12 +123,10 @@ async def test_a_clone_from_memory_is_quick(
     async with cloned(engine, new_clone("load"), template):
         assert engine.frozen_memory(template.frozen) > 16 << 20
     for number in range(3):
-        began = time.monotonic()
-        async with cloned(engine, new_clone(f"warm-{number}"), template) as (_, guest):
+        async with cloned(engine, new_clone(f"warm-{number}"), template) as (machine, guest):
             await guest.ping()
-            taken = time.monotonic() - began
-    # 80 ms where nothing else runs; a cold boot takes seconds.
-    assert taken < 1.5
+            # A cold boot takes seconds.
+            assert machine.cpu_seconds() < 1
 
 
 async def test_a_clone_cannot_write_into_the_memory_of_all(
@@ -158,7 +155,7 @@ async def test_a_clone_is_adopted_after_a_restart(
     again = new_engine()
     adopted = await again.adopt(record)
     assert adopted is not None
-    guest = await connect_guest(adopted.agent_socket, timeout=20)
+    guest = await connect_guest(adopted.agent_socket, timeout=60)
     assert await sh(guest, "cat /root/before") == "the freeze\n"
     await guest.close()
     assert (await adopted.kill()).kind is ExitKind.KILLED

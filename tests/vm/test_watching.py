@@ -18,13 +18,15 @@ from tests.vm.conftest import Box
 from tests.vm.streams import Terminal
 from tests.waiting import wait_until
 
+CLOCK = 0.1
+"""Seconds that a sandbox's clock may be off."""
 STAMPED = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (?P<text>.*)")
 
 
 @pytest.fixture
 def counting(shared: Hutch) -> Iterator[str]:
-    """A sandbox whose main process has written ten lines, half a second apart, and ended."""
-    script = "for i in $(seq 10); do echo line $i; sleep 0.5; done"
+    """A sandbox whose main process has written ten lines, some time apart, and ended."""
+    script = "for i in $(seq 10); do echo line $i; sleep 0.2; done"
     shared.run("run", "-d", "--name", "counting", "busybox", "sh", "-c", script)
     assert shared.run("wait", "counting").text == "0"
     yield "counting"
@@ -43,10 +45,11 @@ def test_logs_between_two_moments(shared: Hutch, counting: str) -> None:
     assert [text for _, text in every] == [f"line {i}" for i in range(1, 11)]
     moments = [moment for moment, _ in every]
     assert moments == sorted(moments)
-    # The times are those of writing: half a second apart, as far as the machine keeps up.
+    # The times are those of writing, as far as the machine keeps up.
     seconds = [parse_timestamp(moment) for moment in moments]
-    assert 4.0 < seconds[-1] - seconds[0] < 15.0
-    since, until = timestamp(seconds[3] - 0.1), timestamp(seconds[6] + 0.1)
+    assert seconds[-1] - seconds[0] > 9 * 0.2 / 2
+    since = timestamp((seconds[2] + seconds[3]) / 2)
+    until = timestamp((seconds[6] + seconds[7]) / 2)
     assert stamped(shared, "--since", since, "--until", until, counting) == every[3:7]
     assert stamped(shared, "--since", since, counting) == every[3:]
     assert stamped(shared, "--until", until, counting) == every[:7]
@@ -62,13 +65,14 @@ def test_followed_logs_with_times_up_to_a_moment(shared: Hutch) -> None:
     script = "while :; do echo tick; sleep 0.2; done"
     shared.run("run", "-d", "--name", "ticks", "busybox", "sh", "-c", script)
     follower = shared.start("logs", "-f", "-t", "ticks")
-    for _ in range(5):
+    # Followed is live: lines come that are written after the first ones have been read.
+    later, began = 0, time.time() + CLOCK
+    while later < 5:
         line = follower.stdout.readline().decode().removesuffix("\n")
         assert STAMPED.fullmatch(line), line
-        # Followed is live: each line comes as it is written.
-        assert abs(time.time() - parse_timestamp(line.split()[0])) < 5.0
+        later += parse_timestamp(line.split()[0]) > began
     shared.run("rm", "-f", "ticks")
-    assert follower.wait(30) == 0
+    assert follower.wait(60) == 0
 
 
 def test_events_are_followed_as_they_happen(shared: Hutch) -> None:
@@ -98,7 +102,7 @@ def test_events_are_followed_as_they_happen(shared: Hutch) -> None:
     assert len({event["subject"] for event in seen}) == 1
     assert follower.poll() is None
     follower.terminate()
-    follower.wait(10)
+    follower.wait(60)
     # For a reader, the same as lines; from a number on, the same events again.
     again = shared.run("events", "--since", str(numbers[0])).text.splitlines()
     assert "sandbox.created seen" in again[0]
@@ -143,10 +147,10 @@ def test_top_and_stats(box: Box) -> None:
     assert stats["host_memory"] > 16 << 20
     assert stats["processes"] >= 1
     assert stats["uptime_seconds"] > 0
-    # What it writes shows: 8 MiB in its memory, as /dev/shm is.
-    box.sh("head -c 8388608 /dev/urandom >/dev/shm/ballast; sync")
+    # What it writes shows: 32 MiB in its memory, as /dev/shm is.
+    box.sh("head -c 33554432 /dev/urandom >/dev/shm/ballast; sync")
     [more] = box.hutch.json("stats", box.name)
-    assert more["memory_used"] - stats["memory_used"] > 6 << 20
+    assert more["memory_used"] - stats["memory_used"] > 16 << 20
     box.sh("rm /dev/shm/ballast")
     every = {row["name"] for row in box.hutch.json("stats")}
     assert box.name in every

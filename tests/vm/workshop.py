@@ -141,7 +141,7 @@ async def cloned(
     machine = await engine.clone(spec, template.frozen)
     try:
         running = time.monotonic()
-        guest = await connect_guest(machine.agent_socket, timeout=20)
+        guest = await connect_guest(machine.agent_socket, timeout=60)
         answered = time.monotonic()
         assert await guest.identify(identity(spec.id))
         known = time.monotonic()
