@@ -219,6 +219,9 @@ class Machine(Protocol):
     async def paused(self) -> bool:
         """Tell whether its CPUs are stopped, as the engine itself says. Raises EngineError."""
 
+    async def cpu(self) -> CpuInfo:
+        """Return the CPU that its guest sees. Raises EngineError."""
+
     async def kill(self) -> MachineExit:
         """End it now; returns when the process is gone. Idempotent."""
 
@@ -227,9 +230,6 @@ class Machine(Protocol):
         yield 0
 
     def memory_use(self) -> int:
-    async def cpu(self) -> CpuInfo:
-        """Return the CPU that its guest sees. Raises EngineError."""
-
         """Return the process's proportional set size in bytes (0 when it is gone). Blocking."""
 
     def memory(self) -> MemoryUse:
