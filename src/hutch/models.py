@@ -336,8 +336,9 @@ class SnapshotInfo:
     before it that it was made on top of; `checkpoint` tells one that `hutch checkpoint` or an exec
     took, with a `message` or the `command` that came after it. `engine_version`, `machine`,
     `accelerator`, `tsc_khz` and `cpu` (None: it has no memory) are what a host must have to restore
-    it. `disk_bytes` is what it takes on disk, its memory (`memory_bytes` of that) included; layers
-    of disk that others use, too, are not counted.
+    it. `disk_bytes` is what it alone takes on disk, its memory (`memory_bytes` of that) included;
+    `shared_bytes` is what others use, too: layers of disk, and what a checkpoint's memory has in
+    common with that of the template or of other checkpoints.
     """
 
     id: str
@@ -362,6 +363,7 @@ class SnapshotInfo:
     command: list[str] = field(default_factory=list)
     encrypted: bool = False
     disk_bytes: int = 0
+    shared_bytes: int = 0
     memory_bytes: int = 0
     pause_seconds: float = 0.0
     message: str = ""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tests.bench import results
 from tests.bench.boots import cold_boot, daemon_start
+from tests.bench.checkpoints import checkpoints
 from tests.bench.clones import from_template
 from tests.bench.copies import large_files
 from tests.bench.density import density
@@ -31,6 +32,7 @@ PARTS: Mapping[str, Callable[[Lab], Measured]] = {
     "run": from_the_shell,
     "pause": pause_and_resume,
     "fork": forks,
+    "checkpoint": checkpoints,
     "exec": round_trip,
     "cli": command_line,
     "copy": large_files,

@@ -26,8 +26,10 @@ from typing import Any
 from hutch import process
 from hutch.engine import jail
 from hutch.engine.argv import Descriptors, build_argv
+from hutch.engine.atrest import read_state
 from hutch.engine.base import BootFiles, Drive, Frozen, MachineSpec, MachineType, Verdict
-from hutch.engine.memories import copy_sparse, create_memory, read_state
+from hutch.engine.differences import copy_sparse
+from hutch.engine.memories import create_memory
 from hutch.engine.qcow2 import create_overlay
 from hutch.images import disk
 from hutch.images.base import Image, Kernel

@@ -49,7 +49,7 @@ def list_checkpoints(app: App, /, name: str) -> None:
         print_json(answer)
         return
     table(
-        ["NUMBER", "ID", "NAME", "CREATED", "DISK USE", "BEFORE"],
+        ["NUMBER", "ID", "NAME", "CREATED", "DISK USE", "SHARED", "BEFORE"],
         [_row(from_json(Checkpoint, item)) for item in answer],
     )
 
@@ -64,6 +64,7 @@ def _row(found: Checkpoint) -> tuple[str, ...]:
         info.name,
         info.created_at[:19].replace("T", " "),
         size(info.disk_bytes),
+        size(info.shared_bytes),
         shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}...",
     )
 

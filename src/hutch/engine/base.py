@@ -112,7 +112,7 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A machine at rest: the two files that `Engine.freeze` left in `directory`.
+    """A machine at rest: the files that `Engine.freeze` or `keep` left in `directory`.
 
     `memory` is its guest's memory in bytes. The value can be made again from what is on record.
     """
@@ -129,6 +129,14 @@ class Frozen:
     def image(self) -> Path:
         """The file with its memory, sparse: as long as the memory, and as large as what is used."""
         return self.directory / "memory"
+
+    def over(self, number: int) -> Path:
+        """The `number`th file, from 1 on, that its memory is over: shared with other machines."""
+        return self.directory / f"memory-{number}"
+
+    def below(self) -> Sequence[Path]:
+        """Return all files that its memory is over. Blocking. Raises OSError."""
+        return sorted(self.directory.glob("memory-[0-9]*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,10 +322,15 @@ class Engine(Protocol):
         sandbox_died.
         """
 
-    async def keep(self, frozen: Frozen) -> None:
+    async def keep(
+        self, frozen: Frozen, over: Sequence[Frozen] = (), *, lasting: bool = True
+    ) -> None:
         """Write what was captured to its directory, where it outlives the daemon.
 
-        Returns when the files are safe on disk; leaves none when it raises: disk_full,
+        What another machine on disk has as well, the first of `over` that there is, need not be
+        written: its files are shared then, and stay as long as somebody uses them. Returns when
+        the files are safe on disk, or if they need not be `lasting` when they are written: a host
+        that loses its power may leave them damaged then. Leaves none when it raises: disk_full,
         engine_failed. It stays in memory, too, until it is dropped.
         """
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class FakeEngine:
     `deaf` machines ignore the power button. `fail_freeze`, `hang_freeze`, `fail_clone` and
     `hang_clone` do the same to freezing and cloning, `fail_capture`, `hang_capture` and `fail_keep`
     to what their names say; a capture fails where the machine stands still. `booted`, `frozen`,
-    `captured`, `kept` and `cloned` hold what was asked for.
+    `captured`, `kept`, `kept_over` and `cloned` hold what was asked for.
 
     What answers in a clone is `serve_clone`, `serve` where that is not given. In the clone of a
     machine it is what `serve_child`, where that is given, returned when that machine, whose spec it
@@ -95,6 +95,7 @@ class FakeEngine:
         self.serve_child: Callable[[MachineSpec], Serve] | None = None
         self.captured: list[Frozen] = []
         self.kept: list[Frozen] = []
+        self.kept_over: list[Sequence[Frozen]] = []
         self.fail_capture: HutchError | None = None
         self.fail_keep: HutchError | None = None
         self.hang_capture = False
@@ -221,9 +222,12 @@ class FakeEngine:
         self._memories[directory] = memory
         return frozen
 
-    async def keep(self, frozen: Frozen) -> None:
+    async def keep(
+        self, frozen: Frozen, over: Sequence[Frozen] = (), *, lasting: bool = True
+    ) -> None:
         """See the Protocol. Raises `fail_keep`, engine_failed for what was dropped."""
         self.kept.append(frozen)
+        self.kept_over.append(over)
         memory = self._memories.get(frozen.directory)
         if self.fail_keep is not None:
             raise self.fail_keep

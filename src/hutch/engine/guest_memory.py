@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from hutch.engine.memories import copy_sparse, extents
+from hutch.engine.differences import copy_sparse, extents
 from hutch.errors import error
 
 _PAGE = mmap.PAGESIZE

@@ -6,33 +6,23 @@ once the process that filled it is dead. Knows files and descriptors, not machin
 """
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
-import json
-import mmap
 import os
-import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
+from hutch.engine.atrest import load, read_state, remove, store
 from hutch.engine.base import Frozen
-from hutch.engine.failures import os_failure, template_failure
+from hutch.engine.failures import os_failure
 from hutch.errors import error
 from hutch.tasks import in_thread, settle_in_thread
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _SEAL_PATIENCE = 5.0
 _SEAL_PAUSE = 0.002
-_CHUNK = 16 << 20
-_MAGIC = b"hutch-state 2\n"
-_LENGTH = struct.Struct(">I")
-_DIGEST = hashlib.sha256
 
 
 def create_memory(size: int) -> int:
@@ -69,142 +59,6 @@ def _sealed(fd: int) -> bool:
             raise os_failure("memory cannot be sealed", cause) from cause
         return False
     return True
-
-
-Extents = Sequence[tuple[int, int]]
-"""The parts of a file that are no holes: where they begin, and their lengths."""
-
-
-@dataclass(frozen=True, slots=True)
-class AtRest:
-    """What the state's file of a machine says: its state, and what is in the memory's file.
-
-    Without a digest that file is believed as it is, which takes no time.
-    """
-
-    state: bytes
-    extents: Extents | None = None
-    digest: str | None = None
-
-    def pack(self) -> bytes:
-        """Return the file's content."""
-        about = json.dumps({"extents": self.extents, "digest": self.digest}).encode()
-        body = _LENGTH.pack(len(about)) + about + self.state
-        return _MAGIC + _DIGEST(body).digest() + body
-
-    @classmethod
-    def unpack(cls, data: bytes) -> "AtRest":
-        """Return what `pack` was given. Raises ValueError for anything else."""
-        head = len(_MAGIC) + _DIGEST().digest_size
-        body = data[head:]
-        if data[:head] != _MAGIC + _DIGEST(body).digest():
-            raise ValueError("damaged")
-        (length,) = _LENGTH.unpack_from(body)
-        about = json.loads(body[_LENGTH.size : _LENGTH.size + length])
-        return cls(body[_LENGTH.size + length :], about["extents"], about["digest"])
-
-
-def store(frozen: Frozen, state: bytes, memory: int, *, verified: bool = False) -> None:
-    """Write both files of a frozen machine, each beside its place, and make them last.
-
-    A `verified` memory is compared with its digest when it is loaded: it is to be kept for long.
-    Blocking. Raises disk_full, engine_failed; leaves neither then.
-    """
-    try:
-        content = AtRest(state)
-        if verified:
-            parts = list(extents(memory, frozen.memory))
-            content = AtRest(state, parts, memory_digest(memory, frozen.memory, parts))
-        frozen.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(frozen.image, lambda file: copy_sparse(memory, file.fileno(), frozen.memory))
-        _write(frozen.state, lambda file: file.write(content.pack()))
-        _sync_directory(frozen.directory)
-    except OSError as cause:
-        remove(frozen)
-        raise os_failure(f"{frozen.directory} cannot be written", cause) from cause
-
-
-def remove(frozen: Frozen) -> None:
-    """Remove both files. The directory stays its owner's."""
-    for path in (frozen.state, frozen.image):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "wb", opener=_private) as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def read_state(frozen: Frozen) -> AtRest:
-    """Read the state's file of a frozen machine. Blocking. Raises engine_failed (`template`)."""
-    try:
-        return AtRest.unpack(frozen.state.read_bytes())
-    except OSError as cause:
-        raise template_failure(f"{frozen.state} cannot be read: {cause.strerror}") from cause
-    except ValueError as cause:
-        raise template_failure(f"{frozen.state} is damaged") from cause
-
-
-def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of `size` bytes of a file that are no holes. Raises OSError."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as cause:
-            if cause.errno == errno.ENXIO:  # no data is left
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, min(end, size) - start
-
-
-def memory_digest(fd: int, size: int, parts: Extents) -> str:
-    """Return the digest of these parts of a memory. Blocking. Raises OSError."""
-    digest = _DIGEST()
-    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
-        with memoryview(memory) as view:
-            for start, length in parts:
-                with view[start : start + length] as part:
-                    digest.update(part)
-    return digest.hexdigest()
-
-
-def copy_sparse(source: int, target: int, size: int, parts: Extents | None = None) -> None:
-    """Copy `size` bytes into an empty file, but for the holes. Blocking. Raises OSError.
-
-    `parts` are what is copied where the file no longer tells its holes.
-    """
-    os.ftruncate(target, size)
-    for start, length in extents(source, size) if parts is None else parts:
-        end = start + length
-        os.lseek(target, start, os.SEEK_SET)
-        while start < end:
-            sent = os.sendfile(target, source, start, min(end - start, _CHUNK))
-            if sent == 0:
-                raise OSError(errno.EIO, "the file became shorter while it was copied")
-            start += sent
 
 
 class _Entry:
@@ -271,8 +125,13 @@ class Memories:
             return entry.state
         return (await in_thread(read_state, frozen)).state
 
-    async def keep(self, frozen: Frozen) -> None:
-        """Write a machine to its directory that is only here. Raises disk_full, engine_failed."""
+    async def keep(
+        self, frozen: Frozen, over: Sequence[Frozen] = (), *, lasting: bool = True
+    ) -> None:
+        """Write a machine to its directory that is only here: see `store`.
+
+        Raises disk_full, engine_failed.
+        """
         entry = self._entries.get(frozen.directory, _Entry())
         async with entry.lock:
             if entry.fd is None:
@@ -281,7 +140,9 @@ class Memories:
                 return
             fd = os.dup(entry.fd)  # it may be dropped meanwhile
             try:
-                await settle_in_thread(store, frozen, entry.state, fd, verified=True)
+                await settle_in_thread(
+                    store, frozen, entry.state, fd, verified=True, over=over, lasting=lasting
+                )
             except asyncio.CancelledError:
                 remove(frozen)  # the thread may have been done, and is now
                 raise
@@ -337,27 +198,9 @@ class Memories:
 async def _load(frozen: Frozen) -> int:
     fd = create_memory(frozen.memory)
     try:
-        await settle_in_thread(_fill, fd, frozen)
+        await settle_in_thread(load, frozen, fd)
         await seal(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _fill(fd: int, frozen: Frozen) -> None:
-    content = read_state(frozen)
-    try:
-        with open(frozen.image, "rb") as image:
-            size = os.fstat(image.fileno()).st_size
-            if size != frozen.memory:
-                raise template_failure(
-                    f"{frozen.image} has {size} bytes instead of {frozen.memory}"
-                )
-            copy_sparse(image.fileno(), fd, size, content.extents)
-        if content.digest is not None:
-            found = memory_digest(fd, size, content.extents or ())
-            if found != content.digest:
-                raise template_failure(f"{frozen.image} is damaged")
-    except OSError as cause:
-        raise template_failure(f"{frozen.image} cannot be read: {cause.strerror}") from cause

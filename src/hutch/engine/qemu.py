@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from hutch import process
 from hutch.engine import disks, jail, migration
 from hutch.engine.accel import AcceleratorProbe
 from hutch.engine.argv import build_argv
+from hutch.engine.atrest import remove, store
 from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, MachineSpec, Verdict
 from hutch.engine.canary import Trial, collect
 from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
-from hutch.engine.memories import Memories, create_memory, remove, seal, store
+from hutch.engine.memories import Memories, create_memory, seal
 from hutch.engine.orphans import socket_holders
 from hutch.engine.qcow2 import create_overlay
 from hutch.engine.qmp import Qmp
@@ -173,9 +174,11 @@ class QemuEngine:
         self._memories.add(frozen, taken.memory, taken.state)
         return frozen
 
-    async def keep(self, frozen: Frozen) -> None:
+    async def keep(
+        self, frozen: Frozen, over: Sequence[Frozen] = (), *, lasting: bool = True
+    ) -> None:
         """See the Protocol. Raises disk_full, engine_failed."""
-        await self._memories.keep(frozen)
+        await self._memories.keep(frozen, over, lasting=lasting)
 
     def lend(self, frozen: Frozen) -> tuple[bytes, int]:
         """See the Protocol. Raises engine_failed."""

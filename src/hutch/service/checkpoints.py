@@ -11,8 +11,9 @@ import functools
 import logging
 from collections.abc import Container, Sequence
 
+from hutch.engine.base import Frozen
 from hutch.errors import HutchError, error
-from hutch.models import SandboxInfo, SnapshotInfo
+from hutch.models import SandboxInfo, SnapshotInfo, SnapshotKind
 from hutch.reports import Checkpoint
 from hutch.service.capture import Captures
 from hutch.service.flatten import LAYERS_MAX
@@ -76,7 +77,7 @@ class Checkpoints:
             )
 
         await self._wait_for_room(entry)
-        made = await self._snapshots.create(entry.info.id, mark=mark)
+        made = await self._snapshots.create(entry.info.id, mark=mark, over=self._over)
         if entry.removed:  # after its capture: whoever removed it did not know of this one
             await settle(self._remove([made]))
             entry.check_present()
@@ -84,6 +85,16 @@ class Checkpoints:
         await self._remove(self._of(entry.info)[: -self._parts.settings.checkpoint_keep])
         self._begin_to_thin_out(entry)
         return made
+
+    def _over(self, checkpoint: SnapshotInfo, info: SandboxInfo) -> Sequence[Frozen]:
+        """Return the memories at rest that are much like a sandbox's now: see `Engine.keep`."""
+        places, found = self._parts.places, []
+        before = self._snapshots.shelf.get(checkpoint.parent or "")
+        if before is not None and before.info.kind is SnapshotKind.FULL:
+            found.append(places.snapshot(before.info.id))  # an encrypted one has no such files
+        if info.template is not None:
+            found.append(places.template(info.template))
+        return [Frozen(directory, info.memory) for directory in found]
 
     def _begin_to_thin_out(self, entry: Entry) -> None:
         """Let the layers that checkpoints leave not add up to more than a disk can have."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hutch import process
-from hutch.engine.memories import copy_sparse
+from hutch.engine.differences import copy_sparse
 from hutch.errors import error
 from hutch.service.flatten import check_layer, copy_layer, json_name, node_of, sync_file
 from hutch.tasks import settle_in_thread

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hutch import process
-from hutch.engine.memories import copy_sparse
+from hutch.engine.differences import copy_sparse
 from hutch.errors import error
 from hutch.tasks import settle_in_thread
 

@@ -302,7 +302,9 @@ class Booter:
 
     def _to_load(self, frozen: Frozen) -> int:
         """Return the bytes of frozen memory that the next clone must read in."""
-        return 0 if self._parts.engine.frozen_memory(frozen) else disk_use(frozen.image)
+        if self._parts.engine.frozen_memory(frozen):
+            return 0
+        return sum(map(disk_use, (frozen.image, *frozen.below())))
 
     def _order(
         self,

@@ -178,15 +178,21 @@ def damaged(name: str, why: str) -> HutchError:
     )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Complete a snapshot: from here on it can be used, whatever happens. Blocking."""
+def write_manifest(directory: Path, manifest: Manifest, *, lasting: bool = True) -> None:
+    """Complete a snapshot: from here on it can be used, whatever happens. Blocking.
+
+    One that is not `lasting` may be lost when the host loses its power.
+    """
     part = directory / f"{MANIFEST}.part"
     body = to_json(manifest)
     with open(part, "w", encoding="utf-8", opener=_private) as file:
         json.dump({**body, _DIGEST: _digest_of_json(body)}, file, indent=1)
         file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            os.fsync(file.fileno())
     part.replace(directory / MANIFEST)
+    if not lasting:
+        return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

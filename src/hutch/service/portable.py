@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, cast
 
 import zstandard
 
-from hutch.engine.memories import extents
+from hutch.engine.differences import extents
 from hutch.errors import HutchError, error
 from hutch.service.manifest import digest_of, open_source
 

@@ -38,7 +38,7 @@ from hutch.service.registry import Registry
 from hutch.service.revival import Revivals
 from hutch.service.sealing import Key, no_key
 from hutch.service.shelf import Shelf
-from hutch.service.stats import disk_use
+from hutch.service.stats import uses_of
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
 from hutch.service.vault import Sealing, Vault
 from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 Mark = Callable[[SnapshotInfo, Container[str]], SnapshotInfo]
 """Returns what is put on record of a new snapshot; gets the names that others have."""
+
+Over = Callable[[SnapshotInfo, SandboxInfo], Sequence[Frozen]]
+"""Returns the memories at rest that one of a sandbox may be kept over: see `Engine.keep`."""
 
 
 class Snapshots:
@@ -92,12 +95,13 @@ class Snapshots:
         disk_only: bool = False,
         freeze: bool = True,
         mark: Mark | None = None,
+        over: Over | None = None,
         key: Key | None = None,
     ) -> SnapshotInfo:
         """Make a snapshot of a sandbox, which goes on; nothing is left of it when that fails.
 
-        With a key it is encrypted.
-        `mark` changes what is put on record of it, and is called while the sandbox is held.
+        With a key it is encrypted. `mark` changes what is put on record of it, and is called while
+        the sandbox is held. With `over` it shares what others have, and need not outlive the host.
         Raises wrong_state, name_taken, guest_timeout, disk_full, engine_failed, sandbox_died.
         """
         entry = self._registry.find(ref)
@@ -119,7 +123,7 @@ class Snapshots:
                             raise _cannot_run(source.row.info)
                         row = await self._begin(snapshot_id, source, name, kind, mark, sealing)
                         taken = await self._take(row, source, sealing, freeze=freeze)
-                    await self._complete(row, *taken, sealing)
+                    await self._complete(row, *taken, sealing, over)
                 return await self.get(snapshot_id)
         except BaseException:
             await settle(self._discard(snapshot_id))
@@ -158,11 +162,11 @@ class Snapshots:
             machine=info.machine or "",
             accelerator=info.accelerator or "",
             tsc_khz=rate,
+            cpu=await source.cpu() if kind is SnapshotKind.FULL else None,
             labels=dict(info.labels),
             parent=self.shelf.nearest(self._layers.chain(layer)),
         )
         if mark is not None:
-            cpu=await source.cpu() if kind is SnapshotKind.FULL else None,
             snapshot = mark(snapshot, taken)
         if sealing is None:
             return await settle(self._put_on_record(snapshot, layer, info))
@@ -203,7 +207,12 @@ class Snapshots:
         return point.row, point
 
     async def _complete(
-        self, row: SnapshotRow, source: SandboxRow, point: Point | None, sealing: Sealing | None
+        self,
+        row: SnapshotRow,
+        source: SandboxRow,
+        point: Point | None,
+        sealing: Sealing | None,
+        over: Over | None,
     ) -> None:
         directory = self._parts.places.snapshot(row.info.id)
         snapshot, needs, digests = row.info, None, dict[str, str]()
@@ -220,15 +229,16 @@ class Snapshots:
                 )
                 held = 0
                 if sealing is None:
-                    await self._parts.engine.keep(frozen)
+                    others = [] if over is None else over(snapshot, source.info)
+                    await self._parts.engine.keep(frozen, others, lasting=over is None)
                     digests = await in_thread(digests_of, frozen)
-                    held = await in_thread(_allocated, frozen.image)
+                    held = (await in_thread(uses_of, frozen.image)).own
                 needs = await in_thread(needs_of, self._parts.engine, spec, recipe)
                 snapshot = dataclasses.replace(
                     snapshot,
                     machine=record.machine.value,
                     accelerator=record.accelerator.value,
-                    memory_bytes=held,
+                    memory_bytes=min(held, frozen.memory),  # a file system counts its blocks, too
                 )
             manifest = Manifest(
                 FORMAT, snapshot, source.spec, source.info, source.generation, needs, digests
@@ -241,14 +251,11 @@ class Snapshots:
         finally:
             if frozen is not None:
                 await self._parts.engine.drop(frozen)
-        await settle_in_thread(write_manifest, directory, manifest)
-        self.shelf[snapshot.id] = await settle(self._finish(manifest.snapshot))
+        await settle_in_thread(write_manifest, directory, manifest, lasting=over is None)
+        self.shelf[snapshot.id] = await settle(self._parts.store.finish_snapshot(manifest.snapshot))
         self._parts.events.emit(
             "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
         )
-
-    async def _finish(self, snapshot: SnapshotInfo) -> SnapshotRow:
-        return await self._parts.store.finish_snapshot(snapshot)
 
     async def _discard(self, snapshot_id: str) -> None:
         """Remove what there is of a snapshot that was not finished."""
@@ -264,8 +271,9 @@ class Snapshots:
         """Return one snapshot with what it takes on disk now. Raises snapshot_not_found."""
         row = self.shelf.find(ref)
         directory = self._parts.places.snapshot(row.info.id)
-        own = (await self._layers.sizes(row.layer)).own
-        return dataclasses.replace(row.info, disk_bytes=await in_thread(disk_use, directory) + own)
+        files, layers = await in_thread(uses_of, directory), await self._layers.sizes(row.layer)
+        own, shared = files.own + layers.own, files.shared + layers.shared
+        return dataclasses.replace(row.info, disk_bytes=own, shared_bytes=shared)
 
     async def list(
         self, sandbox: str | None = None, *, checkpoints: bool = False
@@ -397,7 +405,7 @@ class Snapshots:
         await settle_in_thread(arrived.root.unlink, missing_ok=True)
         manifest = dataclasses.replace(manifest, snapshot=snapshot)
         await settle_in_thread(write_manifest, directory, manifest)
-        self.shelf[snapshot_id] = await settle(self._finish(snapshot))
+        self.shelf[snapshot_id] = await settle(self._parts.store.finish_snapshot(snapshot))
         self._parts.events.emit("snapshot.imported", snapshot_id, name)
         return await self.get(snapshot_id)
 
@@ -441,7 +449,7 @@ class Snapshots:
 
     async def _forget(self, row: SnapshotRow) -> int:
         snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)
-        freed = await in_thread(disk_use, directory)
+        freed = (await in_thread(uses_of, directory)).own
         try:
             await self._parts.store.remove_snapshot(snapshot_id)
         except HutchError as failure:
@@ -486,11 +494,6 @@ def _cannot_run(info: SandboxInfo) -> HutchError:
     failure = wrong_state(info, "running or paused")
     failure.hint = f"take its disk alone with --disk-only, or start it: `hutch start {info.name}`"
     return failure
-
-
-def _allocated(path: Path) -> int:
-    info = path.stat()
-    return min(info.st_blocks * 512, info.st_size)  # a file system may count its own blocks, too
 
 
 def _directories(parent: Path) -> list[Path]:

@@ -27,15 +27,22 @@ _NANO = 1e9
 
 def disk_use(path: Path) -> int:
     """Return the bytes that a file, or all below a directory, takes on disk; holes are free."""
-    total = 0
+    return sum(uses_of(path))
+
+
+def uses_of(path: Path) -> DiskUse:
+    """Return the same, apart from what of it has names elsewhere, too."""
+    own = shared = 0
     with contextlib.suppress(OSError):
         if not path.is_dir():
-            return os.lstat(path).st_blocks * 512
+            return DiskUse(os.lstat(path).st_blocks * 512, 0)
     for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total
+                found = os.lstat(os.path.join(folder, name))
+                own += found.st_blocks * 512 if found.st_nlink < 2 else 0
+                shared += found.st_blocks * 512 if found.st_nlink > 1 else 0
+    return DiskUse(own, shared)
 
 
 async def sandbox_stats(parts: Parts, layers: Layers, entry: Entry) -> SandboxStats:

@@ -35,7 +35,7 @@ from hutch.service.layers import Layers
 from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import FORMAT, Key, Recipe, is_stale, key_of
 from hutch.service.registry import Registry
-from hutch.service.stats import disk_use
+from hutch.service.stats import disk_use, uses_of
 from hutch.service.templatefile import (
     MANIFEST,
     Manifest,
@@ -289,12 +289,12 @@ class Templates:
         if template is None:
             return 0
         self._used.pop(template_id, None)
-        size = await in_thread(disk_use, template.directory)
+        size = (await in_thread(uses_of, template.directory)).own
         await settle_in_thread((template.directory / MANIFEST).unlink, missing_ok=True)
         await self._parts.engine.drop(template.frozen)
         self._emit("template.dropped", template, reason=reason)
         await self.settle(template_id)
-        return size - await in_thread(disk_use, template.directory)
+        return max(0, size - (await in_thread(uses_of, template.directory)).own)
 
     async def settle(self, template_id: str) -> None:
         """Remove what nobody needs any more of a template that was dropped."""

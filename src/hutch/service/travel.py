@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from hutch.engine.atrest import join
 from hutch.engine.base import Frozen
-from hutch.errors import error
+from hutch.errors import HutchError, error
 from hutch.images.base import RootFs
 from hutch.models import SnapshotKind, to_json
 from hutch.service.belief import SIZE_MAX, SMALL_MAX, believed, disk_sizes
@@ -25,6 +26,7 @@ from hutch.service.manifest import (
     check_files,
     damaged,
     digest_of,
+    digests_of,
     read_manifest,
 )
 from hutch.service.names import SNAPSHOT_PREFIX, new_id
@@ -40,6 +42,7 @@ from hutch.service.portable import (
 )
 from hutch.service.recipe import file_identity
 from hutch.service.sealing import Key, check_useful, is_sealed, seal, unseal
+from hutch.service.stats import disk_use
 from hutch.service.vault import SEALED
 from hutch.state.base import SnapshotRow
 from hutch.tasks import in_thread, settle_in_thread, stop_in_thread
@@ -101,12 +104,18 @@ class Travel:
                         f"the image {row.info.image} of the snapshot {name} is gone",
                         hint=f"get it back with `hutch image pull {row.info.image}`",
                     )
+                frozen = Frozen(directory, manifest.info.memory)
                 if row.info.encrypted:
                     files = {SEALED: directory / SEALED, ROOT: root.path}
                 else:
                     files = {DISK: scratch / DISK, ROOT: root.path}
                     await self._whole_disk(row, manifest, files[DISK])
-                members = await in_thread(_members, manifest, directory, files)
+                    if await in_thread(frozen.below):
+                        manifest = await settle_in_thread(
+                            self._whole_memory, manifest, frozen, scratch
+                        )
+                        frozen = dataclasses.replace(frozen, directory=scratch)
+                members = await in_thread(_members, manifest, directory, frozen, files)
             head = {"snapshot": to_json(manifest), "fstype": root.fstype}
             pieces = write(head, members)
             if key is not None:
@@ -133,6 +142,22 @@ class Travel:
             base,
             target,
         )
+
+    def _whole_memory(self, manifest: Manifest, frozen: Frozen, scratch: Path) -> Manifest:
+        """Write a memory that is over others into one file; return the manifest of that."""
+        name, files = manifest.snapshot.name, [frozen.image, *frozen.below()]
+        check_room(files, scratch, copies=1, reserve=self._parts.settings.disk_reserve)
+        check_files(manifest, frozen)
+        whole = dataclasses.replace(frozen, directory=scratch)
+        try:
+            join(frozen, whole)
+        except HutchError as cause:
+            if cause.code != "engine_failed":
+                raise
+            raise damaged(name, cause.message) from cause
+        held = min(disk_use(whole.image), whole.memory)
+        snapshot = dataclasses.replace(manifest.snapshot, memory_bytes=held)
+        return dataclasses.replace(manifest, snapshot=snapshot, digests=digests_of(whole))
 
     # ---- in
 
@@ -215,13 +240,12 @@ def _same_root(found: RootFs, arrived: Arrived) -> bool:
 
 
 def _members(
-    manifest: Manifest, directory: Path, files: Mapping[str, Path]
+    manifest: Manifest, directory: Path, frozen: Frozen, files: Mapping[str, Path]
 ) -> Sequence[tuple[Member, Path]]:
     members = [(member_of(name, path), path) for name, path in files.items()]
     if SEALED in files:
         return members
     if manifest.snapshot.kind is SnapshotKind.FULL:
-        frozen = Frozen(directory, manifest.info.memory)
         check_files(manifest, frozen)
         for path in (frozen.state, frozen.image):
             size, digest = path.stat().st_size, manifest.digests[path.name]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hutch.engine import memories
+from hutch.engine.atrest import read_state, store
 from hutch.engine.base import Frozen
-from hutch.engine.memories import AtRest, Memories, create_memory, read_state, seal, store
+from hutch.engine.memories import Memories, create_memory, seal
 from hutch.errors import EngineError, NoCapacity, error
 
 SIZE = 64 << 20
@@ -120,21 +121,6 @@ async def test_a_memory_still_written_to_is_not_sealed(
         os.ftruncate(memory, 0)
 
 
-def test_a_state_is_read_as_it_was_written(frozen: Frozen) -> None:
-    assert read_state(frozen) == AtRest(b"state")
-    assert frozen.state.stat().st_mode & 0o777 == frozen.image.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("harm", [b"", b"state", b"hutch-state 2\n", None])
-def test_a_damaged_state_is_noticed(frozen: Frozen, harm: bytes | None) -> None:
-    data = bytearray(frozen.state.read_bytes())
-    data[-1] ^= 1
-    frozen.state.write_bytes(bytes(data) if harm is None else harm)
-    with pytest.raises(EngineError, match="damaged") as caught:
-        read_state(frozen)
-    assert caught.value.details["template"] is True
-
-
 async def test_what_was_captured_is_here_alone_until_it_is_kept(
     memory: int, short_tmp: Path
 ) -> None:
@@ -205,15 +191,6 @@ async def test_what_could_not_be_kept_stays_here(
     await kept.keep(frozen)
     assert read_state(frozen).state == b"state"
     kept.drop(frozen)
-
-
-def test_what_could_not_be_stored_leaves_nothing(memory: int, short_tmp: Path) -> None:
-    frozen = Frozen(short_tmp / "frozen", SIZE)
-    frozen.directory.mkdir()
-    (frozen.directory / "state.part").mkdir()  # where the second of the two files is written
-    with pytest.raises(EngineError, match="cannot be written"):
-        store(frozen, b"state", memory)
-    assert [path.name for path in frozen.directory.iterdir()] == ["state.part"]
 
 
 async def test_what_is_lent_can_be_held_again(memory: int, short_tmp: Path) -> None:

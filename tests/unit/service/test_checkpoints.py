@@ -1,7 +1,7 @@
 """Checkpoints: numbered back from now, capped, gone with their sandbox and with what was undone."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,36 @@ async def test_they_are_numbered_and_capped(world: World, service: HostService) 
     restored = await service.snapshots.restore(b, "copy")
     assert restored.state is SandboxState.RUNNING
     assert await listed(service, "copy") == []
+
+
+async def test_each_is_kept_over_the_one_before(farm: World) -> None:
+    async with farm.service() as service:
+        info = await run(service, name="web")
+        assert info.template is not None
+        places, over = service._parts.places, farm.engine.kept_over
+        template = places.template(info.template)
+        over.clear()  # what templates are kept over
+        a, b = await take(service, "a", "b")
+        assert [[each.directory for each in others] for others in over] == [
+            [template],
+            [places.snapshot(a), template],
+        ]
+        await service.snapshots.create("web", name="whole")
+        assert over.pop() == []
+        await service.snapshots.create("web", name="disk", disk_only=True)
+        await take(service, "c")
+        assert [each.directory for each in over[-1]] == [template]
+        # What it was put back to is what it is like.
+        await service.checkpoints.undo("web", to=a)
+        await take(service, "d")
+        assert [each.directory for each in over[-1]] == [places.snapshot(a), template]
+        assert b not in service.snapshots.shelf
+
+
+async def test_one_of_a_sandbox_without_a_template(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    await take(service, "a")
+    assert world.engine.kept_over == [[]]
 
 
 async def test_an_exec_takes_one_before(service: HostService) -> None:
@@ -132,9 +162,9 @@ async def test_one_that_is_complete_after_its_sandbox_was_removed(
     await take(service, "a")
     really = service._parts.engine.keep
 
-    async def late(frozen: Frozen) -> None:
+    async def late(frozen: Frozen, over: Sequence[Frozen], *, lasting: bool) -> None:
         await service.sandboxes.remove("web", force=True)
-        await really(frozen)
+        await really(frozen, over, lasting=lasting)
 
     monkeypatch.setattr(service._parts.engine, "keep", late)
     await expect("sandbox_not_found", service.checkpoints.create("web"))
