@@ -62,6 +62,13 @@ def other_build(manifest: Manifest) -> Manifest:
     return replace(manifest, needs=replace(manifest.needs, program="other"))
 
 
+def other_cpu(manifest: Manifest) -> Manifest:
+    cpu = manifest.snapshot.cpu
+    assert cpu is not None
+    cpu = replace(cpu, features=[*cpu.features, "zmm99"])
+    return replace(manifest, snapshot=replace(manifest.snapshot, cpu=cpu))
+
+
 def more_memory(manifest: Manifest) -> Manifest:
     return replace(manifest, info=replace(manifest.info, memory=manifest.info.memory * 2))
 
@@ -112,6 +119,7 @@ CASES: dict[str, tuple[str, Damage, str]] = {
         replaced(other_build),
         "snapshot_incompatible",
     ),
+    "a CPU that can do more": ("snapshot.json", replaced(other_cpu), "snapshot_incompatible"),
     "more memory": ("snapshot.json", replaced(more_memory), "snapshot_incompatible"),
 }
 
