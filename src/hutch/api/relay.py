@@ -26,7 +26,7 @@ STDIN_WINDOW = 256 << 10
 """Bytes of stdin that a client may send ahead."""
 CONTROL_LIMIT = 256
 """Messages (signals, sizes) that may wait for the program."""
-DETACH_SECONDS = 1.0
+DETACH_SECONDS = 3.0
 """How long a client that detaches waits until the program has taken its last stdin."""
 
 
