@@ -178,8 +178,11 @@ def family(pidfile: Path, then: str) -> list[str]:
 @pytest.mark.parametrize("then", ["wait", "exit 0"], ids=["leader alive", "leader gone"])
 async def test_a_timeout_kills_the_whole_group(short_tmp: Path, then: str) -> None:
     pidfile = short_tmp / "pid"
-    with pytest.raises(EngineError, match=r"sh did not finish within 0\.5 s"):
-        await run(family(pidfile, then), timeout=0.5)
+    for limit in (0.5, 5, 30):  # a busy machine may not even come to start it
+        with pytest.raises(EngineError, match=f"sh did not finish within {limit:g} s"):
+            await run(family(pidfile, then), timeout=limit)
+        if pidfile.exists():
+            break
     child = int(pidfile.read_text())
     await until(lambda: ProcessId.of(child) is None)
 
@@ -248,7 +251,6 @@ def test_spawn_leads_a_session_of_its_own(short_tmp: Path) -> None:
     assert (short_tmp / "out").read_text().split() == ["/dev/null", str(child.pid)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 def test_spawn_hands_on_no_secrets(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://user:secret@proxy")
     monkeypatch.setenv("HOME", "/home/somebody")
@@ -259,7 +261,13 @@ def test_spawn_hands_on_no_secrets(short_tmp: Path, monkeypatch: pytest.MonkeyPa
     assert names - {b"PWD", b"SHLVL", b"_"} == {b"PATH", b"LC_ALL", b"A"}
 
 
-def test_spawn_drops_all_privileges(short_tmp: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.parametrize("helped", [True, False])
+def test_spawn_drops_all_privileges(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, *, helped: bool
+) -> None:
+    if not helped:
+        monkeypatch.setattr(process, "which", lambda program: None)
     with open(short_tmp / "out", "w+b") as out:
         child = spawn(["id"], stdout=out.fileno(), user=65534, group=65534)
         assert child.wait(timeout=60) == 0
@@ -267,6 +275,23 @@ def test_spawn_drops_all_privileges(short_tmp: Path) -> None:
     assert "uid=65534" in text
     assert "gid=65534" in text
     assert "root" not in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_spawn_as_somebody_else_hands_on_descriptors_and_the_exit_code(short_tmp: Path) -> None:
+    with open(short_tmp / "out", "w+b") as out, open(short_tmp / "passed", "wb") as passed:
+        argv = ["sh", "-c", f"echo $$; readlink /proc/self/fd/{passed.fileno()}; exit 7"]
+        fds = [passed.fileno()]
+        child = spawn(argv, stdout=out.fileno(), pass_fds=fds, user=65534, group=65534)
+        assert child.wait(timeout=60) == 7
+    said = (short_tmp / "out").read_text().split()
+    assert said == [str(child.pid), str(short_tmp / "passed")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_spawn_as_somebody_else_of_what_is_not_there() -> None:
+    with pytest.raises(Missing):
+        spawn(["hutch-no-such-program"], user=65534, group=65534)
 
 
 def test_the_log_quotes_commands(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ async def start(api: str, *argv: str, **spec: Any) -> tuple[WebSocket, dict[str,
 async def rest(socket: WebSocket, *, ack: bool = True) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     """Read to the end; return both outputs and the objects."""
     outputs, objects = {1: bytearray(), 2: bytearray()}, []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (message := await socket.receive()) is not None:
             if message.kind == BINARY:
                 outputs[message.data[0]] += message.data[1:]

@@ -44,9 +44,10 @@ def test_logs(own_hutch: Cli) -> None:
     lines = own_hutch("daemon", "logs").stdout.splitlines()
     assert json.loads(lines[0])
     assert own_hutch("daemon", "logs", "-n", "1").stdout.splitlines() == lines[-1:]
-    with own_hutch.start("daemon", "logs", "-f", "-n", "0") as child:
-        own_hutch("daemon", "stop")
+    with own_hutch.start("daemon", "logs", "-f", "-n", "1") as child:
         assert child.stdout is not None
+        assert child.stdout.readline() == lines[-1] + b"\n"  # so that it follows from here
+        own_hutch("daemon", "stop")
         assert child.stdout.readline().startswith(b"{")
         child.send_signal(signal.SIGINT)
         child.stdout.read()

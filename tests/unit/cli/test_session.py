@@ -8,6 +8,7 @@ import threading
 from hutch.api.runtime import LOCK_NAME, read_record
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.local_host import pattern
+from tests.waiting import wait_until
 
 SIZE = 32 << 20
 
@@ -27,7 +28,7 @@ def test_output_goes_on_after_the_daemon_was_killed(own_hutch: Cli) -> None:
         got += child.stdout.read(5 << 20)
         kill_daemon(own_hutch)
         got += child.stdout.read()
-        assert child.wait(30) == 0
+        assert child.wait(60) == 0
     assert got == pattern(SIZE)
 
 
@@ -38,20 +39,25 @@ def test_input_that_may_be_lost_is_a_failure(own_hutch: Cli) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdout.readline()
-        feeder = threading.Thread(target=_feed, args=(child.stdin.fileno(),), daemon=True)
+        fed: list[int] = []
+        feeder = threading.Thread(target=_feed, args=(child.stdin.fileno(), fed), daemon=True)
         feeder.start()
-        feeder.join(1)  # the pipes are full then
+        wait_until(lambda: len(fed) > 4, what="more than the pipe takes is under way")
+        count = -1
+        while count != len(fed):  # until all pipes are full
+            count = len(fed)
+            feeder.join(0.5)
         kill_daemon(own_hutch)
-        assert child.wait(30) == 125
+        assert child.wait(60) == 125
         assert child.stderr is not None
         assert b"bytes of input under way" in child.stderr.read()
     feeder.join(60)
 
 
-def _feed(fd: int) -> None:
+def _feed(fd: int, fed: list[int]) -> None:
     try:
         for _ in range(64):
-            os.write(fd, bytes(65536))
+            fed.append(os.write(fd, bytes(65536)))
     except OSError:
         return  # its reader is gone, as it should be
 
@@ -62,7 +68,7 @@ def test_program_that_is_gone_is_told(own_hutch: Cli) -> None:
         assert child.stdout is not None
         child.stdout.readline()
         kill_daemon(own_hutch)
-        assert child.wait(30) == 125
+        assert child.wait(60) == 125
         assert child.stderr is not None
         assert b"(exec_not_found)" in child.stderr.read()
 
@@ -75,10 +81,12 @@ def test_signal_while_it_reconnects_gives_up(own_hutch: Cli) -> None:
     with own_hutch.start("exec", "box", "pattern", str(SIZE), env=broken) as child:
         assert child.stdout is not None
         child.stdout.read(1 << 20)
-        kill_daemon(own_hutch)
+        record = read_record(own_hutch.home / LOCK_NAME)
+        assert record is not None
         (own_hutch.home / LOCK_NAME).unlink()
         (own_hutch.home / LOCK_NAME).mkdir()
+        os.kill(record.pid, signal.SIGKILL)
         child.send_signal(signal.SIGINT)
         child.stdout.read()
-        assert child.wait(30) in (125, 130)
+        assert child.wait(60) in (125, 130)
     (own_hutch.home / LOCK_NAME).rmdir()

@@ -36,7 +36,7 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
 
-    def expect(self, text: bytes, timeout: float = 20.0) -> None:
+    def expect(self, text: bytes, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.seen:
             left = deadline - time.monotonic()

@@ -95,7 +95,7 @@ async def test_a_canary_that_powers_off_gives_its_readings(
     engine: FakeEngine, new_spec: NewSpec
 ) -> None:
     engine.die_after, engine.die_as = 0.2, MachineExit(ExitKind.POWEROFF)
-    trial = await run(engine, new_spec("a"), limit=5, stall=5)
+    trial = await run(engine, new_spec("a"), limit=60, stall=60)
     assert trial == Trial([Sample(1.0, 42)], engine.cpu)
 
 
@@ -111,7 +111,7 @@ async def test_a_canary_that_is_gone_at_once(
         return machine
 
     with pytest.raises(EngineError, match=why):
-        await collect(start, limit=5, stall=5)
+        await collect(start, limit=60, stall=60)
 
 
 async def test_a_canary_that_hangs_is_killed(engine: FakeEngine, new_spec: NewSpec) -> None:
@@ -137,10 +137,10 @@ async def test_a_canary_that_only_chatters_is_killed(
 async def test_a_canary_that_panics_is_refused(engine: FakeEngine, new_spec: NewSpec) -> None:
     engine.die_after, engine.die_as = 0.01, MachineExit(ExitKind.PANIC)
     with pytest.raises(EngineError, match="ended with a panic"):
-        await run(engine, new_spec("a"), limit=5, stall=5)
+        await run(engine, new_spec("a"), limit=60, stall=60)
 
 
 async def test_a_cancelled_canary_is_killed(engine: FakeEngine, new_spec: NewSpec) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await run(engine, new_spec("a"), limit=5, stall=5)
+            await run(engine, new_spec("a"), limit=60, stall=60)

@@ -168,9 +168,10 @@ async def test_the_console_survives_a_restart(new_spec: NewSpec, stand_in: NewSt
 async def test_a_machine_that_stopped_answering_is_not_adopted(
     new_spec: NewSpec, stand_in: NewStandIn
 ) -> None:
-    engine = QemuEngine(stand_in("normal"), handshake_timeout=0.5)
-    machine = await engine.boot(new_spec("a"))
+    settings = stand_in("normal")
+    machine = await QemuEngine(settings).boot(new_spec("a"))
     await machine.release()
+    engine = QemuEngine(settings, handshake_timeout=0.5)
     process = machine.record.process
     process.kill(signal.SIGSTOP)
     with pytest.raises(EngineError, match="does not answer"):

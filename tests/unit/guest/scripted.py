@@ -103,7 +103,7 @@ class ScriptedGuest:
         return frame
 
     async def _read(self) -> bytes:
-        data = await asyncio.wait_for(self._reader.read(1 << 16), 5)
+        data = await asyncio.wait_for(self._reader.read(1 << 16), 60)
         if not data:
             raise ConnectionResetError
         return data

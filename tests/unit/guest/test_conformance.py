@@ -320,7 +320,7 @@ async def test_sessions_are_listed_until_released(session: Guest) -> None:
 async def test_the_end_of_a_program_is_an_event(session: Guest) -> None:
     events = session.events()
     await session.spawn_exec(GuestExec("e", ["sh", "-c", "exit 4"], env=ENV))
-    event = await asyncio.wait_for(anext(aiter(events)), 10)
+    event = await asyncio.wait_for(anext(aiter(events)), 60)
     assert (event.kind, event.fields["id"], event.fields["result"]["code"]) == ("exec.exit", "e", 4)
 
 

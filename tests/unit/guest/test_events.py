@@ -24,7 +24,7 @@ async def test_events_come_in_order_until_the_end() -> None:
 async def test_taking_waits_for_the_next() -> None:
     queue = EventQueue()
     asyncio.get_running_loop().call_soon(queue.put, payload("late"))
-    event = await asyncio.wait_for(queue.take(), 5)
+    event = await asyncio.wait_for(queue.take(), 60)
     assert event is not None
     assert event.kind == "late"
 

@@ -20,7 +20,7 @@ async def talk(agent: FakeAgent, raw: bytes) -> bytes:
     reader, writer = await asyncio.open_unix_connection(agent.path)
     writer.write(raw)
     writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     return answer
 
@@ -63,6 +63,6 @@ async def test_bytes_may_come_one_by_one(agent: FakeAgent) -> None:
         writer.write(bytes([byte]))
         await writer.drain()
     writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     assert after_welcome(answer) == [FrameType.EVENT, FrameType.REPLY]

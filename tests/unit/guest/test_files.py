@@ -46,7 +46,7 @@ async def source(*parts: bytes) -> AsyncIterator[bytes]:
 
 async def failure_of(awaitable: object) -> HutchError:
     with pytest.raises(HutchError) as caught:
-        await asyncio.wait_for(awaitable, 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(awaitable, 60)  # type: ignore[arg-type]
     return caught.value
 
 

@@ -205,13 +205,13 @@ def test_a_damaged_preamble_is_no_preamble() -> None:
 def test_a_flood_of_preambles_takes_linear_time() -> None:
     flood = Preamble(PreambleKind.WELCOME, 1, b"n" * 16).encode() * 20_000
     scanner = PreambleScanner(PreambleKind.WELCOME)
-    started = time.monotonic()
+    started = time.process_time()
     scanner.feed(flood)
     count = 0
     while scanner.next() is not None:
         count += 1
     assert count == 20_000
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 10
 
 
 def corrupted(source: random.Random) -> bytes:
@@ -245,9 +245,9 @@ def test_decoding_is_fast() -> None:
     """Tens of times below what the machine does, so that only a change of order fails it."""
     raw = encode_frame(FrameType.DATA, 1, bytes(DATA_SIZE), 1) * 64
     decoder = FrameDecoder(Direction.TO_HOST)
-    started = time.perf_counter()
+    started = time.process_time()
     total = sum(len(frame.payload) for _ in range(16) for frame in decoder.feed(raw))
-    assert total / (time.perf_counter() - started) > 200e6
+    assert total > 100e6 * (time.process_time() - started)
 
 
 def test_credit_and_gap_carry_numbers() -> None:

@@ -31,7 +31,7 @@ HELLO = message(FrameType.EVENT, 0, HELLO_EVENT)
 
 async def failure_of(awaitable: object) -> HutchError:
     with pytest.raises(HutchError) as caught:
-        await asyncio.wait_for(awaitable, 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(awaitable, 60)  # type: ignore[arg-type]
     return caught.value
 
 
@@ -97,7 +97,7 @@ async def test_no_common_version(scripted: ScriptedGuest) -> None:
 async def test_a_silent_guest_ends_at_the_deadline(scripted: ScriptedGuest) -> None:
     started = time.monotonic()
     assert (await failure_of(connect_guest(scripted.path, timeout=0.3))).code == "guest_timeout"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 async def test_a_welcome_without_the_first_event(scripted: ScriptedGuest) -> None:
@@ -246,7 +246,7 @@ async def test_a_lost_connection_fails_everyone(scripted: ScriptedGuest) -> None
         scripted.hang_up()
     assert {ping.result().code, stats.result().code} == {"sandbox_died"}
     assert ended.result() == []
-    await asyncio.wait_for(guest.wait_closed(), 5)
+    await asyncio.wait_for(guest.wait_closed(), 60)
     assert (await failure_of(guest.ping())).code == "sandbox_died"
 
 

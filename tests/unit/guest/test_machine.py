@@ -171,7 +171,7 @@ async def test_shutdown_ends_programs_and_the_connection(agent: FakeAgent, guest
     agent.on_shutdown = actions.append
     await guest.spawn_exec(GuestExec("m", ["sleep", "60"], main=True))
     await guest.shutdown(signal=2, grace=5, reboot=True)
-    await asyncio.wait_for(guest.wait_closed(), 5)
+    await asyncio.wait_for(guest.wait_closed(), 60)
     result = agent.sessions["m"].result
     assert result is not None
     assert (result["signal"], actions) == (2, ["reboot"])

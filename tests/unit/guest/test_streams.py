@@ -142,7 +142,7 @@ async def test_a_failure_wakes_the_writer(stream: Stream) -> None:
     raw = encode_frame(FrameType.ERROR, 1, error)
     asyncio.get_running_loop().call_soon(give, stream, raw)
     with pytest.raises(HutchError) as caught:
-        await asyncio.wait_for(stream.write(bytes(2 * WINDOW)), 5)
+        await asyncio.wait_for(stream.write(bytes(2 * WINDOW)), 60)
     assert caught.value.code == "guest_refused"
     assert caught.value.details == {"guest_code": "no_space", "errno": 28}
 

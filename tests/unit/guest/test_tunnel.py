@@ -38,5 +38,5 @@ async def test_a_closed_tunnel_wakes_its_reader(agent: FakeAgent, guest: Guest) 
     tunnel = await guest.tunnel(80)
     asyncio.get_running_loop().call_soon(agent.disconnect)
     with pytest.raises(HutchError) as caught:
-        await asyncio.wait_for(tunnel.read(), 5)
+        await asyncio.wait_for(tunnel.read(), 60)
     assert caught.value.code == "sandbox_died"

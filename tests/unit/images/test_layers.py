@@ -329,9 +329,9 @@ def test_a_bomb_is_refused(tmp_path: Path, how: str) -> None:
     assert caught.value.code == "bad_image"
 
 
-def test_a_hundred_thousand_entries_take_seconds(merged) -> None:
-    body = layer(*(entry(f"d{n % 100}/s{n % 1000}/f{n}", data=b"") for n in range(100_000)))
+def test_many_entries_take_seconds(merged) -> None:
+    body = layer(*(entry(f"d{n % 100}/s{n % 1000}/f{n}", data=b"") for n in range(30_000)))
     start = time.process_time()
     found = merged(body, layer(*(entry(f".wh.d{n}", data=b"") for n in range(50))))
-    assert len(names(found)) == 50_000 + 500 + 50
-    assert time.process_time() - start < 30
+    assert len(names(found)) == 15_000 + 500 + 50
+    assert time.process_time() - start < 20  # a step of each for each of the others takes minutes

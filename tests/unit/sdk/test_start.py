@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -115,7 +116,7 @@ def test_racing_processes_share_one_daemon(settings: Settings) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=60)
     assert said[0] == said[1]
     assert json.loads(said[0])["ready"] == record_of(settings).socket
 
@@ -124,13 +125,20 @@ def test_an_idle_one_ends_by_itself_once_nobody_is_connected(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUTCH_IDLE_EXIT", "300ms")
-    path = ensure_daemon(settings)
     lock = settings.home / "daemon.lock"
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(path)
-        later = time.monotonic() + 1.0
-        wait_until(lambda: time.monotonic() > later, what="more than its time")
-        assert is_locked(lock)
+
+    def outlives_its_time() -> bool:
+        path = ensure_daemon(settings)
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(path)
+            later = time.monotonic() + 1.0
+            wait_until(lambda: time.monotonic() > later, what="more than its time")
+            return is_locked(lock)
+        return False
+
+    # On a busy machine its time may be up before the connection comes, but not always.
+    assert any(outlives_its_time() for _ in range(5))
+    path = str(socket_directory(settings) / "api.sock")
     wait_until(lambda: not is_locked(lock), what="it ends")
     assert not Path(path).exists()
     assert find_daemon(settings) is None
@@ -170,7 +178,7 @@ def test_sigterm_is_a_graceful_stop(settings: Settings) -> None:
 
 
 def test_an_idle_daemon_ends(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUTCH_IDLE_EXIT", "100ms")
+    monkeypatch.setenv("HUTCH_IDLE_EXIT", "1s")
     with Client(settings) as client:
         client.info()
         pid = record_of(settings).pid

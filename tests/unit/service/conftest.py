@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.service import pool
+from hutch.service import boot, pool
 from hutch.settings import Settings, load_settings
 from tests.unit.service.world import World
 
@@ -16,7 +16,7 @@ def settings(short_tmp: Path) -> Settings:
     flags = {
         "home": short_tmp / "home",
         "runtime_dir": short_tmp / "run",
-        "boot_timeout": 2.0,
+        "boot_timeout": 60.0,
         "stop_timeout": 0.5,
         "exec_orphan_grace": 0.2,
         "templates": False,
@@ -48,3 +48,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the moments in which pools stand back, and let them try again soon."""
     monkeypatch.setattr(pool, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(pool, "FIRST_PAUSE", 0.02)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait a moment only for guests that give no sign of life; all others have time."""
+    monkeypatch.setattr(boot, "STALL_SHARE", 0.02)

@@ -162,7 +162,7 @@ async def settled(world: World, service: HostService) -> list[str]:
 
     check: Callable[[], bool | Awaitable[bool]] = nothing
     with contextlib.suppress(AssertionError):
-        await until(check)
+        await until(check, timeout=20)
     return found
 
 

@@ -96,6 +96,7 @@ async def test_builders_have_uids_of_their_own(
     assert all(asked.uid is not None and asked.uid > past for asked in farm.engine.booted)
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_builder_that_does_not_come_up_is_told_as_such(farm: World) -> None:
     farm.silent = True
     async with farm.service() as service:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -122,15 +123,17 @@ async def test_a_lost_client_gets_its_grace(
     await until(lambda: session.info.id not in world.agent(idle).sessions)
 
 
-async def test_a_lost_client_may_come_back(
-    world: World, service: HostService, idle: SandboxInfo
-) -> None:
-    script = ["sh", "-c", "echo one; sleep 0.6; echo two"]
-    session = await service.execs.start(idle.id, ExecSpec(script))
-    await anext(aiter(session))
-    await session.close(detach=False)
-    session = await service.execs.attach(idle.id, session.info.id)
-    assert (await output(session))[0] == b"one\ntwo\n"
+async def test_a_lost_client_may_come_back(world: World) -> None:
+    world.settings = replace(world.settings, exec_orphan_grace=60.0)
+    async with world.service() as service:
+        info = await service.sandboxes.create(spec(idle=True), no_report)
+        await service.sandboxes.start(info.id)
+        script = ["sh", "-c", "echo one; sleep 0.5; echo two"]
+        session = await service.execs.start(info.id, ExecSpec(script))
+        await anext(aiter(session))
+        await session.close(detach=False)
+        session = await service.execs.attach(info.id, session.info.id)
+        assert (await output(session))[0] == b"one\ntwo\n"
 
 
 async def test_another_client_takes_over(service: HostService, idle: SandboxInfo) -> None:
@@ -143,7 +146,7 @@ async def test_another_client_takes_over(service: HostService, idle: SandboxInfo
 
 
 async def test_a_client_that_lets_go_leaves_a_log(service: HostService, idle: SandboxInfo) -> None:
-    script = ["sh", "-c", "echo one; sleep 0.3; echo two"]
+    script = ["sh", "-c", "echo one; sleep 1.5; echo two"]
     session = await service.execs.start(idle.id, ExecSpec(script))
     event = await anext(aiter(session))
     assert isinstance(event, Output)

@@ -15,7 +15,7 @@ from hutch.service import sandbox as sandbox_module
 from hutch.service.host import DATABASE, HostService
 from hutch.service.values import SandboxFilter
 from hutch.state.sqlite import SqliteStore
-from tests.unit.service.world import World, expect, output, read_logs, spec
+from tests.unit.service.world import World, expect, in_time, output, read_logs, spec
 from tests.waiting import until
 
 PAUSED, RUNNING, STOPPED = SandboxState.PAUSED, SandboxState.RUNNING, SandboxState.STOPPED
@@ -205,8 +205,11 @@ async def test_a_machine_that_dies_while_it_is_paused(world: World, service: Hos
 
 
 async def test_the_time_limit_is_kept_while_it_is_paused(service: HostService) -> None:
-    info = await start(service, timeout=0.3)
-    info = await service.sandboxes.pause(info.id)
+    async def paused(limit: float) -> SandboxInfo:
+        info = await start(service, timeout=limit)
+        return await service.sandboxes.pause(info.id)
+
+    info = await in_time(paused)
     assert info.timeout_at is not None
     info = await service.sandboxes.wait(info.id, timeout=60)
     assert info.exit is not None
@@ -268,11 +271,13 @@ async def test_a_machine_that_the_engine_has_stopped_goes_on_when_asked_to(
     world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU stops a VM that it cannot write for."""
-    monkeypatch.setattr(sandbox_module, "SYNC_TIMEOUT", 0.1)
     info = await start(service)
     world.engine.running()[0].paused = True
     world.agent(info).silent = True
-    failure = await expect("disk_full", service.sandboxes.park(info.id))
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox_module, "SYNC_TIMEOUT", 0.1)
+        patch.setattr(sandbox_module, "GUEST_TIMEOUT", 0.1)
+        failure = await expect("disk_full", service.sandboxes.park(info.id))
     assert "hutch resume" in str(failure.hint)
     world.agent(info).silent = False
     world.engine.running()[0].paused = True

@@ -63,6 +63,7 @@ async def test_an_image_without_programs_has_a_pool(farm: World, service: HostSe
         assert (await warm(service)).ready == 1
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("knob", ["deaf_clones", "deny_entropy"])
 async def test_a_clone_that_is_of_no_use_is_no_member(
     farm: World, service: HostService, knob: str

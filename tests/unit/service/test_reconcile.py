@@ -104,7 +104,7 @@ async def test_a_client_comes_back_to_its_exec(world: World) -> None:
 
 async def test_a_client_comes_back_to_the_main_process(world: World) -> None:
     async with world.service() as service:
-        script = "echo one; sleep 0.5; echo two"
+        script = "echo one; sleep 1.5; echo two"
         info = await service.sandboxes.create(spec("sh", "-c", script), no_report)
         _, session = await service.sandboxes.start_attached(info.id)
         event = await anext(aiter(session))
@@ -118,7 +118,7 @@ async def test_a_client_comes_back_to_the_main_process(world: World) -> None:
 async def test_a_client_comes_back_after_the_end_of_the_main_process(world: World) -> None:
     async with world.service() as service:
         info = await service.sandboxes.create(
-            spec("sh", "-c", "echo one; sleep 0.2; echo two; exit 6"), no_report
+            spec("sh", "-c", "echo one; sleep 1.5; echo two; exit 6"), no_report
         )
         _, session = await service.sandboxes.start_attached(info.id)
         await anext(aiter(session))

@@ -210,6 +210,7 @@ async def test_an_engine_that_fails_otherwise_costs_no_template(farm: World) -> 
         assert len(await found(service)) == 1
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("fault", ["deny_entropy", "deaf_clones"])
 async def test_a_clone_that_does_not_take_its_identity_is_not_served(
     farm: World, fault: str
@@ -314,6 +315,7 @@ async def test_a_used_disk_that_does_not_mount_is_not_the_templates_fault(
         assert (await service.sandboxes.start(info.id)).state is SandboxState.RUNNING
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("fault", ["deny_entropy", "deaf_clones"])
 async def test_a_later_start_whose_clone_fails_boots_cold(farm: World, fault: str) -> None:
     async with farm.service() as service:

@@ -324,7 +324,7 @@ async def test_one_that_cannot_be_watched_over_is_undone(
     with monkeypatch.context() as patch:
         patch.setattr(Sandbox, "supervise", broken)
         work = service.snapshots.restore("then", "new", key=KEY)
-        await expect("internal", asyncio.wait_for(work, 20))
+        await expect("internal", asyncio.wait_for(work, 60))
     assert (await names(service), len(world.engine.running())) == (["web"], 1)
 
 
