@@ -22,6 +22,7 @@ async def test_a_vm_that_ends_is_tried_again_on_the_next_board(world: World) -> 
     assert not (world.settings.runtime_dir / info.id).exists()
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_the_console_is_quoted_when_a_boot_fails(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
