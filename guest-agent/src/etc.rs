@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -47,10 +47,9 @@ impl Etc {
             let line = [id, b"\n"].concat();
             self.put(root, "etc/machine-id", line.clone(), replace)?;
             // Most often a link to the other.
-            let copy = root.join("var/lib/dbus/machine-id");
-            if fs::symlink_metadata(&copy).is_ok_and(|meta| meta.is_file()) {
-                self.put(root, "var/lib/dbus/machine-id", line, replace)?;
-            }
+            self.put(root, "var/lib/dbus/machine-id", line, |path, bytes| {
+                regular(path, Access::Write)?.map_or(Ok(()), |file| fill(file, bytes))
+            })?;
         }
         if let Some(hosts) = names.hosts {
             let line = |(address, name): &(String, String)| format!("{address}\t{name}\n");
@@ -90,8 +89,12 @@ impl Etc {
 fn write_hosts(path: &Path, last: Option<&[u8]>, lines: &[u8]) -> io::Result<()> {
     let whole = || [LOCALHOST.as_bytes(), lines].concat();
     let Some(last) = last.filter(|last| !last.is_empty()) else { return replace(path, &whole()) };
-    let is_small = fs::symlink_metadata(path).is_ok_and(|it| it.is_file() && it.len() < MAX_HOSTS);
-    let text = if is_small { fs::read(path)? } else { Vec::new() };
+    let mut text = Vec::new();
+    if let Some((file, length)) = regular(path, Access::Read)? {
+        if length < MAX_HOSTS {
+            file.take(MAX_HOSTS).read_to_end(&mut text)?;
+        }
+    }
     match memchr::memmem::find(&text, last) {
         Some(at) => replace(path, &[&text[..at], lines, &text[at + last.len()..]].concat()),
         None => replace(path, &whole()),
@@ -106,36 +109,64 @@ fn write_hosts(path: &Path, last: Option<&[u8]>, lines: &[u8]) -> io::Result<()>
 /// # Errors
 /// What the file system says.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (mut file, length) = match open(path) {
-        Ok((file, meta)) if meta.is_file() => (file, meta.len()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            (open(path)?.0, 0)
+    if let Some(file) = regular(path, Access::Write)? {
+        return fill(file, bytes);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    create(path)?.write_all(bytes)
+}
+
+/// Makes a regular file, and fails where there is anything.
+///
+/// # Errors
+/// What the file system says.
+pub fn create(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
+}
+
+/// How an open fails where there is nothing, or something else: a link, a directory, a socket, a fifo
+/// that nobody reads, a device that there is not.
+const NO_FILE: [i32; 6] =
+    [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EISDIR, libc::ENXIO, libc::ENODEV];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// Opens what is there, with its length; `None` if that is nothing, or no regular file.
+///
+/// The path is looked at once: whatever is put there meanwhile, what was opened is what is used. A
+/// link is not followed, and a fifo not waited for.
+fn regular(path: &Path, access: Access) -> io::Result<Option<(File, u64)>> {
+    let mut options = fs::OpenOptions::new();
+    options.read(access == Access::Read).write(access == Access::Write);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error().is_some_and(|code| NO_FILE.contains(&code)) => {
+            return Ok(None);
         }
-        other => {
-            if fs::symlink_metadata(path)?.is_file() {
-                other?;
-            }
-            fs::remove_file(path)?;
-            (open(path)?.0, 0)
-        }
+        Err(error) => return Err(error),
     };
+    let meta = file.metadata()?;
+    Ok(meta.is_file().then_some((file, meta.len())))
+}
+
+/// Has an open file of that length say `bytes`.
+fn fill((mut file, length): (File, u64), bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     if length > bytes.len() as u64 {
         file.set_len(bytes.len() as u64)?;
     }
     Ok(())
-}
-
-fn open(path: &Path) -> io::Result<(File, fs::Metadata)> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o644);
-    // A fifo is opened only while somebody reads it, and never waited for.
-    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    let meta = file.metadata()?;
-    Ok((file, meta))
 }
 
 #[cfg(test)]
@@ -148,6 +179,12 @@ mod tests {
         fs::read_to_string(scratch.path().join(path)).unwrap()
     }
 
+    fn fifo(path: &Path) {
+        let path = crate::sys::c_string(path).unwrap();
+        // SAFETY: the path is a valid C string.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    }
+
     #[test]
     fn files_take_the_place_of_links_and_fifos() {
         let scratch = Scratch::new("etc");
@@ -155,9 +192,7 @@ mod tests {
         fs::create_dir(&etc).unwrap();
         symlink(scratch.path().join("elsewhere"), etc.join("machine-id")).unwrap();
         fs::write(scratch.path().join("elsewhere"), "kept").unwrap();
-        let fifo = crate::sys::c_string(etc.join("hostname")).unwrap();
-        // SAFETY: the path is a valid C string.
-        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        fifo(&etc.join("hostname"));
         let names =
             Names { hostname: Some("box"), machine_id: Some(&[b'1'; 32]), ..Names::default() };
         Etc::default().write(scratch.path(), &names, false).unwrap();
@@ -177,6 +212,41 @@ mod tests {
         Etc::default().write(scratch.path(), &names, true).unwrap();
         assert_eq!(text(&scratch, "var/lib/dbus/machine-id"), "2".repeat(32) + "\n");
         assert_eq!(text(&scratch, "etc/machine-id"), "2".repeat(32) + "\n");
+    }
+
+    #[test]
+    fn a_fifo_is_neither_read_nor_written() {
+        let scratch = Scratch::new("etc");
+        let etc = Etc::default();
+        let give = |name: &str| {
+            let hosts = [("127.0.1.1".to_owned(), name.to_owned())];
+            let id = Some(name.as_bytes());
+            let names = Names { machine_id: id, hosts: Some(&hosts), ..Names::default() };
+            etc.write(scratch.path(), &names, true).unwrap();
+        };
+        give("one");
+        let dbus = scratch.path().join("var/lib/dbus");
+        fs::create_dir_all(&dbus).unwrap();
+        fs::remove_file(scratch.path().join("etc/hosts")).unwrap();
+        for path in ["etc/hosts", "var/lib/dbus/machine-id"] {
+            fifo(&scratch.path().join(path));
+        }
+        // Somebody reads the one, so that it could be written to.
+        let flags = libc::O_NONBLOCK;
+        let mut options = fs::OpenOptions::new();
+        let copy = dbus.join("machine-id");
+        let mut reader = options.read(true).custom_flags(flags).open(&copy).unwrap();
+        give("two");
+        assert!(text(&scratch, "etc/hosts").ends_with("127.0.1.1\ttwo\n"));
+        assert_eq!(reader.read(&mut [0; 8]).unwrap(), 0);
+        assert!(!fs::symlink_metadata(&copy).unwrap().is_file());
+        // Nor is it an error that there is no place for one.
+        fs::remove_file(&copy).unwrap();
+        fs::create_dir(&copy).unwrap();
+        give("three");
+        fs::remove_dir_all(&dbus).unwrap();
+        fs::write(&dbus, "").unwrap();
+        give("four");
     }
 
     #[test]

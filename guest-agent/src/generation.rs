@@ -4,7 +4,7 @@
 //! whatever the host counts, since those programs compare it with what they have read before.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +16,10 @@ const NAME: &str = "generation";
 
 /// The generation of this machine.
 #[derive(Default)]
-pub struct Generation(Mutex<State>);
+pub struct Generation {
+    state: Mutex<State>,
+    telling: Mutex<()>,
+}
 
 #[derive(Default)]
 struct State {
@@ -55,6 +58,11 @@ impl Generation {
         std::mem::take(&mut state.untold).then_some(state.number)
     }
 
+    /// Held by whoever tells programs of a number: one after the other.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts the number where programs find it, unless it is there. Where programs run (`lived`), the file is replaced as
     /// a whole: whoever reads it sees the old number or the new one, and whoever watches the directory
     /// is woken. Otherwise it is written in place, which costs a clone less.
@@ -78,7 +86,7 @@ impl Generation {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,7 +99,7 @@ fn replace_whole(file: &Path, text: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::write(&beside, text)?;
+    etc::create(&beside)?.write_all(text)?;
     fs::rename(&beside, file)
 }
 

@@ -2,7 +2,9 @@
 //! and the host hears how that went.
 //!
 //! A hook is an executable file of the image in /etc/hutch/generation.d. It runs after the thaw, as
-//! root, among the workloads, with the number as its argument; one after the other by name.
+//! root, among the workloads, with the number as its argument; one after the other by name. A machine
+//! that becomes another again meanwhile runs no more of them with the number that it had: all of them
+//! run anew, once the one that runs has ended.
 
 use std::ffi::CString;
 use std::fs;
@@ -32,14 +34,22 @@ pub fn tell(agent: &Arc<Agent>) {
     let Some(generation) = agent.generation.to_tell() else { return };
     let own = agent.clone();
     let told = agent.workers.run(move || {
+        let _turn = own.generation.turn();
         let hooks = find(&own.setup.root.join(DIRECTORY));
         let mut failed = Vec::new();
         for hook in &hooks {
-            if let Err(failure) = run(&own, hook, generation) {
-                log(format_args!("hook {}: {failure}", hook.display()));
-                let name = hook.file_name().unwrap_or_default().to_string_lossy();
-                failed.push(Value::from(&*name));
+            match run(&own, hook, generation) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(failure) => {
+                    log(format_args!("hook {}: {failure}", hook.display()));
+                    let name = hook.file_name().unwrap_or_default().to_string_lossy();
+                    failed.push(Value::from(&*name));
+                }
             }
+        }
+        if own.generation.number() != generation {
+            return;
         }
         own.events.emit(&map! {
             "event" => "generation", "generation" => generation,
@@ -66,15 +76,19 @@ fn find(directory: &Path) -> Vec<PathBuf> {
     hooks
 }
 
-/// Runs a hook to its end.
+/// Runs a hook to its end; false when the number is not the machine's any more.
 ///
 /// # Errors
 /// What it could not be started for, or how it ended.
-fn run(agent: &Agent, hook: &Path, generation: u64) -> Result<(), Failure> {
+fn run(agent: &Agent, hook: &Path, generation: u64) -> Result<bool, Failure> {
     let text = |text: &str| CString::new(text).unwrap_or_default();
     let program = sys::c_string(hook).context(|| "its name")?;
     let null = sys::open("/dev/null", libc::O_RDWR, 0).context(|| "open /dev/null")?;
     let passage = agent.execs.gate.pass()?;
+    // Inside the gate, which is closed while a machine with programs becomes another.
+    if agent.generation.number() != generation {
+        return Ok(false);
+    }
     let (_, group) = agent.execs.prepare(false).context(|| "make its cgroup")?;
     let entrance = group.as_ref().map(|it| it.entrance()).transpose();
     let plan = Plan {
@@ -100,7 +114,7 @@ fn run(agent: &Agent, hook: &Path, generation: u64) -> Result<(), Failure> {
     let pid = started.map_err(|failed| Failure::io("it cannot be run", &failed.error))?;
     drop(passage);
     let end = match ended.recv_timeout(LIMIT) {
-        Ok(end) if end.status == 0 => return Ok(()),
+        Ok(end) if end.status == 0 => return Ok(true),
         Ok(end) => format!("it ended with status {:#06x}", end.status),
         Err(_) => format!("it was killed after {} s", LIMIT.as_secs()),
     };
