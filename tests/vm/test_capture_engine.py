@@ -36,7 +36,7 @@ from tests.vm.workshop import (
 )
 
 DIRTY = "mkdir -p /tmp/ram && mount -t tmpfs -o size=100m none /tmp/ram"
-FILL = "head -c 67108864 /dev/urandom > /tmp/ram/file; md5sum < /tmp/ram/file"
+FILL = "head -c 33554432 /dev/urandom > /tmp/ram/file; md5sum < /tmp/ram/file"
 
 
 WRITER = """
@@ -277,7 +277,7 @@ async def test_a_clone_is_captured_after_a_restart_of_the_daemon(
     frozen, _, child = await captured(again, adopted, spec, short_tmp, "second")
     async with running(again, child, frozen) as (_, guest):
         assert await sh(guest, "md5sum < /tmp/ram/file") == digest
-    assert again.frozen_memory(frozen) > 64 << 20
+    assert again.frozen_memory(frozen) > 48 << 20
     await again.drop(frozen)
     await adopted.kill()
 

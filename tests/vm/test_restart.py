@@ -202,7 +202,8 @@ def test_a_time_limit_counts_without_a_daemon(hutch: Hutch) -> None:
 
 
 @pytest.mark.parametrize("moment", ["created", "starting"])
-def test_a_daemon_killed_in_the_middle_of_a_start(hutch: Hutch, moment: str) -> None:
+def test_a_daemon_killed_in_the_middle_of_a_start(new_hutch: NewHutch, moment: str) -> None:
+    hutch = new_hutch()  # without a template, which is made first
     process = hutch.start("run", "-d", "--idle", "--name", "half", "busybox")
 
     def reached() -> bool:

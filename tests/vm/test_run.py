@@ -158,7 +158,8 @@ def test_a_program_that_ignores_the_first_interrupt_is_killed_by_the_second(shar
 
 
 def test_an_interrupt_during_the_boot_leaves_nothing(shared: Hutch) -> None:
-    process = shared.start("run", "--rm", "--name", "early", "busybox", "sleep", "600")
+    cold = ("--no-template", "busybox", "sleep", "600")
+    process = shared.start("run", "--rm", "--name", "early", *cold)
     wait_until(lambda: shared.json("ps", "-a"), what="it is on record")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

@@ -4,6 +4,7 @@ The counter writes to a tmpfs: that it goes on proves that memory and processes 
 """
 
 import os
+from typing import Any
 
 import pytest
 
