@@ -68,8 +68,13 @@ def needs_of(engine: Engine, spec: MachineSpec, recipe: Recipe) -> Needs:
 
 
 def digests_of(frozen: Frozen) -> dict[str, str]:
-    """Return the digests of the files of a kept machine. Blocking. Raises OSError."""
-    return {path.name: digest_of(path) for path in (frozen.state, frozen.image)}
+    """Return the digests of the files of a kept machine. Blocking. Raises OSError.
+
+    Where its memory is in several ones, that of the state's alone: those of the others are in it,
+    and what they have in many places is not looked for once more.
+    """
+    files = [frozen.state] if frozen.below() else [frozen.state, frozen.image]
+    return {path.name: digest_of(path) for path in files}
 
 
 def open_source(source: Path | int) -> int:
