@@ -20,6 +20,7 @@ CANCEL_TIME = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Scope:
@@ -110,6 +111,19 @@ async def _settled(call: asyncio.Future[T], cancelled: Callable[[], None] = lamb
         if not call.cancelled():
             call.exception()  # it is nobody's any more
         raise
+
+
+async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Run two things at once and return what both do. Raises what the first one to fail raises.
+
+    The other one is cancelled then; both have ended.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = group.create_task(one), group.create_task(other)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return tasks[0].result(), tasks[1].result()
 
 
 async def settle(work: Coroutine[Any, Any, T]) -> T:

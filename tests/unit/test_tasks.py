@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hutch.tasks import Scope, Stopped, in_thread, settle, settle_in_thread, stop_in_thread
+from hutch.tasks import Scope, Stopped, both, in_thread, settle, settle_in_thread, stop_in_thread
 
 
 async def forever(begun: asyncio.Event) -> None:
@@ -35,6 +35,38 @@ async def test_a_task_that_never_began_dies_too() -> None:
     async with Scope("daemon") as scope:
         task = scope.start("serve", forever(asyncio.Event()))
     assert task.cancelled()
+
+
+async def test_both_are_done_at_once() -> None:
+    met = asyncio.Event(), asyncio.Event()
+
+    async def meet(mine: int) -> int:
+        met[mine].set()
+        await met[1 - mine].wait()
+        return mine
+
+    assert await both(meet(0), meet(1)) == (0, 1)
+
+
+async def test_of_both_the_first_failure_counts_and_ends_the_other() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def other() -> None:
+        try:
+            await forever(begun)
+        finally:
+            ended.set()
+
+    async def fail() -> None:
+        await begun.wait()
+        raise ValueError("told to")
+
+    for pair in ((other, fail), (fail, other)):
+        begun.clear()
+        ended.clear()
+        with pytest.raises(ValueError, match="told to"):
+            await both(pair[0](), pair[1]())
+        assert ended.is_set()
 
 
 async def test_the_grace_lets_work_finish() -> None:

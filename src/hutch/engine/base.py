@@ -295,9 +295,10 @@ class Engine(Protocol):
     async def expect(self, directory: Path, memory: int) -> Frozen:
         """Announce a capture of a machine with that much memory: its clones can be begun at once.
 
-        Each is started as far as it can be without a state, and waits until the capture for
-        `directory` is done; it is engine_failed if that fails, or what is expected is dropped.
-        Raises engine_failed.
+        Each is started as far as it can be without a state, and waits for that of the capture for
+        `directory`. It gets it as soon as it is there, before `still` is left: the capture may fail
+        yet. It is engine_failed if there comes none, or what is expected is dropped. Raises
+        engine_failed.
         """
 
     async def capture(

@@ -184,14 +184,14 @@ class FakeEngine:
         still: AbstractAsyncContextManager[object] | None = None,
     ) -> Frozen:
         """See the Protocol. Raises `fail_capture`, engine_failed for a disk that is missing."""
+        before = self._memories.get(directory)
         try:
-            frozen = await self._capture(machine, directory, next_disk, still)
+            return await self._capture(machine, directory, next_disk, still)
         except BaseException:
             self._disappoint(directory)
+            if self._memories.get(directory) is not before:
+                del self._memories[directory]
             raise
-        if (expected := self._expected.pop(directory, None)) is not None:
-            expected.set_result(None)
-        return frozen
 
     async def _capture(
         self,
@@ -219,7 +219,9 @@ class FakeEngine:
                 memory = _Memory(serve, _layout(process.spec))
             finally:
                 process.paused = not ran
-        self._memories[directory] = memory
+            self._memories[directory] = memory
+            if (expected := self._expected.pop(directory, None)) is not None:
+                expected.set_result(None)
         return frozen
 
     async def keep(

@@ -15,7 +15,7 @@ from pathlib import Path
 from hutch.engine import migration, smaps
 from hutch.engine.argv import cpu_model
 from hutch.engine.base import ExitKind, MachineExit, MachineRecord, MemoryUse
-from hutch.engine.capture import Captured, capture
+from hutch.engine.capture import Take, capture
 from hutch.engine.console import Console
 from hutch.engine.cpu import cpu_of
 from hutch.engine.jail import AGENT_SOCKET, remove_sockets
@@ -179,13 +179,14 @@ class QemuMachine:
     async def capture(
         self,
         next_disk: Path | None,
+        take: Take,
         still: AbstractAsyncContextManager[object] | None,
         memory: int | None,
-    ) -> Captured:
+    ) -> None:
         """Take it as it is now: see `hutch.engine.capture.capture`. Raises EngineError."""
         async with self._standing:
             self._captured = True
-            return await capture(self._qmp, self.record.process, next_disk, still, memory)
+            await capture(self._qmp, self.record.process, next_disk, take, still, memory)
 
     def take_memory(self) -> int | None:
         """Return the guest's memory, the caller's to close; None: there is none to be had."""

@@ -22,6 +22,7 @@ from hutch.engine.argv import build_argv
 from hutch.engine.atrest import remove, store
 from hutch.engine.base import BootFiles, Frozen, Machine, MachineRecord, MachineSpec, Verdict
 from hutch.engine.canary import Trial, collect
+from hutch.engine.capture import Captured
 from hutch.engine.console import Console, ConsoleLog
 from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
@@ -162,16 +163,23 @@ class QemuEngine:
         """See the Protocol. Raises engine_failed, sandbox_died."""
         if not isinstance(machine, QemuMachine):
             raise error("engine_failed", "that VM is not QEMU's")
-        memory = self._memories.expected(directory)
+        memory, frozen = self._memories.expected(directory), None
+
+        def take(taken: Captured) -> None:
+            nonlocal frozen
+            frozen = Frozen(directory, os.fstat(taken.memory).st_size)
+            self._memories.add(frozen, taken.memory, taken.state)
+
         try:
-            taken = await machine.capture(next_disk, still, memory)
+            await machine.capture(next_disk, take, still, memory)
         except BaseException:
-            if memory is not None:
+            if frozen is not None:
+                self._memories.drop(frozen)
+            elif memory is not None:
                 os.close(memory)
                 self._memories.drop(Frozen(directory, 0))
             raise
-        frozen = Frozen(directory, os.fstat(taken.memory).st_size)
-        self._memories.add(frozen, taken.memory, taken.state)
+        assert frozen is not None
         return frozen
 
     async def keep(

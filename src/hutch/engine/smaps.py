@@ -5,6 +5,8 @@ Guest memory is always a memfd of a known name, so its mappings are told from al
 """
 
 import contextlib
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +16,9 @@ PROC = Path("/proc")
 GUEST_MEMORY = (b"/memfd:hutch-memory", b"/memfd:memory-backend-memfd")
 """How the paths of guest memory begin: ours, and the one that QEMU makes by itself."""
 
-_Mapping = tuple[bytes, bytes, Mapping[bytes, int]]
+_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ (\S+) \S+ \S+ \S+ *(.*)$", re.MULTILINE)
+_SIZE = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
+_SHARE = re.compile(rb"^Pss: +(\d+) kB$", re.MULTILINE)
 
 
 def proportional(pid: int, proc: Path = PROC) -> int:
@@ -33,38 +37,28 @@ def memory_use(pid: int, proc: Path = PROC) -> MemoryUse:
         text = (proc / str(pid) / "smaps").read_bytes()
     except OSError:
         return MemoryUse()
-    private = shared = frozen = engine = 0
-    for path, permissions, sizes in _mappings(text):
-        part = sizes.get(b"Pss:", 0)
-        if not path.startswith(GUEST_MEMORY):
-            engine += part
-        elif permissions.endswith(b"s"):
+    private = shared = frozen = guest = 0
+    for permissions, sizes in _guest_mappings(text):
+        part = sizes.get(b"Pss", 0)
+        guest += part
+        if permissions.endswith(b"s"):
             # Not a clone's: what it maps of its memory nobody else does.
             private += part
         else:
             # In a private mapping of a file the anonymous pages are those that were written to.
             # What the kernel calls private besides is what no other clone maps just now.
-            copied = sizes.get(b"Anonymous:", 0)
+            copied = sizes.get(b"Anonymous", 0)
             private += copied
             shared += max(0, part - copied)
-            frozen += max(0, sizes.get(b"Rss:", 0) - copied)
-    return MemoryUse(private, shared, frozen, engine)
+            frozen += max(0, sizes.get(b"Rss", 0) - copied)
+    total = sum(map(int, _SHARE.findall(text))) << 10
+    return MemoryUse(private, shared, frozen, engine=total - guest)
 
 
-def _mappings(text: bytes) -> Iterator[_Mapping]:
-    """Yield each mapping's path, permissions and sizes in bytes."""
-    path, permissions, sizes = b"", b"", dict[bytes, int]()
-    for line in text.splitlines():
-        fields = line.split(maxsplit=5)
-        if not fields:
-            continue
-        if fields[0].endswith(b":"):
-            if len(fields) == 3 and fields[2] == b"kB":
-                sizes[fields[0]] = int(fields[1]) << 10
-        else:
-            if sizes:
-                yield path, permissions, sizes
-            permissions = fields[1]
-            path, sizes = fields[5] if len(fields) > 5 else b"", {}
-    if sizes:
-        yield path, permissions, sizes
+def _guest_mappings(text: bytes) -> Iterator[tuple[bytes, Mapping[bytes, int]]]:
+    """Yield permissions and sizes in bytes of the mappings that are guest memory."""
+    found = list(_MAPPING.finditer(text))
+    for mapping, following in itertools.zip_longest(found, found[1:]):
+        if mapping[2].startswith(GUEST_MEMORY):
+            about = text[mapping.end() : following.start() if following else len(text)]
+            yield mapping[1], {name: int(size) << 10 for name, size in _SIZE.findall(about)}

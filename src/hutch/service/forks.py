@@ -32,6 +32,9 @@ PREFIX: Final = "fk_"
 AT_ONCE: Final = 2
 """Children that are started at once; others wait."""
 
+AHEAD: Final = 1
+"""Those that are begun before the capture: more of them, and the source stands still for longer."""
+
 CHILDREN_MAX: Final = 1000
 
 
@@ -122,20 +125,22 @@ class Forks:
     ) -> Forked:
         """Capture a source, which is `held` until then, and make its children.
 
-        The first of them are begun before: processes that wait for the memory by the time that it
-        is there.
+        The first of them is begun before: a process that waits for the memory by the time that it
+        is there. It may take that up, and get its identity, before the capture is over; its
+        programs wait for that.
         """
         brood = _Brood(self._revivals, source, frozen)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in names:
-                    group.create_task(brood.make(name))
+                for number, name in enumerate(names):
+                    group.create_task(brood.make(name, ahead=number < AHEAD))
                 try:
                     with host_errors():
                         point = await source.capture(frozen.directory, logs=brood.origin.logs)
                 except HutchError as cause:
                     brood.failure = cause
                     await self._parts.engine.drop(frozen)  # nobody waits for it any more
+                brood.decided.set()
                 await held.aclose()
         except BaseException:
             await settle(self._undo(list(brood.made.values())))
@@ -172,12 +177,15 @@ class Forks:
 class _Brood:
     """The children of one fork: those that came up (`made`), and why others did not.
 
-    `failure` is why there is nothing to go on from.
+    `failure` is why there is nothing to go on from, which is known once that is `decided`.
     """
 
     def __init__(self, revivals: Revivals, source: Source, frozen: Frozen) -> None:
         logs = frozen.directory / "logs"
-        self.origin = Origin(source.row, source.row.info.id, source.layer, logs)
+        self.origin = Origin(
+            source.row, source.row.info.id, source.layer, logs, settled=self._settled
+        )
+        self.decided = asyncio.Event()
         self.made: dict[str, SandboxInfo] = {}
         self.failures: dict[str, HutchError] = {}
         self.failure: HutchError | None = None
@@ -186,9 +194,20 @@ class _Brood:
         self._board = source.board
         self._places = asyncio.Semaphore(AT_ONCE)
 
-    async def make(self, name: str) -> None:
-        """Make a child when it is its turn."""
+    async def _settled(self) -> None:
+        """Wait until it is decided that there is a moment to go on from. Raises why there is none.
+
+        The logs of that moment are there by then.
+        """
+        await self.decided.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def make(self, name: str, *, ahead: bool) -> None:
+        """Make a child when it is its turn: after the capture, unless it is begun `ahead` of it."""
         async with self._places:
+            if not ahead:
+                await self.decided.wait()
             if self.failure is not None:
                 return
             try:

@@ -50,6 +50,9 @@ class Origin:
     sandbox which it is made from. `layer` is what its disk is put over, `logs` the directory with
     its programs' logs (None: they are not taken over).
 
+    Where a memory is there before it is certain that all of its moment is, `settled` waits for
+    that, and raises why it is not; `logs` need not be there before, and no program goes on.
+
     What does not lie on disk as that has `fill_disk`, which writes the disk into a layer that is
     over none (`layer` is None then), and `put_logs`, which writes the logs into a directory.
     """
@@ -58,6 +61,7 @@ class Origin:
     id: str
     layer: str | None
     logs: Path | None = None
+    settled: Callable[[], Awaitable[None]] | None = None
     fill_disk: Callable[[Path], Awaitable[None]] | None = None
     put_logs: Callable[[Path], None] | None = None
 
@@ -74,9 +78,9 @@ class Revivals:
     async def go_on(self, name: str, origin: Origin, frozen: Frozen, board: MachineType) -> Entry:
         """Make a sandbox that runs on from a memory, which is of a machine of that board.
 
-        It may be one that the engine expects: the logs need not be there before it is. Raises
-        engine_failed (with `template` when the memory will never load), boot_failed, name_taken,
-        no_capacity, disk_full; nothing is left then, nor when this is cancelled.
+        It may be one that the engine expects. Raises engine_failed (with `template` when the memory
+        will never load), boot_failed, name_taken, no_capacity, disk_full; nothing is left then, nor
+        when this is cancelled.
         """
         begin = functools.partial(self._go_on, frozen, board, origin)
         return await self._owned(name, origin, begin)
@@ -237,6 +241,8 @@ class Revivals:
     async def _begin(self, entry: Entry, origin: Origin, guest: Guest) -> None:
         """Make a clone the sandbox that it is, and only then let its programs go on."""
         await identify_clone(entry.info, entry.row.generation, guest)
+        if origin.settled is not None:
+            await origin.settled()
         target = self._parts.places.logs(entry.info.id)
         if origin.logs is not None:
             await settle_in_thread(copy_logs, origin.logs, target)

@@ -33,11 +33,15 @@ for page in filter(None, own.split(",")):
     maps[at // step][at % step : at % step + 6] = b"second"
     maps[at // step][at % step + 4095] = 255
 print("ready", flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    at = int(line) * 4096
+    maps[at // step].madvise(mmap.MADV_DONTNEED, at % step, 4096)
+    print("dropped", flush=True)
 """
-"""A process that maps a memory, and writes to some of its pages."""
+"""A process that maps a memory, writes to some of its pages, and drops those that it is told."""
 
 Hold = Callable[..., int]
+Drop = Callable[[int], None]
 
 
 @pytest.fixture
@@ -51,7 +55,28 @@ def base() -> Iterator[int]:
 
 
 @pytest.fixture
-def hold(base: int) -> Iterator[Hold]:
+def children() -> list["subprocess.Popen[bytes]"]:
+    """The processes that were started."""
+    return []
+
+
+@pytest.fixture
+def drop(children: list["subprocess.Popen[bytes]"]) -> Drop:
+    """Have the last process drop a page of its own, so that it has the file's again."""
+
+    def order(page: int) -> None:
+        stdin, stdout = children[-1].stdin, children[-1].stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(b"%d\n" % page)
+        stdin.flush()
+        assert stdout.readline() == b"dropped\n"
+
+    return order
+
+
+@pytest.fixture
+def hold(base: int, children: list["subprocess.Popen[bytes]"]) -> Iterator[Hold]:
     """Start the process; returns its pid. `own` are the pages that it writes to."""
     with contextlib.ExitStack() as stack:
 
@@ -68,6 +93,7 @@ def hold(base: int) -> Iterator[Hold]:
             )
             stack.enter_context(child)
             stack.callback(child.kill)
+            children.append(child)
             assert child.stdout is not None
             assert child.stdout.readline() == b"ready\n"
             return child.pid
@@ -136,6 +162,20 @@ def test_what_is_read_is_not_copied(hold: Hold) -> None:
     # Pages that the process has only looked at are the file's.
     _, copied, _ = copy(hold())
     assert copied == 0
+
+
+def test_a_page_that_is_the_files_again_by_the_end(hold: Hold, drop: Drop) -> None:
+    target = create_memory(SIZE)
+    try:
+        with GuestMemory(hold(2, 3)) as source:
+            source.find()
+            source.begin_copy(target)  # which leaves page 2 of the file out
+            drop(2)
+            assert source.finish_copy() == 2 * PAGE
+        assert os.pread(target, 6, 2 * PAGE) == b"first."
+        assert os.pread(target, 6, 3 * PAGE) == b"second"
+    finally:
+        os.close(target)
 
 
 def test_a_process_without_a_guest() -> None:
