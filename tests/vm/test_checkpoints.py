@@ -125,7 +125,7 @@ def test_a_daemon_that_is_killed_meanwhile(box: Hutch) -> None:
     assert look(box, "box")["state"] == "running"
     assert count(box, "box")[0] == pid
     assert sh(box, "ls /job") in ("after\nfile", "file")
-    assert len(list(box.runtime.glob("*/sb_*"))) == 1
+    wait_until(lambda: len(list(box.runtime.glob("*/sb_*"))) == 1, what="only one VM is left")
     box.run("undo", "box")
     assert sh(box, "ls /job") == "file"
     assert count(box, "box")[0] == pid
