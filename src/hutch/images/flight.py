@@ -16,6 +16,10 @@ class Flights:
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    def busy(self, key: str) -> bool:
+        """Tell whether somebody works on `key`, or waits for that."""
+        return key in self._locks
+
     @asynccontextmanager
     async def over(self, key: str) -> AsyncIterator[None]:
         """Be the only one to work on `key`; the body looks first whether the work is done."""

@@ -6,6 +6,7 @@ Below `$HUTCH_HOME/kernels`: a directory per kernel (`vmlinux`, `modules/`, `ker
 into it.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -60,6 +61,10 @@ class KernelStore:
         An empty store is filled first: from the distribution, else from this host. Raises
         kernel_not_found, kernel_missing, agent_missing.
         """
+        ready = await in_thread(self._ready, name)
+        # In the midst of a removal its files may go one after the other.
+        if ready is not None and not self._flights.busy(f"kernel {ready.name}"):
+            return ready
         await in_thread(self._sweep)
         wanted = name or self._settings.kernel or await in_thread(self._active)
         if not wanted:
@@ -229,20 +234,46 @@ class KernelStore:
                 HutchError
             ):  # none installed: squashfs is the kind that any distribution can build
                 self._builds = FILESYSTEMS[0]
-        present = await in_thread(lambda: {path.suffix for path in self._images.glob("*.*")})
-        return tuple(kind for kind in FILESYSTEMS if kind == self._builds or f".{kind}" in present)
+        return await in_thread(self._present, self._builds)
+
+    def _present(self, builds: str) -> tuple[str, ...]:
+        """Return the kinds of root images that are here, or are built here."""
+        present = {path.suffix for path in self._images.glob("*.*")}
+        return tuple(kind for kind in FILESYSTEMS if kind == builds or f".{kind}" in present)
+
+    def _ready(self, name: str | None) -> Kernel | None:
+        """Return the kernel for which nothing has to be done, in one look; None: `ensure` has to.
+
+        Each start asks for its kernel, and nearly always it is this.
+        """
+        if self._builds is None:
+            return None
+        wanted = name or self._settings.kernel or self._active()
+        if not wanted or wanted not in self._known:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            return self._unchanged(wanted, self._key(wanted, self._present(self._builds)))
+        return None
 
     def _prepared(self, name: str, filesystems: tuple[str, ...]) -> Kernel:
         """Return the kernel from memory while nothing that it is made of has changed."""
-        record = self._root / name / "kernel.json"
-        if not _NAME.fullmatch(name) or not record.is_file():
+        if not _NAME.fullmatch(name) or not (self._root / name / "kernel.json").is_file():
             self._info(name)
-        agent, stamp = agent_binary().stat(), record.stat()
-        key = (filesystems, agent.st_mtime_ns, agent.st_size, stamp.st_mtime_ns, stamp.st_ino)
+        key = self._key(name, filesystems)
+        kernel = self._unchanged(name, key)
+        if kernel is None:
+            kernel = self._prepare(name, filesystems)
+            self._known[name] = (key, kernel)
+        return kernel
+
+    def _key(self, name: str, filesystems: tuple[str, ...]) -> tuple[object, ...]:
+        """Return what tells whether something has changed. Raises FileNotFoundError."""
+        agent, stamp = agent_binary().stat(), (self._root / name / "kernel.json").stat()
+        return (filesystems, agent.st_mtime_ns, agent.st_size, stamp.st_mtime_ns, stamp.st_ino)
+
+    def _unchanged(self, name: str, key: tuple[object, ...]) -> Kernel | None:
         known = self._known.get(name)
-        if known is None or known[0] != key or not known[1].initramfs.exists():
-            known = self._known[name] = (key, self._prepare(name, filesystems))
-        return known[1]
+        return known[1] if known and known[0] == key and known[1].initramfs.exists() else None
 
     def _prepare(self, name: str, filesystems: tuple[str, ...]) -> Kernel:
         info = self._info(name)

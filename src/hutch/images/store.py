@@ -89,7 +89,7 @@ class ImageStore:
         async with self._flights.over(f"reference {reference}"):
             known = await in_thread(self._known, reference, pull)
             if known is not None:
-                return await self._finish(known, reference, report)
+                return await self._complete(known, reference, report)
             if _WHOLE_ID.fullmatch(reference):
                 raise _not_found(reference, "an image that is not in the store has no id")
             wanted = parse(reference, self._settings.default_registry)
@@ -193,7 +193,7 @@ class ImageStore:
 
     # obtaining
 
-    def _known(self, text: str, pull: PullPolicy) -> Descriptor | None:
+    def _known(self, text: str, pull: PullPolicy) -> _Found | None:
         """Return what is here and need not be asked for."""
         try:
             named = self._resolve(text)
@@ -201,12 +201,15 @@ class ImageStore:
             return None
         # An id says exactly which content: there is nothing newer to get.
         by_id = _ID.fullmatch(text) is not None and text.removeprefix("sha256:") in named.digest
-        return None if pull is PullPolicy.ALWAYS and not by_id else named
+        return None if pull is PullPolicy.ALWAYS and not by_id else self._read(named)
 
     async def _finish(self, descriptor: Descriptor, text: str, report: Report) -> Image:
-        found = await in_thread(self._read, descriptor)
+        return await self._complete(await in_thread(self._read, descriptor), text, report)
+
+    async def _complete(self, found: _Found, text: str, report: Report) -> Image:
+        """Return an image that is in the store, with its rootfs."""
         built = await self._ensure_rootfs(found, report)
-        return Image(descriptor.digest, text, found.config.run, built)
+        return Image(found.descriptor.digest, text, found.config.run, built)
 
     async def _load(
         self, path: Path, report: Report, name: str | None, pins: Pins

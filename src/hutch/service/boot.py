@@ -118,8 +118,7 @@ class Boots:
             undo.push_async_callback(lambda: settle(machine.kill()))
             if deadline is None:
                 deadline = time.monotonic() + self._parts.settings.boot_timeout * STALL_SHARE
-            await order.record(machine.record.to_json())
-            guest = await self._reach(machine, deadline)
+            guest = await self._reach(machine, deadline, order.record)
             undo.push_async_callback(guest.close)
             try:
                 await order.set_up(guest)
@@ -145,24 +144,36 @@ class Boots:
         await self._parts.engine.discard(directory)
         await in_thread(_remove_tree, directory)
 
-    async def _reach(self, machine: Machine, deadline: float) -> Guest:
-        """Connect to the agent, watching for signs of life. Raises Stalled."""
+    async def _reach(self, machine: Machine, deadline: float, record: Record) -> Guest:
+        """Put the machine on record, and connect to its agent, watching for signs of life.
+
+        Nothing is asked of the guest before it is on record. Raises Stalled, Late, and what
+        `record` raises.
+        """
         limit = deadline - time.monotonic()
         if limit <= 0:
             raise Late
         watchdog = _Watchdog(machine, min(limit, self._parts.settings.boot_timeout * STALL_SHARE))
+        recorded, guest = _Recorded(record, machine), None
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(watchdog.run())
-                connecting = self._parts.connect_guest(machine.agent_socket, timeout=limit)
-                guest = await connecting
+                recording = group.create_task(recorded.run())
+                guest = await self._parts.connect_guest(machine.agent_socket, timeout=limit)
+                await recording
                 watching.cancel()
-        except BaseExceptionGroup as failures:
+        except BaseException as cause:
+            if guest is not None:
+                await guest.close()
+            if recorded.failure is not None:
+                raise recorded.failure from None
             # Not except*: Python before 3.11.4 puts what its clause raises into another group.
-            ours, others = failures.split((Stalled, HutchError))
+            if not isinstance(cause, BaseExceptionGroup):
+                raise
+            ours, others = cause.split((Stalled, HutchError))
             if ours is None or others is not None:
                 raise
-            raise Stalled(await _why(machine, _first(ours))) from failures
+            raise Stalled(await _why(machine, _first(ours))) from cause
         return guest
 
     async def _failed(self, order: Order, why: str) -> HutchError:
@@ -173,6 +184,22 @@ class Boots:
             hint=order.hint,
             details={"console": lines},
         )
+
+
+class _Recorded:
+    """Puts a machine on record, and keeps apart why that has failed: the boot is not at fault."""
+
+    def __init__(self, record: Record, machine: Machine) -> None:
+        self._record = record
+        self._machine = machine
+        self.failure: Exception | None = None
+
+    async def run(self) -> None:
+        try:
+            await self._record(self._machine.record.to_json())
+        except Exception as cause:
+            self.failure = cause
+            raise
 
 
 class _Watchdog:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -81,13 +81,35 @@ class Layers:
         """
         self.know(layer)
         path = self.path(layer.id)
-        await settle_in_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
-        behind, form = (self.behind(layer.id) or [base])[0], "qcow2"
-        if behind == base:
-            form = "raw"
+        behind = (self.behind(layer.id) or [base])[0]
+        form = "raw" if behind == base else "qcow2"
         with host_errors():
-            await settle_in_thread(self._parts.engine.create_disk, path, size, behind, form)
+            await settle_in_thread(self._make, path, size, behind, form)
         return path
+
+    def _make(self, path: Path, size: int, behind: Path, form: str) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._parts.engine.create_disk(path, size, behind, form)
+
+    @contextlib.asynccontextmanager
+    async def over(self, below: str, size: int) -> AsyncIterator[LayerRow]:
+        """Make a layer over another; it goes with the block unless somebody holds it by then.
+
+        `size` is that of the whole disk. Raises disk_full, engine_failed.
+        """
+        layer = self.plan(parent=below)
+        try:
+            with self.pinned(layer.id):
+                await settle(self._record_and_make(layer, size))
+                yield layer
+        finally:
+            await settle(self.release(layer.id))
+
+    async def _record_and_make(self, layer: LayerRow, size: int) -> None:
+        with host_errors():
+            base = await self._parts.base_disk(self._parts.settings.home, size)
+            await self._parts.store.add_layer(layer)
+            await self.make(layer, size, base)
 
     async def shorten(
         self, top: str, base: Path, record: Callable[[LayerRow], Awaitable[None]]

@@ -297,14 +297,14 @@ class Booter:
         """
         start = functools.partial(self._parts.engine.clone, frozen=frozen)
         order = self._order(row, spec, record, start, set_up)
-        order = dataclasses.replace(order, load=await in_thread(self._to_load, frozen))
+        order = dataclasses.replace(order, load=await self._to_load(frozen))
         return await self._boots.attempt(order)
 
-    def _to_load(self, frozen: Frozen) -> int:
+    async def _to_load(self, frozen: Frozen) -> int:
         """Return the bytes of frozen memory that the next clone must read in."""
         if self._parts.engine.frozen_memory(frozen):
             return 0
-        return sum(map(disk_use, (frozen.image, *frozen.below())))
+        return await in_thread(lambda: sum(map(disk_use, (frozen.image, *frozen.below()))))
 
     def _order(
         self,

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
+from hutch.images.flight import together
 from hutch.models import ExitStatus, IdleAction, StopReason, parse_timestamp
 from hutch.service.lifecycle import PARKED, PAUSED, RUNNING, STARTING, wrong_state
 from hutch.service.parking import Parking
@@ -23,6 +24,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry
 from hutch.service.sandbox import SIGKILL, TIMEOUT_CODE, Sandbox
+from hutch.state.base import LayerRow
 from hutch.tasks import Scope, settle
 
 log = logging.getLogger(__name__)
@@ -160,8 +162,10 @@ class Pauses:
         with entry.turn():
             try:
                 # Still paused on record until it runs: a crash before that leaves it paused.
-                await sandbox.resume()
-                await self._records.move(entry, RUNNING)
+                await sandbox.run_on()
+                async with together() as group:
+                    group.create_task(sandbox.keep_clock())
+                    await self._records.move(entry, RUNNING)
             except BaseException:
                 await self._pause_again(entry)
                 raise
@@ -256,52 +260,57 @@ class Pauses:
         self._records.emit("sandbox.resumed", entry)
 
     async def _begin_again(self, entry: Entry) -> Sandbox:
-        """Take the memory up; the sandbox is on record as running then, its programs frozen."""
+        """Take the memory up; the sandbox is on record as running then, its programs frozen.
+
+        When it fails, nothing has written to the disk that goes with the memory.
+        """
         try:
             await self._records.move(entry, STARTING, error=None)
             entry.row = await self._parts.store.next_generation(entry.info.id)
             record = BootRecord(self._parts.store, entry)
-            machine, guest = await self.parking.take_up(entry.row, record)
-            return await self._adopt(entry, machine, guest)
+            async with self.parking.disk(entry.row, record) as layer:
+                machine, guest = await self.parking.take_up(entry.row, record, layer)
+                return await self._adopt(entry, machine, guest, layer)
         except BaseException:
             await settle(self._records.settle(entry, PARKED))
             raise
 
-    async def _adopt(self, entry: Entry, machine: Machine, guest: Guest) -> Sandbox:
-        sandbox = self._lives.adopt(entry, machine, found=True)
+    async def _adopt(
+        self, entry: Entry, machine: Machine, guest: Guest, layer: LayerRow
+    ) -> Sandbox:
+        """Make it the sandbox's VM, and the layer its disk: in one step, which decides."""
+        sandbox, below = self._lives.adopt(entry, machine, found=True), entry.row.layer
         sandbox.connection.use(guest)
         try:
-            await self._records.move(entry, RUNNING, pid=machine.record.process.pid)
+            await settle(self._take(entry, machine, layer))
         except BaseException:
-            await settle(self._lives.put_down(entry, sandbox))
+            await settle(self._take_back(entry, sandbox, below))
             raise
         return sandbox
 
-    async def _go_on(self, entry: Entry, sandbox: Sandbox) -> None:
-        """Let the programs of an unparked sandbox go on, and forget the memory.
+    async def _take(self, entry: Entry, machine: Machine, layer: LayerRow) -> None:
+        vm = machine.record
+        entry.row = await self._parts.store.put_back(
+            entry.info.id,
+            (STARTING,),
+            RUNNING,
+            machine=vm.to_json(),
+            layer=layer.id,
+            pid=vm.process.pid,
+        )
 
-        Not before it is on record as running: until then its disk is the one that goes with the
-        memory.
-        """
+    async def _take_back(self, entry: Entry, sandbox: Sandbox, below: str | None) -> None:
+        await self._lives.put_down(entry, sandbox)
+        if entry.row.layer != below:  # a step that was cancelled was taken nevertheless
+            with contextlib.suppress(HutchError):
+                entry.row = await self._parts.store.set_layer(entry.info.id, below)
+
+    async def _go_on(self, entry: Entry, sandbox: Sandbox) -> None:
+        """Let the programs of an unparked sandbox go on, and forget the memory."""
         self._lives.supervise(entry, sandbox)  # first: from here on its end is seen
         self.unwatch(entry)
         await sandbox.go_on()
         await self.parking.clear(entry.row)
-
-    async def take_up(self, entry: Entry, machine: Machine) -> None:
-        """Go on with a VM that an earlier daemon has begun to start from a parked memory.
-
-        Raises parked_unusable, and leaves the sandbox parked.
-        """
-        try:
-            guest = await self.parking.greet(entry.row, machine)
-            sandbox = await self._adopt(entry, machine, guest)
-        except HutchError:
-            await self._records.clear_machine(entry)
-            await self._records.settle(entry, PARKED)
-            self.watch(entry)
-            raise
-        await self._go_on(entry, sandbox)
 
     # ---- the time limit of one that is parked
 

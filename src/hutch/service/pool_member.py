@@ -18,6 +18,7 @@ from typing import Any, Final
 from hutch.engine.base import Machine
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, GuestExec, Identity, Output
+from hutch.images.flight import together
 from hutch.models import SandboxInfo
 from hutch.process import ProcessId
 from hutch.service.ahead import Ahead
@@ -331,8 +332,10 @@ async def _answer(member: Member, info: SandboxInfo, generation: int) -> float |
     began = time.monotonic()
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await member.machine.resume()
-            await set_up_clone(info, generation, member.guest)
+            async with together() as group:
+                # Its agent finds the identity waiting as soon as it runs.
+                group.create_task(member.machine.resume())
+                await set_up_clone(info, generation, member.guest)
     except (Stalled, HutchError, TimeoutError) as cause:
         return str(cause) or f"it has not answered for {ANSWER_SECONDS:g} s"
     return time.monotonic() - began

@@ -192,14 +192,24 @@ class Sandbox:
     async def resume(self) -> None:
         """Let its CPUs go on, and put its clock right. Idempotent.
 
-        Raises engine_failed, sandbox_died. A guest that does not answer is no failure: the
-        connection's own task sees to it.
+        Raises engine_failed, sandbox_died.
         """
+        await self.run_on()
+        await self.keep_clock()
+
+    async def run_on(self) -> None:
+        """Let its CPUs go on; `keep_clock` is to follow. Raises engine_failed, sandbox_died."""
         await self.machine.resume()
         self.connection.release()
         self.activity.touch()
+
+    async def keep_clock(self) -> None:
+        """Put its clock right if need be.
+
+        A guest that does not answer is no failure: the connection's own task sees to it.
+        """
         with contextlib.suppress(HutchError):
-            guest = await self.connection.get()
+            guest = await self.connection.get()  # which waits while it is paused
             await guest.keep_clock()
 
     async def still(self) -> None:
@@ -269,9 +279,7 @@ class Sandbox:
         """Keep the guest's clock in step: it has no NTP, and its rate is but measured."""
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
-            with contextlib.suppress(HutchError):  # the connection's own task sees to it
-                guest = await self.connection.get()  # which waits while it is paused
-                await guest.keep_clock()
+            await self.keep_clock()
 
     async def _watch_time(self, timeout_at: float) -> None:
         await asyncio.sleep(max(0.0, timeout_at - time.time()))

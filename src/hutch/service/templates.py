@@ -60,6 +60,9 @@ RETRY_SECONDS: Final = 300.0
 MEMORY_SHARE: Final = 4
 """Templates without running sandboxes are held in memory up to this part of the host's."""
 
+TOUCH_SECONDS: Final = 60.0
+"""How exactly it outlasts the daemon when a template was used."""
+
 _PREFIX_MIN: Final = 4
 
 
@@ -105,6 +108,8 @@ class Templates:
         self._build = build
         self._shelf: dict[str, Template] = {}
         self._used: dict[str, float] = {}
+        self._noted: dict[str, float] = {}
+        """When it was put on record last that a template is used."""
         self._leases: Counter[str] = Counter()
         self._failed: dict[str, float] = {}
         self._flights = Flights()
@@ -182,9 +187,12 @@ class Templates:
         return next((t for t in self._shelf.values() if t.manifest.key.digest == digest), None)
 
     async def _touch(self, template: Template) -> None:
-        self._used[template.id] = time.time()
-        with contextlib.suppress(OSError):
-            await in_thread(os.utime, template.directory / MANIFEST)
+        now = time.time()
+        if now - self._noted.get(template.id, 0.0) >= TOUCH_SECONDS:
+            self._noted[template.id] = now
+            with contextlib.suppress(OSError):
+                await in_thread(os.utime, template.directory / MANIFEST)
+        self._used[template.id] = now
 
     # ---- making
 
@@ -289,6 +297,7 @@ class Templates:
         if template is None:
             return 0
         self._used.pop(template_id, None)
+        self._noted.pop(template_id, None)
         size = (await in_thread(uses_of, template.directory)).own
         await settle_in_thread((template.directory / MANIFEST).unlink, missing_ok=True)
         await self._parts.engine.drop(template.frozen)

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import re
+import shutil
+import threading
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hutch.errors import HutchError, error
 from hutch.images import deb, kernel
 from hutch.images.base import no_report
 from hutch.images.kernel import KernelStore
+from hutch.tasks import in_thread
 from tests.unit.images.kernels import VERSION, module, module_tree, package, vmlinux, vmlinuz
 from tests.unit.images.making import settings_with
 
@@ -104,6 +108,35 @@ async def test_a_restart_sweeps_what_was_half_done(
     await store.load(image)
     await store.ensure(None, no_report)
     assert left_over(home) == []
+
+
+async def test_a_kernel_that_is_being_removed_is_not_lent(
+    store: KernelStore, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.load(image, name="one")
+    await store.ensure("one", no_report)
+    begun, go_on, remove = threading.Event(), threading.Event(), shutil.rmtree
+
+    def slowly(path: Path) -> None:
+        begun.set()
+        go_on.wait(60)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    async with asyncio.TaskGroup() as group:
+        removal = group.create_task(store.remove("one"))
+        await in_thread(begun.wait, 60)
+        lent = group.create_task(_code(store.ensure("one", no_report)))
+        await in_thread(lambda: None)  # by then it has looked, and waits
+        go_on.set()
+    assert removal.result().removed == ["one"]
+    assert lent.result() == "kernel_not_found"
+
+
+async def _code(work: Awaitable[object]) -> str:
+    with pytest.raises(HutchError) as caught:
+        await work
+    return caught.value.code
 
 
 async def test_a_lost_initramfs_is_made_again(store: KernelStore, image: Path) -> None:

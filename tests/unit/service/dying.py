@@ -28,12 +28,12 @@ async def dying(
             async def call(*args: Any, **kwargs: Any) -> Any:
                 nonlocal steps
                 if reached.is_set():
-                    await hang
+                    await asyncio.shield(hang)  # one who is cancelled leaves the others waiting
                 result = await method(*args, **kwargs)
                 steps += 1
                 if steps > at:
                     reached.set()
-                    await hang
+                    await asyncio.shield(hang)
                 return result
 
             return call
