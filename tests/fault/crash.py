@@ -4,6 +4,7 @@
 `crash_at` runs it again and has the daemon killed right before one of them.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from tests.waiting import wait_until
 
 SITE = Path(__file__).with_name("site")
 _NEVER = "never"
+_SETTLING = 30.0
+"""Seconds that what goes on in the background may take to its end."""
 _UNRELATED = (
     "hutch.db",
     "daemon.",
@@ -64,7 +67,7 @@ class Crasher:
         assert daemon is not None
         self._file.write_text(act)
         try:
-            result = self.hutch.run(*args, expect=None, timeout=60)
+            result = self.hutch.run(*args, expect=None)
             # A command may have its answer before the last acts.
             wait_until(lambda: not daemon.alive(), what=f"the daemon reaches {act}")
             return result
@@ -80,7 +83,7 @@ class Crasher:
         self._file.write_text(f"stop {act}")
         try:
             started = self.hutch.start(*args)
-            wait_until(lambda: _is_stopped(daemon.pid), timeout=60, what=f"it reaches {act}")
+            wait_until(lambda: _is_stopped(daemon.pid), what=f"it reaches {act}")
             yield started
         finally:
             self._end()
@@ -131,17 +134,46 @@ def content(hutch: Hutch) -> set[str]:
     return found
 
 
+def same_content(hutch: Hutch, *wanted: set[str], when: str) -> None:
+    """Assert that a home has one of some contents, at the latest when what goes on has ended."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: content(hutch) in wanted, timeout=_SETTLING)
+    found = content(hutch)
+    assert found in wanted, (when, [sorted(found ^ each) for each in wanted])
+
+
 def consistent(hutch: Hutch) -> None:
-    """Assert that rows, directories, sockets and processes tell the same story."""
+    """Assert that rows, directories, sockets and processes tell the same story.
+
+    They cannot be looked at in one moment, and a sandbox may be about to end or to go: it is what
+    they come to that counts.
+    """
+    found: list[object] = []
+
+    def agree() -> bool:
+        found[:] = _contradictions(hutch)
+        return not found
+
+    with contextlib.suppress(AssertionError):
+        wait_until(agree, timeout=_SETTLING)
+    assert not found, found
+
+
+def _contradictions(hutch: Hutch) -> Iterator[object]:
     rows = hutch.json("ps", "-a")
+    ids = {row["id"] for row in rows}
     running = {row["id"]: row["pid"] for row in rows if row["state"] in ("running", "paused")}
     resting = ("created", "parked", "stopped", "failed")
     at_rest = {row["id"] for row in rows if row["state"] in resting}
-    assert running.keys() | at_rest == {row["id"] for row in rows}, rows
+    if running.keys() | at_rest != ids:
+        yield "states", rows
     directories = {path.name for path in hutch.home.joinpath("sandboxes").glob("*")}
     # A start makes the directory of a sandbox that has none yet.
-    assert directories <= {row["id"] for row in rows}, (directories, rows)
+    if not directories <= ids:
+        yield "directories", directories, rows
     machines = {path.name for path in hutch.runtime.glob("*/sb_*")}
-    assert machines == running.keys(), (machines, rows)
+    if machines != running.keys():
+        yield "machines", machines, rows
     qemus = {who.pid for who, what in hutch.processes().items() if "qemu-system" in what}
-    assert qemus == set(running.values()), (qemus, rows)
+    if qemus != set(running.values()):
+        yield "processes", qemus, rows

