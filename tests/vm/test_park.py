@@ -132,23 +132,21 @@ async def read_twice(service: HostService) -> list[list[bytes]]:
     await read_random(service, info.id)
     await service.sandboxes.park(info.id)
     entry = service._registry.find(info.id)
-    assert entry.row.layer is not None
-    places = service._parts.places
-    parts = [places.parked(info.id), places.layer(entry.row.layer)]
-    aside = [path.with_name(f"{path.name}.aside") for path in parts]
-    shutil.copytree(parts[0], aside[0])
-    shutil.copy(parts[1], aside[1])
+    layer, parked = entry.row.layer, service._parts.places.parked(info.id)
+    aside = parked.with_name("aside")
+    shutil.copytree(parked, aside)
     read = []
     for _ in range(2):
         read.append(await read_random(service, info.id))
         await service.sandboxes.kill(info.id)
-        shutil.copytree(aside[0], parts[0])
-        shutil.copy(aside[1], parts[1])
+        # The disk that goes with the memory was not written to: each attempt has a layer over it.
+        shutil.copytree(aside, parked)
+        written = entry.row.layer
+        entry.row = await service._parts.store.set_layer(info.id, layer)
+        await service._lives.booter.layers.release(written)
         await service._lives.records.settle(entry, SandboxState.PARKED)
     await service.sandboxes.remove(info.id, force=True)
-    for path in aside:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
     return read
 
 

@@ -20,7 +20,7 @@ from hutch.models import SnapshotInfo
 from hutch.service.boot import Late, Stalled
 from hutch.service.machine import Booter, identify_clone
 from hutch.service.names import ID_PREFIX, new_id
-from hutch.service.parts import Parts, host_errors
+from hutch.service.parts import Parts
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import in_thread, settle
 
@@ -42,23 +42,6 @@ class Beside:
         self._parts = parts
         self._booter = booter
         self._layers = booter.layers
-
-    @contextlib.asynccontextmanager
-    async def layer(self, past: Past, size: int) -> AsyncIterator[LayerRow]:
-        """Make a layer over a moment's; it goes with the block unless somebody has it by then."""
-        layer = self._layers.plan(parent=past.layer)
-        try:
-            with self._layers.pinned(layer.id):
-                await settle(self._make(layer, size))
-                yield layer
-        finally:
-            await settle(self._layers.release(layer.id))
-
-    async def _make(self, layer: LayerRow, size: int) -> None:
-        with host_errors():
-            base = await self._parts.base_disk(self._parts.settings.home, size)
-            await self._parts.store.add_layer(layer)
-            await self._layers.make(layer, size, base)
 
     async def begin(self, row: SandboxRow, past: Past, layer: LayerRow) -> tuple[Machine, Guest]:
         """Start a VM that goes on from a moment, with the identity of `row`; its programs frozen.
@@ -87,7 +70,7 @@ class Beside:
     @contextlib.asynccontextmanager
     async def peek(self, row: SandboxRow, past: Past) -> AsyncIterator[Guest]:
         """Let the guest of a moment be looked into for the length of the block."""
-        async with self.layer(past, row.info.disk) as layer:
+        async with self._layers.over(past.layer, row.info.disk) as layer:
             machine, guest = await self.begin(row, past, layer)
             try:
                 yield guest

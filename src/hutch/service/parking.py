@@ -1,16 +1,19 @@
 """A sandbox's memory on disk: written while its VM stands still, and taken up by a clone of it.
 
 The directory of a parked sandbox is complete when its manifest is there, which comes last and goes
-first. Its disk is not in it: the sandbox keeps that, and nothing may write it meanwhile. It must
-not know of states, nor of what wakes a sandbox.
+first. Its disk is not in it: the sandbox keeps that, and nothing writes it any more, as each
+attempt to go on has a layer of its own over it. It must not know of states, nor of what wakes a
+sandbox.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
 import shutil
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,12 +30,13 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.models import CpuInfo, from_json, timestamp, to_json
 from hutch.service.boot import Late, Stalled
+from hutch.service.flatten import LAYERS_MAX
 from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.machine import Booter, BootRecord, identify_clone
-from hutch.service.parts import Parts
+from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import Recipe
-from hutch.service.sandbox import GUEST_TIMEOUT, Sandbox
-from hutch.state.base import SandboxRow
+from hutch.service.sandbox import Sandbox
+from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
@@ -49,8 +53,8 @@ class Manifest:
     """What is on record of a parked memory, beside it.
 
     `program` and `layout` are the engine's marks of what can load it, `cpu` is what its guest saw,
-    `layer` is the uppermost one of the disk that goes with it, `generation` that of the sandbox
-    which was parked.
+    `layer` is the uppermost one of the disk that goes with it, `joined` what its layers were joined
+    into since; `generation` is that of the sandbox which was parked.
     """
 
     format: int
@@ -64,6 +68,7 @@ class Manifest:
     layer: str | None
     generation: int
     parked_at: str
+    joined: str | None = None
 
 
 class Parking:
@@ -109,7 +114,7 @@ class Parking:
     async def _describe(self, row: SandboxRow, machine: Machine) -> Manifest:
         record = machine.record
         recipe = await self._booter.recipe(row.info)
-        spec = self._spec(row, recipe, record.machine, record.accelerator, None)
+        spec = self._spec(row, recipe, _disk_of(row), record.machine, record.accelerator, None)
         engine = self._parts.engine
         return Manifest(
             format=FORMAT,
@@ -129,14 +134,13 @@ class Parking:
         self,
         row: SandboxRow,
         recipe: Recipe,
+        layer: str,
         machine: MachineType,
         accelerator: Accelerator,
         tsc_khz: int | None,
     ) -> MachineSpec:
-        """Return the VM that the sandbox has, or is to have again."""
-        if row.layer is None:
-            raise error("engine_failed", f"sandbox {row.info.name} has no disk")
-        spec = self._booter.machine_spec(row, recipe, row.layer)
+        """Return the VM that the sandbox has, or is to have again, with that uppermost layer."""
+        spec = self._booter.machine_spec(row, recipe, layer)
         rate = spec.tsc_khz if tsc_khz is None else tsc_khz
         return dataclasses.replace(spec, machine=machine, accelerator=accelerator, tsc_khz=rate)
 
@@ -146,21 +150,60 @@ class Parking:
         """Tell whether there is a memory to take up."""
         return await in_thread((self._parts.places.parked(row.info.id) / MANIFEST).is_file)
 
-    async def take_up(self, row: SandboxRow, record: BootRecord) -> tuple[Machine, Guest]:
+    @contextlib.asynccontextmanager
+    async def disk(self, row: SandboxRow, record: BootRecord) -> AsyncIterator[LayerRow]:
+        """Make a layer for an attempt to go on, over the disk that goes with the memory.
+
+        It goes with the block unless it is the sandbox's by then. Raises parked_unusable,
+        no_capacity, disk_full, engine_failed.
+        """
+        manifest = await self._complete(row)
+        directory, layers, info = (
+            self._parts.places.parked(row.info.id),
+            self._booter.layers,
+            row.info,
+        )
+        base = await self._parts.base_disk(self._parts.settings.home, info.disk)
+
+        async def record_joined(joined: LayerRow) -> None:
+            # Before it is the sandbox's: a crash in between leaves one that goes by its old name.
+            renamed = dataclasses.replace(manifest, joined=joined.id)
+            with host_errors():
+                await settle_in_thread(_write_manifest, directory, renamed)
+            await record.layer(joined, info.template)
+
+        # They would become more with each time; nobody has them open now.
+        below = await layers.shorten(_disk_of(row), base, record_joined)
+        if len(layers.chain(below)) >= LAYERS_MAX:
+            raise error(
+                "no_capacity",
+                f"the disk of sandbox {info.name} has {LAYERS_MAX} layers, which cannot be joined",
+                hint="free some space, and see `hutch doctor`",
+            )
+        async with layers.over(below, info.disk) as layer:
+            yield layer
+
+    async def _complete(self, row: SandboxRow) -> Manifest:
+        """Return what is on record of the memory. Raises parked_unusable."""
+        manifest = await in_thread(_read_manifest, self._parts.places.parked(row.info.id))
+        if manifest is None or row.layer not in (manifest.layer, manifest.joined):
+            raise _unusable(row, "its memory is not complete")
+        return manifest
+
+    async def take_up(
+        self, row: SandboxRow, record: BootRecord, layer: LayerRow
+    ) -> tuple[Machine, Guest]:
         """Start the VM that goes on from the memory, with its identity; its programs are frozen.
 
-        Raises parked_unusable, and when it may work another time engine_*, no_capacity and the
-        like. No VM is left then, and the memory is as it was.
+        It writes to `layer`. Raises parked_unusable, and when it may work another time engine_*,
+        no_capacity and the like. No VM is left then, and the memory is as it was.
         """
         directory = self._parts.places.parked(row.info.id)
-        manifest = await in_thread(_read_manifest, directory)
-        if manifest is None or manifest.layer != row.layer:
-            raise _unusable(row, "its memory is not complete")
+        manifest = await self._complete(row)
         recipe = await self._booter.recipe(row.info)
         _check_host(row, manifest, recipe.verdict)
-        spec = self._spec(
-            row, recipe, manifest.machine, Accelerator(manifest.accelerator), manifest.tsc_khz
-        )
+        accelerator = Accelerator(manifest.accelerator)
+        spec = self._spec(row, recipe, layer.id, manifest.machine, accelerator, manifest.tsc_khz)
         engine = self._parts.engine
         if manifest.program != await in_thread(engine.identity):
             raise _unusable(row, "another build of the engine has written its memory")
@@ -179,28 +222,17 @@ class Parking:
         finally:
             await engine.drop(frozen)
 
-    async def greet(self, row: SandboxRow, machine: Machine) -> Guest:
-        """Give the VM its identity that an earlier daemon has started from the memory.
-
-        Raises parked_unusable; the VM is ended then.
-        """
-        try:
-            guest = await self._parts.connect_guest(machine.agent_socket, timeout=GUEST_TIMEOUT)
-            try:
-                await identify_clone(row.info, row.generation, guest)
-            except BaseException:
-                await guest.close()
-                raise
-        except (Stalled, HutchError) as cause:
-            await machine.kill()
-            raise _unusable(row, str(cause)) from cause
-        return guest
-
     async def clear(self, row: SandboxRow) -> None:
         """Remove the memory, if there is one."""
         directory = self._parts.places.parked(row.info.id)
         await self._parts.engine.drop(Frozen(directory, row.info.memory))
         await settle_in_thread(_remove, directory)
+
+
+def _disk_of(row: SandboxRow) -> str:
+    if row.layer is None:
+        raise error("engine_failed", f"sandbox {row.info.name} has no disk")
+    return row.layer
 
 
 def _check_host(row: SandboxRow, manifest: Manifest, verdict: Verdict) -> None:

@@ -50,7 +50,7 @@ async def _mend(parts: Parts, lives: Lives, entry: Entry) -> None:
         if state is SandboxState.PARKED or (
             state is SandboxState.STARTING and await lives.parking.is_complete(entry.row)
         ):
-            await _take_up_parked(lives, entry, machine)
+            await _leave_parked(lives, entry, machine)
             return
         await lives.parking.clear(entry.row)  # which was not completed, or is of no use any more
         if state is SandboxState.STARTING:
@@ -111,20 +111,15 @@ async def _take_up(lives: Lives, entry: Entry, machine: Machine | None) -> None:
     log.info("the VM of %s runs on", entry.info.name)
 
 
-async def _take_up_parked(lives: Lives, entry: Entry, machine: Machine | None) -> None:
-    """Leave a sandbox parked, or go on with what was begun with its memory."""
+async def _leave_parked(lives: Lives, entry: Entry, machine: Machine | None) -> None:
+    """Leave a sandbox parked.
+
+    What was begun with its memory, and is not the sandbox's on record, wrote to another layer.
+    """
     starting = entry.info.state is SandboxState.STARTING
-    begun = starting and entry.row.machine is not None
-    if starting and machine is not None:
-        # It may have written to the disk since, so that there is no way back to the memory.
-        await lives.pauses.take_up(entry, machine)
-        log.info("%s goes on from its parked memory", entry.info.name)
-        return
-    await _end(machine)  # it stands still since its memory was taken
+    await _end(machine)
     await lives.records.clear_machine(entry)
-    if begun or not await lives.parking.is_complete(entry.row):
-        # A VM that had begun with the memory and is gone may have written to the disk, which does
-        # not go with the memory any more then.
+    if not await lives.parking.is_complete(entry.row):
         await lives.finish(entry, ExitStatus(StopReason.ENGINE, None, _NO_MEMORY))
         await lives.parking.clear(entry.row)
         return

@@ -89,7 +89,7 @@ class Undos:
                     begun.enter_context(entry.begin())
                     async with past() as moment:
                         await self._lives.records.catch_up(entry)
-                        async with self._beside.layer(moment, entry.info.disk) as layer:
+                        async with self._layers.over(moment.layer, entry.info.disk) as layer:
                             await self._exchange(entry, moment, layer, undone, begun)
             finally:
                 if entry.sandbox is not None and entry.sandbox.ending:

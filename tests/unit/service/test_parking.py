@@ -17,6 +17,7 @@ from hutch.guest.fake_files import FakeError
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxInfo, SandboxState, StopReason, parse_timestamp
 from hutch.service import parking
+from hutch.service.flatten import DEEPEST
 from hutch.service.host import DATABASE, HostService
 from hutch.service.values import SandboxFilter
 from hutch.state.sqlite import SqliteStore
@@ -81,7 +82,9 @@ async def test_park_and_use(world: World, service: HostService) -> None:
     assert second["generation"] == first["generation"] + 1
     assert second["entropy"] != first["entropy"]
     [(clone, _)] = world.engine.cloned
-    assert clone.drives == world.engine.booted[0].drives
+    root, disk = world.engine.booted[0].drives
+    assert clone.drives[0] == root
+    assert list(clone.drives[1].layers) == [disk.path, *disk.layers]
     told = [event.kind async for event in service.system.events(since=0)]
     told = [kind for kind in told if kind in ("sandbox.parked", "sandbox.resumed")]
     assert told == ["sandbox.parked", "sandbox.resumed"]
@@ -348,23 +351,76 @@ async def test_the_daemon_dies_before_the_clone_runs(world: World) -> None:
         await runs_on(world, service, info)
 
 
-@pytest.mark.parametrize("deny", [False, True])
-async def test_the_daemon_dies_while_the_clone_runs(world: World, deny: bool) -> None:
+async def test_the_daemon_dies_while_the_clone_runs(world: World) -> None:
+    """What had begun with the memory wrote to a layer of its own, and is begun anew."""
     async with world.service() as service:
         info = await parked(service)
-        kept = {path: path.read_bytes() for path in files(world, info)}
-        await service.sandboxes.resume(info.id)
+        before, booter = top(service, info), service._lives.booter
+        layer = booter.layers.plan(parent=before)
+        await booter.layers._record_and_make(layer, info.disk)
+        row = service._registry.find(info.id).row
+        spec = booter.machine_spec(row, await booter.recipe(info), layer.id)
+        machine = await world.engine.boot(spec)
+        await service._parts.store.set_machine(info.id, machine.record.to_json())
     await rewrite(world, info, SandboxState.STARTING)
-    for path, content in kept.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    world.agent(info).frozen = True
-    world.agent(info).deny_entropy = deny
     async with world.service() as service:
-        if deny:
-            assert (await service.sandboxes.get(info.id)).state is PARKED
-            await service.sandboxes.resume(info.id)
+        assert (await service.sandboxes.get(info.id)).state is PARKED
+        assert world.engine.running() == []
+        assert [path.stem for path in world.layers()] == [before]
+        await service.sandboxes.resume(info.id)
         await runs_on(world, service, info)
+
+
+def top(service: HostService, info: SandboxInfo) -> str:
+    layer = service._registry.find(info.id).row.layer
+    assert layer is not None
+    return layer
+
+
+async def test_each_attempt_has_a_layer_of_its_own(world: World, service: HostService) -> None:
+    info = await parked(service)
+    before = top(service, info)
+    world.deny_entropy = True
+    for _ in range(2):
+        await expect("parked_unusable", service.sandboxes.resume(info.id))
+        assert top(service, info) == before
+        assert [path.stem for path in world.layers()] == [before]
+        written = world.engine.cloned[-1][0].drives[1]
+        assert written.path.stem != before
+        assert before in [path.stem for path in written.layers]
+    world.deny_entropy = False
+    await service.sandboxes.resume(info.id)
+    assert top(service, info) == world.engine.cloned[-1][0].drives[1].path.stem
+    assert len(world.layers()) == 2
+    await runs_on(world, service, info)
+
+
+async def test_a_record_that_cannot_be_written_leaves_the_disk(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await parked(service)
+    before = top(service, info)
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "put_back", fails)
+        await expect("disk_full", service.sandboxes.resume(info.id))
+    assert (await service.sandboxes.get(info.id)).state is PARKED
+    assert (top(service, info), world.engine.running()) == (before, [])
+    assert [path.stem for path in world.layers()] == [before]
+    await service.sandboxes.resume(info.id)
+    await runs_on(world, service, info)
+
+
+async def fails(*args: Any, **kwargs: Any) -> None:
+    raise FULL
+
+
+async def test_layers_do_not_pile_up(world: World, service: HostService) -> None:
+    info = await start(service)
+    for _ in range(DEEPEST + 3):
+        await service.sandboxes.park(info.id)
+        await service.sandboxes.resume(info.id)
+        assert len(world.layers()) <= DEEPEST + 1
+    await runs_on(world, service, info)
 
 
 async def test_a_memory_that_is_gone(world: World) -> None:
