@@ -31,15 +31,22 @@ _HARMLESS: Final = 0b11
 """Features that say how a file was closed. Others could name further files, or need keys."""
 
 
-async def flatten(layers: Sequence[Path], template: Path | None, base: Path, target: Path) -> None:
+async def flatten(
+    layers: Sequence[Path],
+    template: Path | None,
+    base: Path,
+    target: Path,
+    behind: Sequence[Path] = (),
+) -> None:
     """Write the contents of `layers`, the uppermost first, into one new layer, `target`.
 
-    It is over the disk of `template`, or else the empty `base`, as the last of them is. Nobody may
-    write them meanwhile. Raises tool_missing, disk_full, engine_failed; leaves nothing then.
+    It is over what the last of them is over: the layers `behind` it, the nearest first, over the
+    disk of `template`, or else the empty `base`. Nobody may write them meanwhile. Raises
+    tool_missing, disk_full, engine_failed; leaves nothing then.
     """
     below = node_of(base, "raw")
-    if template is not None:
-        below = node_of(template, "qcow2", below)
+    for path in reversed([*behind, *([template] if template is not None else [])]):
+        below = node_of(path, "qcow2", below)
     part = target.with_suffix(".part")
     try:
         await settle_in_thread(copy_layer, layers[-1], target)

@@ -152,36 +152,42 @@ class Layers:
         return len(self.chain(top)) > CROWDED
 
     async def thin_out(self, top: str, base: Path, lock: asyncio.Lock) -> None:
-        """Join the lowest layers of a disk that only the one above them needs, if it has many.
+        """Join some layers of a disk into one, if it has many: at best such as nobody else needs.
 
-        `lock` is that of whoever has the disk, taken for the last step alone. Machines may run on
-        it: they have the files, not their names. When they cannot be joined, or the disk is another
-        by then, it is as good as before.
+        Else those of which a copy takes least, which others go on to use apart. `lock` is that of
+        whoever has the disk, taken for the last step alone. Machines may run on it: they have the
+        files, not their names. When they cannot be joined, or the disk is another by then, it is as
+        good as before.
         """
         rows = self.chain(top)
-        needed = self._needed_alone(rows) if self.crowded(top) else []
-        if len(needed) < 2 or self._read_by_name():
+        if not self.crowded(top) or self._read_by_name():
             return
-        joined = self.plan(template=needed[-1].template)
-        behind = joined.template and self._parts.places.template_disk(joined.template)
+        chosen = self._needed_alone(rows)
+        if len(chosen) < 2:
+            chosen = await in_thread(self._smallest, rows)
+        below = rows[rows.index(chosen[-1]) + 1 :]
+        joined = self.plan(parent=below[0].id if below else None, template=chosen[-1].template)
+        template = rows[-1].template and self._parts.places.template_disk(rows[-1].template)
         try:
             with host_errors():
-                files = [self.path(row.id) for row in needed]
-                await flatten(files, behind or None, base, self.path(joined.id))
+                files = [self.path(row.id) for row in chosen]
+                behind = [self.path(row.id) for row in below]
+                await flatten(files, template or None, base, self.path(joined.id), behind)
             async with lock:
-                await settle(self._join(top, needed, joined))
+                await settle(self._join(top, chosen, joined))
         except HutchError as failure:
             log.warning("the %d layers of %s stay apart: %s", len(rows), top, failure)
         finally:
             if joined.id not in self._rows:
                 await settle_in_thread(self.path(joined.id).unlink, missing_ok=True)
 
-    async def _join(self, top: str, needed: list[LayerRow], joined: LayerRow) -> None:
-        """Put what was joined on record, if nothing has come over or between those layers since."""
-        rows, count = self.chain(top), len(needed)
-        if self._needed_alone(rows)[-count:] != needed or self._read_by_name():
+    async def _join(self, top: str, chosen: list[LayerRow], joined: LayerRow) -> None:
+        """Put what was joined on record, if those are still the layers of that disk."""
+        rows = self.chain(top)
+        at = rows.index(chosen[0]) if chosen[0] in rows else 0
+        if at == 0 or rows[at : at + len(chosen)] != chosen or self._read_by_name():
             return
-        above = rows[-count - 1]
+        above = rows[at - 1]
         self._rows[joined.id] = joined
         try:
             await self._parts.store.join_layers(joined, above.id)
@@ -190,7 +196,15 @@ class Layers:
             raise
         self._rows[above.id] = dataclasses.replace(above, parent=joined.id, template=None)
         # Not at once: somebody may be about to open them for a machine that starts.
-        self._retired.append((time.monotonic(), needed[0].id))
+        self._retired.append((time.monotonic(), chosen[0].id))
+
+    def _smallest(self, rows: list[LayerRow]) -> list[LayerRow]:
+        """Return half a crowd of neighbours, below the uppermost, that are small together."""
+        count = CROWDED // 2
+        sizes = [_bytes_of([self.path(row.id)]) for row in rows]
+        starts = range(len(rows) - count, 0, -1)
+        start = min(starts, key=lambda at: sum(sizes[at : at + count]))
+        return rows[start : start + count]
 
     def _read_by_name(self) -> bool:
         # Who pins a layer may be reading those behind it.

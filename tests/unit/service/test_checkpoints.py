@@ -262,7 +262,9 @@ class Joining:
         monkeypatch.setattr(layers, "RETIRED_SECONDS", -1.0)
         monkeypatch.setattr(layers, "flatten", self._flatten)
 
-    async def _flatten(self, files: list[Path], template: object, base: Path, to: Path) -> None:
+    async def _flatten(
+        self, files: list[Path], template: object, base: Path, to: Path, behind: list[Path]
+    ) -> None:
         self.began += 1
         await self.go_on.wait()
         to.write_bytes(b"joined")

@@ -70,6 +70,15 @@ async def test_the_contents_stay(tmp_path: Path, base: Path, template: bool) -> 
     assert contents(files, base, tmp_path / "again") == before
 
 
+async def test_some_in_the_middle(tmp_path: Path, base: Path) -> None:
+    files = chain(tmp_path, base, 7)
+    before = contents(files, base, tmp_path / "before")
+    target, last = tmp_path / "flat", files[-1]
+    await flatten.flatten(files[1:4], last, base, target, files[4:-1])
+    assert contents([files[0], target, *files[4:]], base, tmp_path / "after") == before
+    assert contents(files, base, tmp_path / "again") == before
+
+
 @pytest.mark.parametrize(
     ("offset", "data"),
     [(0, b"x"), (4, b"\0\0\0\2"), (32, b"\0\0\0\1"), (72, b"\0\0\0\0\0\0\0\4")],

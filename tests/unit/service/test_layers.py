@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hutch.service import layers as layers_module
 from hutch.service.flatten import DEEPEST, LAYERS_MAX
 from hutch.service.host import DATABASE, HostService
 from hutch.service.layers import CROWDED
+from hutch.settings import Settings
 from tests.unit.service.world import World, expect, spec
 from tests.waiting import until
 
@@ -212,16 +214,12 @@ async def test_those_that_checkpoints_leave_are_joined_while_it_runs(
 
 
 @pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
-async def test_those_that_others_need_stay_apart(
+async def test_those_that_are_not_joined(
     world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await run(service, name="web")
-    await service.snapshots.create("web", name="low")
     await grow(service, "web", CROWDED - 1)
     before = layers_of(service, "web")
-    await checkpoint(service)
-    assert layers_of(service, "web")[1:] == before
-    await service.snapshots.remove("low")
 
     async def fail(*args: object) -> None:
         raise error("disk_full", "told to")
@@ -229,7 +227,37 @@ async def test_those_that_others_need_stay_apart(
     with monkeypatch.context() as patch:
         patch.setattr(layers_module, "flatten", fail)
         await checkpoint(service)
-    assert layers_of(service, "web")[2:] == before
+    assert layers_of(service, "web")[1:] == before
     with service._lives.booter.layers.pinned(before[0]):
         await checkpoint(service)
-    assert layers_of(service, "web")[3:] == before
+    assert layers_of(service, "web")[2:] == before
+    await checkpoint(service)
+    assert len(layers_of(service, "web")) == 5
+
+
+@pytest.mark.skipif(which("qemu-img") is None, reason="qemu-img is not installed")
+async def test_those_that_others_need_are_joined_in_a_copy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many checkpoints are kept, a disk has not too many layers."""
+    monkeypatch.setattr(layers_module, "CROWDED", 6)
+    monkeypatch.setattr(layers_module, "RETIRED_SECONDS", -1.0)
+    keep = 16
+    async with World(replace(settings, checkpoint_keep=keep)) as world:
+        async with world.service() as service:
+            await run(service, name="web")
+            taken = []
+            for _ in range(keep + 4):
+                taken.append(await checkpoint(service))
+                assert len(layers_of(service, "web")) <= 7
+            assert len(await service.checkpoints.list("web")) == keep
+            chain = service._lives.booter.layers.chain
+            for each in taken[-keep:]:
+                assert len(chain(str(service.snapshots.shelf[each.id].layer))) <= 7
+            await service.checkpoints.undo("web", keep)
+            await service.snapshots.restore(taken[-1].id, "new")
+            await service.sandboxes.remove("new", force=True)
+        async with world.service() as service:
+            await service.checkpoints.undo("web", to=taken[-1].id)
+            await service.sandboxes.remove("web", force=True)
+            assert world.leftovers() == []
