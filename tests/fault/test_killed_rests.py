@@ -7,17 +7,21 @@ import pytest
 from tests.fault.crash import Crasher, chosen, consistent
 from tests.harness.hutch import Hutch
 from tests.vm.resting import COUNTER, count, look
+from tests.waiting import wait_until
 
 POINTS = 8
 
 
 def _check(hutch: Hutch, before: tuple[int, int], act: str) -> tuple[int, int]:
     """Check that a sandbox is whole, and return how far its program is."""
-    info = look(hutch, "box")
-    assert info["state"] in ("running", "parked"), (act, info)
     consistent(hutch)
-    parked = list((hutch.home / "sandboxes" / info["id"]).glob("parked/*"))
-    assert bool(parked) == (info["state"] == "parked"), (act, parked)
+
+    def is_whole() -> bool:
+        info = look(hutch, "box")
+        parked = list((hutch.home / "sandboxes" / info["id"]).glob("parked/*"))
+        return info["state"] == ("parked" if parked else "running")
+
+    wait_until(is_whole, what=f"it runs, or is parked, after {act}")
     pid, after = count(hutch, "box")
     assert pid == before[0], act
     assert after >= before[1], act

@@ -4,7 +4,8 @@ command to an engine.
 On PYTHONPATH of daemons that tests/fault/crash.py starts. `$CRASH_FILE` names a file; while it is
 there, acts are counted by kind, each is written to `<file>.acts` (`COUNT KIND`), and the one that
 the file names is never done: the process is killed with SIGKILL, wherever its other threads are.
-With `stop ` before the act it is stopped there instead, until it gets SIGCONT.
+With `stop ` before the act it is stopped there instead, until it gets SIGCONT. Another file counts
+anew.
 """
 
 import os
@@ -35,6 +36,7 @@ class _Crash:
         self._lock = threading.Lock()
         self._inside = threading.local()
         self._engines = False
+        self._file_id = (0, 0)
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         if not self._engines:
@@ -76,9 +78,12 @@ class _Crash:
     def _act(self, what: str) -> None:
         try:
             with open(self._path) as file:
-                fatal = file.read()
+                fatal, status = file.read(), os.fstat(file.fileno())
         except FileNotFoundError:
             return
+        if (file_id := (status.st_ino, status.st_mtime_ns)) != self._file_id:
+            self._file_id = file_id
+            self._counts.clear()
         kind = _PASSING.sub("*", what).replace("\n", " ")
         self._counts[kind] += 1
         act = f"{self._counts[kind]} {kind}"
