@@ -6,35 +6,28 @@ callback for progress and is undone when cancelled.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from hutch.content import ImageInfo, KernelInfo
+from hutch.api.moments import Checkpoints, Diffs, Forks, Snapshots
+from hutch.api.origins import Images, Kernels, Pools, Templates
 from hutch.guest.base import Channel, FileEntry, GuestFiles, TunnelStream
 from hutch.images.base import Report
 from hutch.models import (
     ExecInfo,
     ExecSpec,
-    Forked,
-    PoolInfo,
     Removed,
     SandboxInfo,
     SandboxSpec,
-    SnapshotInfo,
-    TemplateInfo,
     TtySize,
 )
 from hutch.reports import (
     Check,
-    Checkpoint,
     DaemonInfo,
-    Difference,
     Event,
     HostUsage,
     ProcessInfo,
     SandboxStats,
 )
-from hutch.service.sealing import Key
 from hutch.service.values import LogQuery, LogRecord, SandboxFilter, SessionEvent
 
 
@@ -181,213 +174,6 @@ class Files(Protocol):
         """Connect to a TCP port inside the guest."""
 
 
-class Images(Protocol):
-    """The image store, with what sandboxes use of it."""
-
-    async def list(self) -> Sequence[ImageInfo]:
-        """Return all images, newest first."""
-
-    async def inspect(self, reference: str) -> ImageInfo:
-        """Return an image by reference, id, or unique prefix of one."""
-
-    async def pull(self, reference: str, report: Report) -> ImageInfo:
-        """Fetch an image from its registry, also when it is already here."""
-
-    async def load(
-        self, path: Path, report: Report, *, tag: str | None = None
-    ) -> Sequence[ImageInfo]:
-        """Import a `docker save` or OCI archive, or an OCI layout directory."""
-
-    async def build(
-        self,
-        context: Path,
-        report: Report,
-        *,
-        tag: str,
-        dockerfile: Path | None = None,
-        args: dict[str, str] | None = None,
-    ) -> ImageInfo:
-        """Build a Dockerfile. Raises Missing (tool_missing), ImageError (build_failed)."""
-
-    async def remove(self, reference: str, *, force: bool = False) -> Removed:
-        """Drop a reference, and the content that nobody else needs."""
-
-    async def prune(self, *, everything: bool = False) -> Removed:
-        """Drop unreferenced content; with `everything` also unused images."""
-
-
-class Kernels(Protocol):
-    """The kernel store."""
-
-    async def list(self) -> Sequence[KernelInfo]:
-        """Return all kernels of the store."""
-
-    async def pull(self, report: Report, *, package: str | None = None) -> KernelInfo:
-        """Fetch the distribution's kernel, without installing it."""
-
-    async def load(
-        self, path: Path, *, modules: Path | None = None, name: str | None = None
-    ) -> KernelInfo:
-        """Import a vmlinuz or vmlinux with its modules directory."""
-
-    async def use(self, name: str) -> KernelInfo:
-        """Make a kernel the active one."""
-
-    async def remove(self, name: str) -> Removed:
-        """Delete a kernel that no sandbox uses."""
-
-
-class Templates(Protocol):
-    """Frozen machines that sandboxes begin as clones of."""
-
-    async def list(self) -> Sequence[TemplateInfo]:
-        """Return all templates, the most recently used first."""
-
-    async def build(self, spec: SandboxSpec, report: Report) -> TemplateInfo:
-        """Make the template that sandboxes like `spec` begin as clones of, if there is none yet.
-
-        Raises InvalidInput (bad_size, bad_setting) where there can be none.
-        """
-
-    async def remove(self, ref: str) -> Removed:
-        """Drop a template, by its id or the beginning of one. Its sandboxes go on."""
-
-    async def prune(self) -> Removed:
-        """Drop all templates that no sandbox is based on."""
-
-
-class Pools(Protocol):
-    """Clones that are started and warm before anybody asks for them.
-
-    A sandbox that is made takes over one that fits, and its id. A pool outlives the daemon, and is
-    filled again then.
-    """
-
-    async def list(self) -> Sequence[PoolInfo]:
-        """Return all pools, in the order of their making."""
-
-    async def warm(self, spec: SandboxSpec, size: int, report: Report, *, wait: bool) -> PoolInfo:
-        """Have `size` clones for sandboxes like `spec` ready from now on.
-
-        With `wait` return once there are so many; when that is cancelled, the pool stays. Raises
-        InvalidInput (bad_size, bad_setting) where there can be none, and why one was not made.
-        """
-
-    async def drain(self, image: str | None = None) -> Removed:
-        """End the pools of an image (None: all). Raises NotFound (pool_not_found)."""
-
-
-class Snapshots(Protocol):
-    """Points in time of sandboxes. A snapshot's `ref` is its id, name or unique id prefix."""
-
-    async def create(
-        self,
-        ref: str,
-        *,
-        name: str | None = None,
-        disk_only: bool = False,
-        freeze: bool = True,
-        key: Key | None = None,
-    ) -> SnapshotInfo:
-        """Take a snapshot of the sandbox `ref`, which goes on; of its disk alone also at rest.
-
-        With a key it is encrypted: it is needed to restore it.
-        Its programs stand still meanwhile. Without `freeze`, for a disk alone, only its VM does.
-        Raises wrong_state, name_taken, guest_timeout, disk_full.
-        """
-
-    async def list(
-        self, sandbox: str | None = None, *, checkpoints: bool = False
-    ) -> Sequence[SnapshotInfo]:
-        """Return all snapshots, oldest first, or those of one sandbox, which may be gone.
-
-        With `checkpoints` those that are checkpoints, too.
-        """
-
-    async def get(self, ref: str) -> SnapshotInfo:
-        """Return one snapshot."""
-
-    async def remove(self, ref: str) -> Removed:
-        """Remove a snapshot. What was restored from it goes on."""
-
-    async def collect(self, keep: int, sandbox: str | None = None) -> Removed:
-        """Remove all but the `keep` newest of each sandbox, or of one."""
-
-    async def restore(
-        self,
-        ref: str,
-        name: str | None = None,
-        *,
-        disk_only: bool = False,
-        key: Key | None = None,
-    ) -> SandboxInfo:
-        """Make a sandbox that goes on from a snapshot, or boots from its disk; return it running.
-
-        `key` is that of an encrypted one. Raises wrong_key, snapshot_damaged,
-        snapshot_incompatible, name_taken, no_capacity, boot_failed.
-        """
-
-    def export(self, ref: str, key: Key | None = None) -> AsyncIterator[bytes]:
-        """Yield a snapshot as one file, with all that another host needs to restore it.
-
-        With a key it is encrypted. Raises snapshot_damaged, image_not_found, tool_missing,
-        disk_full.
-        """
-
-    async def load(
-        self, pieces: AsyncIterator[bytes], name: str | None = None, key: Key | None = None
-    ) -> SnapshotInfo:
-        """Take in the file of an exported snapshot, under its own name or another.
-
-        Raises wrong_key, snapshot_damaged, snapshot_incompatible, name_taken, disk_full; nothing is
-        left then.
-        """
-
-
-class Forks(Protocol):
-    """Children of running sandboxes."""
-
-    async def fork(self, ref: str, names: Sequence[str] = (), count: int | None = None) -> Forked:
-        """Make running children of a sandbox, all from one moment of it; it goes on.
-
-        `names` are those of the first, `count` is how many there shall be. Raises what became of
-        the first when none came up; wrong_state, name_taken, guest_timeout.
-        """
-
-
-class Checkpoints(Protocol):
-    """Moments that sandboxes can be put back to themselves."""
-
-    async def create(
-        self, ref: str, *, message: str = "", command: Sequence[str] = ()
-    ) -> SnapshotInfo:
-        """Take a checkpoint of a running or paused sandbox, which goes on.
-
-        `command` is what will be done next. Raises wrong_state, guest_timeout, disk_full.
-        """
-
-    async def list(self, ref: str) -> Sequence[Checkpoint]:
-        """Return the checkpoints of a sandbox, the newest first."""
-
-    async def undo(self, ref: str, number: int = 1, *, to: str | None = None) -> SandboxInfo:
-        """Put a sandbox back to its `number`th last checkpoint, or to one by id or name.
-
-        It is as it was when that fails. Raises checkpoint_not_found, snapshot_damaged,
-        snapshot_incompatible, no_capacity, boot_failed.
-        """
-
-
-class Diffs(Protocol):
-    """Moments of sandboxes, compared."""
-
-    async def diff(self, before: str, after: str | None = None) -> Difference:
-        """Compare files and processes of two moments.
-
-        A moment is a sandbox as it is now, `SANDBOX@N` for its Nth last checkpoint, or a snapshot.
-        Without `after` it is the last checkpoint of the sandbox `before` with it as it is now.
-        """
-
-
 class System(Protocol):
     """The daemon itself."""
 
@@ -467,23 +253,15 @@ class Operations(Protocol):
 
 __all__ = [
     "Channel",
-    "Checkpoints",
-    "Diffs",
     "ExecSession",
     "Execs",
     "FileEntry",
     "Files",
-    "Forks",
-    "Images",
-    "Kernels",
     "LogQuery",
     "LogRecord",
     "Operations",
-    "Pools",
     "SandboxFilter",
     "Sandboxes",
     "SessionEvent",
-    "Snapshots",
     "System",
-    "Templates",
 ]

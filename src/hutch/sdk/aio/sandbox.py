@@ -6,9 +6,10 @@ from typing import Self
 from hutch import errors
 from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
 from hutch.reports import ProcessInfo, SandboxStats
-from hutch.sdk.aio.client import AsyncClient, OnProgress
+from hutch.sdk.aio.client import AsyncClient
 from hutch.sdk.aio.commands import AsyncCommands, AsyncPty
 from hutch.sdk.aio.files import AsyncFiles
+from hutch.sdk.aio.origins import OnProgress
 from hutch.sdk.http1 import quote
 from hutch.sdk.values import CHANNELS, LogChunk
 from hutch.sdk.websocket import BINARY

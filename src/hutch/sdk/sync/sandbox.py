@@ -8,9 +8,10 @@ from hutch import errors
 from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
 from hutch.reports import ProcessInfo, SandboxStats
 from hutch.sdk.http1 import quote
-from hutch.sdk.sync.client import Client, OnProgress
+from hutch.sdk.sync.client import Client
 from hutch.sdk.sync.commands import Commands, Pty
 from hutch.sdk.sync.files import Files
+from hutch.sdk.sync.origins import OnProgress
 from hutch.sdk.values import CHANNELS, LogChunk
 from hutch.sdk.websocket import BINARY
 
