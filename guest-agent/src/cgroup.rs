@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dir;
-use crate::sys::{self, check};
+use crate::sys::{self, check, read_again};
 
 /// Controllers that workloads may use and hand on.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
@@ -20,19 +20,32 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 const EXEC_CONTROLLERS: [&str; 2] = ["memory", "pids"];
 /// Groups that programs have nested deeper than this are not looked into.
 const MAX_DEPTH: usize = 32;
+/// What `memory.events` counts processes as that were killed for lack of memory.
+const OOM_KILL: &str = "oom_kill";
 /// How often to look whether all workloads are frozen.
 const FREEZE_LOOK: Duration = Duration::from_millis(1);
 
 /// The group of all workloads.
 pub struct Workloads {
     dir: Arc<OwnedFd>,
+    /// `cgroup.freeze`.
+    freezer: OwnedFd,
 }
 
 /// The group of one exec.
+///
+/// What each exec needs of it is opened when the group is made: that is ahead of the exec, and in a
+/// clone most often in its template.
 pub struct Group {
     parent: Arc<OwnedFd>,
     name: CString,
     dir: OwnedFd,
+    /// `memory.events` and `cpu.stat`.
+    events: Option<OwnedFd>,
+    usage: Option<OwnedFd>,
+    /// `cgroup.procs`, whose inode the kernel looks at when a process begins here: it would make one
+    /// each time if it were not in use.
+    _members: Option<OwnedFd>,
 }
 
 impl Workloads {
@@ -45,7 +58,8 @@ impl Workloads {
         delegate(root.as_fd(), &CONTROLLERS);
         let dir = make(root.as_fd(), c"hutch")?;
         delegate(dir.as_fd(), &EXEC_CONTROLLERS);
-        Ok(Workloads { dir: Arc::new(dir) })
+        let freezer = sys::open_here(dir.as_fd(), "cgroup.freeze", libc::O_WRONLY)?;
+        Ok(Workloads { dir: Arc::new(dir), freezer })
     }
 
     /// Hands all controllers on, to the groups that there are and to those to come.
@@ -57,7 +71,10 @@ impl Workloads {
     pub fn group(&self, serial: u64) -> io::Result<Group> {
         let name = CString::new(format!("exec-{serial}"))?;
         let dir = make(self.dir.as_fd(), &name)?;
-        Ok(Group { parent: self.dir.clone(), name, dir })
+        let open = |file| sys::open_here(dir.as_fd(), file, libc::O_RDONLY).ok();
+        let (events, usage) = (open("memory.events"), open("cpu.stat"));
+        let members = open("cgroup.procs");
+        Ok(Group { parent: self.dir.clone(), name, dir, events, usage, _members: members })
     }
 
     /// Limits the memory of all workloads together, so that the agent always has some.
@@ -87,7 +104,7 @@ impl Workloads {
     /// `TimedOut`, or what the file system says.
     pub fn freeze(&self, deadline: Instant) -> io::Result<()> {
         let events = self.events()?;
-        write(self.dir.as_fd(), "cgroup.freeze", "1")?;
+        sys::write(self.freezer.as_raw_fd(), b"1")?;
         loop {
             // Reading from the start arms the notification that poll waits for.
             let text = read_again(&events)?;
@@ -107,7 +124,7 @@ impl Workloads {
 
     /// Lets the workloads run again.
     pub fn thaw(&self) -> io::Result<()> {
-        write(self.dir.as_fd(), "cgroup.freeze", "0")
+        sys::write(self.freezer.as_raw_fd(), b"0").map(drop)
     }
 
     /// Signals every workload.
@@ -139,8 +156,8 @@ impl Workloads {
 
 impl Group {
     /// Its directory, for a process to begin in.
-    pub fn entrance(&self) -> io::Result<OwnedFd> {
-        self.dir.try_clone()
+    pub fn entrance(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// Signals every process of the group.
@@ -150,13 +167,14 @@ impl Group {
 
     /// Processor time of the group, in nanoseconds.
     pub fn cpu_ns(&self) -> Option<u64> {
-        let usec = read_key(self.dir.as_fd(), "cpu.stat", "usage_usec")?;
+        let usec = key(&read_again(self.usage.as_ref()?).ok()?, "usage_usec")?;
         Some(usec.saturating_mul(1000))
     }
 
     /// OOM kills in the group.
     pub fn oom_kills(&self) -> u64 {
-        oom_kills(self.dir.as_fd())
+        let text = self.events.as_ref().and_then(|events| read_again(events).ok());
+        text.and_then(|text| key(&text, OOM_KILL)).unwrap_or(0)
     }
 
     /// Whether any of its processes is alive.
@@ -210,7 +228,7 @@ fn delegate(dir: BorrowedFd, controllers: &[&str]) {
 }
 
 fn oom_kills(dir: BorrowedFd) -> u64 {
-    read_key(dir, "memory.events", "oom_kill").unwrap_or(0)
+    read_key(dir, "memory.events", OOM_KILL).unwrap_or(0)
 }
 
 fn read_key(dir: BorrowedFd, file: &str, name: &str) -> Option<u64> {
@@ -220,16 +238,6 @@ fn read_key(dir: BorrowedFd, file: &str, name: &str) -> Option<u64> {
 
 fn key(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-}
-
-/// A small file, from its start.
-fn read_again(file: &OwnedFd) -> io::Result<String> {
-    let mut buffer = [0; 1024];
-    // SAFETY: the pointer and length are those of a live array.
-    let count =
-        unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-    Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())
 }
 
 fn write(dir: BorrowedFd, file: &str, text: &str) -> io::Result<()> {

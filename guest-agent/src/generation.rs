@@ -63,20 +63,20 @@ impl Generation {
         self.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the number where programs find it, unless it is there. Where programs run (`lived`), the file is replaced as
-    /// a whole: whoever reads it sees the old number or the new one, and whoever watches the directory
-    /// is woken. Otherwise it is written in place, which costs a clone less.
+    /// Puts the number where programs find it, unless it is there. Where programs may `read` it just
+    /// now, the file is replaced as a whole: they see the old number or the new one. Otherwise it is
+    /// written in place, which costs a clone less. Whoever watches the directory is woken by both.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn publish(&self, root: &Path, lived: bool) -> io::Result<()> {
+    pub fn publish(&self, root: &Path, read: bool) -> io::Result<()> {
         let mut state = self.lock();
         if state.published == Some(state.number) {
             return Ok(());
         }
         let text = format!("{}\n", state.number);
         let file = root.join(DIRECTORY).join(NAME);
-        if lived {
+        if read {
             replace_whole(&file, text.as_bytes())?;
         } else {
             etc::replace(&file, text.as_bytes())?;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::Agent;
+use crate::cgroup::Group;
 use crate::codec::Value;
 use crate::console::log;
 use crate::exec::child::{self, Ids, Namespaces, Plan};
@@ -90,7 +91,7 @@ fn run(agent: &Agent, hook: &Path, generation: u64) -> Result<bool, Failure> {
         return Ok(false);
     }
     let (_, group) = agent.execs.prepare(false).context(|| "make its cgroup")?;
-    let entrance = group.as_ref().map(|it| it.entrance()).transpose();
+    let root = Ids { uid: 0, gid: 0, groups: vec![0] };
     let plan = Plan {
         argv: vec![program.clone(), text(&generation.to_string())],
         programs: vec![program],
@@ -99,10 +100,10 @@ fn run(agent: &Agent, hook: &Path, generation: u64) -> Result<bool, Failure> {
             text("HOME=/root"),
         ],
         cwd: text("/"),
-        ids: agent.setup.privileged.then(|| Ids { uid: 0, gid: 0, groups: vec![0] }),
+        ids: root.to_take().filter(|_| agent.setup.privileged),
         stdio: [null.as_raw_fd(); 3],
         tty: false,
-        cgroup: entrance.context(|| "open its cgroup")?,
+        cgroup: group.as_ref().map(Group::entrance),
         nofile: 0,
         namespaces: agent.execs.namespaces().unwrap_or(Namespaces::Agent),
     };

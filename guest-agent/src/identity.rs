@@ -128,7 +128,9 @@ fn write(agent: &Agent, given: &Given) -> Result<(), Failure> {
     match given.generation {
         None => Ok(()),
         Some(_) => {
-            let published = agent.generation.publish(root, lived);
+            // Nobody can read it halfway while no program runs.
+            let read = lived && !agent.execs.gate.is_closed();
+            let published = agent.generation.publish(root, read);
             published.context(|| "write /run/hutch/generation")
         }
     }

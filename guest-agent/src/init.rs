@@ -15,8 +15,10 @@ use thiserror::Error;
 use crate::agent::{Agent, Setup, Stage};
 use crate::canary;
 use crate::console::log;
+use crate::exec::child;
 use crate::pit;
 use crate::session::{self, EndOfInput};
+use crate::sockets;
 use crate::sys;
 
 const PORT_NAME: &str = "org.hutch.agent.0";
@@ -52,6 +54,15 @@ pub fn run() -> Result<(), InitError> {
         canary::run().map_err(InitError::Canary)?;
     }
     raise_limits();
+    // As the programs of root have it, which then need not take any.
+    if let Err(error) = sys::set_groups(&[0]) {
+        log(format_args!("cannot take root's group: {error}"));
+    }
+    child::prepare_starts();
+    sockets::prepare();
+    // The kernel would look each half second whether its memory is in pieces, in every idle clone.
+    // Who needs a large piece still has it made.
+    let _ = fs::write("/proc/sys/vm/compaction_proactiveness", "0");
     if let Err(error) = pit::stop() {
         log(format_args!("cannot stop the timer that nobody uses: {error}"));
     }

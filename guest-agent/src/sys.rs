@@ -136,16 +136,54 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Grows a pipe as far as the system allows; that it stays small is no error.
-pub fn grow_pipe(fd: RawFd, bytes: i32) {
+/// A small file of the kernel's, from its start.
+pub fn read_again(file: &OwnedFd) -> io::Result<String> {
+    let mut buffer = [0; 1024];
+    // SAFETY: the pointer and length are those of a live array.
+    let count =
+        unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())
+}
+
+/// Gives a pipe the room that saves wake-ups; that it stays small is no error.
+pub fn grow_pipe(fd: RawFd) {
+    const ROOM: i32 = 1 << 20;
     // SAFETY: the command takes an integer.
-    unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, bytes) };
+    unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, ROOM) };
 }
 
 /// kill(2).
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes integers only.
     check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Our supplementary groups.
+pub fn groups() -> Vec<u32> {
+    // SAFETY: without room the call only counts; then the pointer and count are a live vector's.
+    unsafe {
+        let mut groups = vec![0; libc::getgroups(0, ptr::null_mut()).max(0) as usize];
+        let count = libc::getgroups(groups.len() as i32, groups.as_mut_ptr());
+        groups.truncate(count.max(0) as usize);
+        groups
+    }
+}
+
+/// Takes supplementary groups, for all threads.
+pub fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the pointer and count are those of a live slice.
+    check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Whether we ignore a signal.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: sigaction is a structure of integers, for which zero is valid; the call fills it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// An ioctl whose argument is a pointer to `value`, read and written by the kernel.

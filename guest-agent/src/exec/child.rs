@@ -2,19 +2,22 @@
 //!
 //! The child borrows the agent's memory until it execs, and the thread that started it waits: a copy
 //! of the page tables, and a fault for each page touched on either side, would cost more than all the
-//! rest. All that it needs is prepared beforehand in a [`Plan`]. A failure comes back through a pipe that
-//! execve closes, as the step that failed and its errno.
+//! rest. All that it needs is prepared beforehand in a [`Plan`]. A failure is left in that memory, as the
+//! step that failed and its errno.
 
 use std::arch::asm;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 
 use crate::reaper::{Ended, Reaper};
 use crate::sys;
 
-/// libc's constant is too narrow for its value.
+/// libc's constants are too narrow for their values.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The step in which a child failed.
@@ -46,7 +49,7 @@ impl From<io::Error> for StartError {
 }
 
 /// Everything that the child does, decided in advance.
-pub struct Plan {
+pub struct Plan<'a> {
     /// The paths to try, in order.
     pub programs: Vec<CString>,
     /// The arguments, the program's name first.
@@ -55,14 +58,14 @@ pub struct Plan {
     pub env: Vec<CString>,
     /// The working directory.
     pub cwd: CString,
-    /// The ids to take, none to keep our own (an agent without privileges, in tests).
+    /// The ids to take, none to keep our own.
     pub ids: Option<Ids>,
     /// Standard input, output, error.
     pub stdio: [RawFd; 3],
     /// Whether standard input is a terminal to be controlled by.
     pub tty: bool,
     /// The directory of the cgroup to begin in.
-    pub cgroup: Option<OwnedFd>,
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Limit of open files, 0 to leave it.
     pub nofile: u64,
     /// Namespaces to make or to join.
@@ -78,6 +81,35 @@ pub struct Ids {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+}
+
+impl Ids {
+    /// What a program has to take of these: nothing where the agent has the same.
+    pub fn to_take(&self) -> Option<Ids> {
+        (self != &inheritance().ids).then(|| self.clone())
+    }
+}
+
+/// What a child has from the agent, unless it does something about it.
+struct Inheritance {
+    ids: Ids,
+    /// Signals that the agent ignores; those that it handles are at their defaults in a child.
+    ignored: Vec<i32>,
+}
+
+/// Looked at once, which every clone of a machine is spared: none of it changes.
+fn inheritance() -> &'static Inheritance {
+    static INHERITANCE: OnceLock<Inheritance> = OnceLock::new();
+    INHERITANCE.get_or_init(|| Inheritance {
+        // SAFETY: both calls take nothing and cannot fail.
+        ids: unsafe { Ids { uid: libc::getuid(), gid: libc::getgid(), groups: sys::groups() } },
+        ignored: (1..=libc::SIGRTMAX()).filter(|signal| sys::is_ignored(*signal)).collect(),
+    })
+}
+
+/// Makes ready what all starts have in common. Of use before a machine is frozen.
+pub fn prepare_starts() {
+    inheritance();
 }
 
 /// The PID and mount namespace of a program.
@@ -103,37 +135,33 @@ pub fn start(plan: &Plan, ended: impl FnOnce(Ended) + Send + 'static) -> Result<
     let pointers = |list: &[CString]| {
         list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
     };
-    let (argv, env) = (pointers(&plan.argv), pointers(&plan.env));
-    let (reader, writer) = sys::pipe()?;
+    let birth = Birth {
+        plan,
+        argv: &pointers(&plan.argv),
+        env: &pointers(&plan.env),
+        ignored: &inheritance().ignored,
+        failed: AtomicU64::new(0),
+    };
     let starting = Reaper::get().begin();
-    let pid = fork(plan, &writer, &argv, &env)?;
-    drop(writer);
-    let mut report = [0; 8];
-    let count = sys::retry(|| sys::read(reader.as_raw_fd(), &mut report));
-    if !matches!(count, Ok(8)) {
+    let pid = fork(&birth)?;
+    let failed = birth.failed.into_inner();
+    if failed == 0 {
         starting.watch(pid, ended);
         return Ok(pid);
     }
     starting.watch(pid, |_| {});
-    let [s0, s1, s2, s3, e0, e1, e2, e3] = report;
-    let step = match u32::from_ne_bytes([s0, s1, s2, s3]) {
+    let step = match failed >> 32 {
         2 => Step::Cwd,
         3 => Step::User,
         4 => Step::Exec,
         _ => Step::Setup,
     };
-    let error = io::Error::from_raw_os_error(i32::from_ne_bytes([e0, e1, e2, e3]));
-    Err(StartError { step, error })
+    Err(StartError { step, error: io::Error::from_raw_os_error(failed as i32) })
 }
 
-fn fork(
-    plan: &Plan,
-    report: &OwnedFd,
-    argv: &[*const libc::c_char],
-    env: &[*const libc::c_char],
-) -> io::Result<i32> {
+fn fork(birth: &Birth) -> io::Result<i32> {
     // Joining a PID namespace concerns the children of this thread only; it is undone below.
-    let own = match &plan.namespaces {
+    let own = match &birth.plan.namespaces {
         Namespaces::Join { pid, .. } => {
             let own = sys::open("/proc/thread-self/ns/pid", libc::O_RDONLY, 0)?;
             // SAFETY: setns takes integers.
@@ -144,7 +172,6 @@ fn fork(
     };
     let mut all: libc::sigset_t;
     let mut before: libc::sigset_t;
-    let birth = Birth { plan, report: report.as_raw_fd(), argv, env };
     let mut stack: Box<Stack> = Box::new([0; 2048]);
     // No handler of ours may run in the child, so signals are blocked until it is on its own.
     // SAFETY: the sets are plain data filled by the calls.
@@ -153,7 +180,7 @@ fn fork(
         before = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
-        let result = clone(&birth, &mut stack);
+        let result = clone(birth, &mut stack);
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
         result
     };
@@ -166,10 +193,13 @@ fn fork(
 
 /// What a child is given.
 struct Birth<'a> {
-    plan: &'a Plan,
-    report: RawFd,
+    plan: &'a Plan<'a>,
+    /// These two end with null.
     argv: &'a [*const libc::c_char],
     env: &'a [*const libc::c_char],
+    ignored: &'a [i32],
+    /// What the child leaves if it cannot exec: the step, and in the lower half its errno.
+    failed: AtomicU64,
 }
 
 /// A child's stack, in the 16 bytes that the ABI aligns it to: it calls few functions, none of which
@@ -190,7 +220,7 @@ unsafe fn clone(birth: &Birth, stack: &mut Stack) -> io::Result<i32> {
     };
     // SAFETY: clone_args is a structure of integers, for which zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (namespaces | libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+    args.flags = (namespaces | libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
     args.exit_signal = libc::SIGCHLD as u64;
     args.stack = ptr::from_mut(stack) as u64;
     args.stack_size = std::mem::size_of::<Stack>() as u64;
@@ -235,30 +265,22 @@ unsafe fn clone(birth: &Birth, stack: &mut Stack) -> io::Result<i32> {
 /// Only in a fresh child process, with a pointer that is valid in it.
 unsafe extern "C" fn begin(birth: *const Birth) -> ! {
     // SAFETY: as the caller promised; the parent waits, so what it lent us stays.
-    unsafe {
-        let birth = &*birth;
-        run(birth.plan, birth.report, birth.argv, birth.env)
-    }
+    unsafe { run(&*birth) }
 }
 
 /// The child.
 ///
 /// # Safety
-/// Only in a fresh child process; `argv` and `env` end with null and point to live C strings.
-unsafe fn run(
-    plan: &Plan,
-    report: RawFd,
-    argv: &[*const libc::c_char],
-    env: &[*const libc::c_char],
-) -> ! {
+/// Only in a fresh child process; all that `birth` points to lives until it execs.
+unsafe fn run(birth: &Birth) -> ! {
     // SAFETY: as the caller promised; every call below is a plain system call on prepared data.
     unsafe {
-        let (step, errno) = match prepare(plan) {
+        let (step, errno) = match prepare(birth) {
             Err(failed) => failed,
             Ok(()) => {
                 let mut errno = libc::ENOENT;
-                for program in &plan.programs {
-                    libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr());
+                for program in &birth.plan.programs {
+                    libc::execve(program.as_ptr(), birth.argv.as_ptr(), birth.env.as_ptr());
                     match last_errno() {
                         // As execvp does: the next directory, but a refusal is remembered.
                         libc::ENOENT | libc::ENOTDIR => {}
@@ -272,10 +294,8 @@ unsafe fn run(
                 (Step::Exec, errno)
             }
         };
-        let mut message = [0; 8];
-        message[..4].copy_from_slice(&(step as u32).to_ne_bytes());
-        message[4..].copy_from_slice(&errno.to_ne_bytes());
-        libc::write(report, message.as_ptr().cast(), 8);
+        // The parent waits until this process has ended, and sees it then.
+        birth.failed.store((step as u64) << 32 | errno as u64, Ordering::Release);
         libc::_exit(127)
     }
 }
@@ -287,7 +307,8 @@ fn last_errno() -> i32 {
 
 /// # Safety
 /// As for [`run`].
-unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
+unsafe fn prepare(birth: &Birth) -> Result<(), (Step, i32)> {
+    let plan = birth.plan;
     let at = |step: Step, result: i64| if result < 0 { Err((step, last_errno())) } else { Ok(()) };
     let setup = |result: i32| at(Step::Setup, i64::from(result));
     // SAFETY: plain system calls on data that the plan keeps alive.
@@ -320,7 +341,7 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
             at(Step::User, libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
             at(Step::User, libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
         }
-        reset_signals();
+        reset_signals(birth.ignored);
         let close_on_exec = libc::CLOSE_RANGE_CLOEXEC;
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, close_on_exec);
     }
@@ -368,11 +389,11 @@ unsafe fn become_init() -> Result<(), (Step, i32)> {
 
 /// # Safety
 /// As for [`run`].
-unsafe fn reset_signals() {
+unsafe fn reset_signals(ignored: &[i32]) {
     // SAFETY: setting a signal to its default and emptying the mask need no memory but the set's.
     unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in ignored {
+            libc::signal(*signal, libc::SIG_DFL);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

@@ -8,6 +8,10 @@ use crate::exec::io_loop::IoLoop;
 use crate::exec::ring::Ring;
 use crate::frame::{frame, Kind, DATA_CHUNK, WINDOW};
 use crate::stream::Stream;
+use crate::sys;
+
+/// Who writes this much at once gets a larger pipe. Most programs never do.
+const LARGE: usize = 16 << 10;
 
 /// What a full ring does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +40,14 @@ pub struct Output {
     fd: Option<OwnedFd>,
     token: u64,
     watched: bool,
+    /// Whether the pipe has as much room as it may have.
+    grown: bool,
 }
 
 impl Output {
     /// A channel that reads `fd` (non-blocking) and is told to the loop as `token`.
     pub fn new(fd: OwnedFd, token: u64) -> Output {
-        Output { ring: Ring::default(), fd: Some(fd), token, watched: false }
+        Output { ring: Ring::default(), fd: Some(fd), token, watched: false, grown: false }
     }
 
     /// Whether more may come.
@@ -66,7 +72,13 @@ impl Output {
             self.ring.drop_oldest();
         }
         match self.ring.fill(fd) {
-            Ok(count) if count > 0 => true,
+            Ok(count) if count > 0 => {
+                if count >= LARGE && !self.grown {
+                    self.grown = true;
+                    sys::grow_pipe(fd);
+                }
+                true
+            }
             Err(error)
                 if matches!(
                     error.kind(),

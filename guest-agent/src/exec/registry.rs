@@ -24,8 +24,10 @@ const MAX_RUNNING: usize = 1024;
 /// Ended sessions that are kept for the host to ask about.
 const MAX_ENDED: usize = 256;
 
-/// Groups that are kept in stock.
+/// Groups that are made ahead, before any session.
 const SPARES: usize = 4;
+/// Below this the stock is filled up. Not at once: a clone that runs little need not make any.
+const FEW_SPARES: usize = 3;
 
 /// Groups with their numbers, made ahead of the sessions that take them.
 #[derive(Default)]
@@ -51,7 +53,7 @@ impl Spares {
 
     fn refill(&self) {
         let mut stock = self.lock();
-        stock.refilling = stock.groups.len() < SPARES;
+        stock.refilling = stock.groups.len() < FEW_SPARES;
         if stock.refilling {
             self.wanted.notify_one();
         }
@@ -59,7 +61,7 @@ impl Spares {
 
     fn wait_for_room(&self) {
         let mut stock = self.lock();
-        while !stock.refilling || stock.groups.len() >= SPARES {
+        while !stock.refilling || stock.groups.len() >= FEW_SPARES {
             stock.refilling = false;
             stock = self.wanted.wait(stock).unwrap_or_else(PoisonError::into_inner);
         }

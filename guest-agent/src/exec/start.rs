@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Group;
 use crate::codec::Value;
 use crate::exec::child::{self, Namespaces, Plan, StartError, Step};
 use crate::exec::output::{Attachment, Output, Overflow};
@@ -25,8 +26,6 @@ use crate::sys;
 /// Where programs are looked for when nothing else is said.
 pub const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MAX_ID: usize = 256;
-/// As far as a pipe may grow; larger ones save wake-ups.
-const PIPE_SIZE: i32 = 1 << 20;
 
 /// The descriptors of a program: what it gets, what we keep.
 struct Wiring {
@@ -64,9 +63,8 @@ pub fn start(
     let about = about_of(fields, serial, size.is_some())?;
     let wiring = wire(size, fields.bool("stdin", false)?)?;
     let mut plan = Plan {
-        ids: privileged.then(|| user.ids.clone()),
+        ids: user.ids.to_take().filter(|_| privileged),
         stdio: wiring.child.each_ref().map(AsRawFd::as_raw_fd),
-        cgroup: group.as_ref().map(|it| it.entrance()).transpose().context(|| "open the cgroup")?,
         ..plan_of(fields, &about, &user)?
     };
     if !about.init {
@@ -83,6 +81,7 @@ pub fn start(
         inner: Mutex::new(inner),
     });
     shared.insert(&exec)?;
+    plan.cgroup = exec.group.as_ref().map(Group::entrance);
     let watcher = exec.clone();
     let pid = match child::start(&plan, move |ended| watcher.ended(ended)) {
         Ok(pid) => pid,
@@ -124,7 +123,7 @@ fn about_of(fields: &Fields, serial: u64, tty: bool) -> Result<About, Failure> {
 }
 
 /// What the request alone decides; descriptors and ids are added by the caller.
-fn plan_of(fields: &Fields, about: &About, user: &User) -> Result<Plan, Failure> {
+fn plan_of<'a>(fields: &Fields, about: &About, user: &User) -> Result<Plan<'a>, Failure> {
     let env = environment(fields.bytes_list("env")?, user, about.tty);
     let cwd = fields.opt_bytes("cwd")?.filter(|path| !path.is_empty()).unwrap_or(b"/");
     Ok(Plan {
@@ -223,7 +222,6 @@ fn wire(tty: Option<pty::Size>, stdin: bool) -> Result<Wiring, Failure> {
         let (stderr, child_stderr) = sys::pipe()?;
         for fd in [&stdout, &stderr].into_iter().chain(ours.as_ref()) {
             sys::set_nonblocking(fd.as_raw_fd())?;
-            sys::grow_pipe(fd.as_raw_fd(), PIPE_SIZE);
         }
         Ok(Wiring {
             child: [input, child_stdout, child_stderr],

@@ -20,6 +20,8 @@ pub struct Stdin {
     written: usize,
     ended: bool,
     watched: bool,
+    /// Whether the pipe has as much room as it may have.
+    grown: bool,
     /// The stream of the last bytes, which is owed their acknowledgement.
     stream: Option<Arc<Stream>>,
 }
@@ -40,6 +42,7 @@ impl Stdin {
             written: 0,
             ended: false,
             watched: false,
+            grown: terminal,
             stream: None,
         }
     }
@@ -94,6 +97,11 @@ impl Stdin {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Some(fd) = self.fd.as_ref().filter(|_| !self.grown) {
+                        self.grown = true;
+                        sys::grow_pipe(fd.as_raw_fd());
+                        continue;
+                    }
                     if let Some(fd) = self.fd.as_ref().filter(|_| !self.watched) {
                         self.watched = io.watch(fd.as_raw_fd(), libc::EPOLLOUT, token);
                     }

@@ -24,7 +24,7 @@ from hutch.service.recipe import DISK_SERIAL, ROOT_SERIAL, Recipe, machine_spec
 from hutch.service.templates import Built, Site
 from hutch.tasks import settle, settle_in_thread
 
-NOBODY = "template"
+NOBODY = "t"
 """The host name of a machine that is nobody's yet."""
 
 _USUAL = ("sh", "env")
