@@ -11,19 +11,23 @@ import bisect
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import re
 import stat
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from hutch.engine.differences import extents
 from hutch.errors import error
+
+T = TypeVar("T")
 
 _PAGE = mmap.PAGESIZE
 _MAPPING = re.compile(
@@ -48,7 +52,13 @@ _RUN = re.compile(rb"\x01+")
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE, which Python has no name for."""
 
+_SHARES = 2
+"""Shares that are copied at once while a guest stands still."""
+_NOWHERE = ctypes.c_char()
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _process_vm_readv = _libc.process_vm_readv
 _process_vm_readv.restype = ctypes.c_ssize_t
 _process_vm_readv.argtypes = (
@@ -83,6 +93,7 @@ class GuestMemory:
         self._parts: Sequence[Part] = ()
         self._file: int | None = None
         self._copy: mmap.mmap | None = None
+        self._anchor = _NOWHERE
         self._own: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
@@ -94,6 +105,7 @@ class GuestMemory:
     def close(self) -> None:
         """Let go of all: the copy is nobody's to write to any more. Idempotent."""
         if self._copy is not None:
+            self._anchor = _NOWHERE  # a mapping cannot be undone while someone points into it
             self._copy.close()
             self._copy = None
         if self._file is not None:
@@ -132,35 +144,45 @@ class GuestMemory:
         with _failing(self.pid):
             os.ftruncate(target, self.size)
             self._own = list(self._pieces())
-            if self.private:
-                rest = _less(extents(self._file, self.size), self._own)
-                _copy(self._file, target, self.size, rest)
             self._copy = mmap.mmap(target, self.size)
-            for offset, size in self._own:
-                # Saves the pause a third of its time. What cannot do it yet (Linux before 5.14)
-                # makes the room when it is needed.
-                with contextlib.suppress(OSError):
-                    self._copy.madvise(_POPULATE_WRITE, offset, size)
+            self._anchor = ctypes.c_char.from_buffer(self._copy)
+            _at_once(functools.partial(self._copy_rest, target), self._make_room)
+
+    def _copy_rest(self, target: int) -> None:
+        """Copy what the guest has no page of its own of."""
+        assert self._file is not None
+        if self.private:
+            rest = _less(extents(self._file, self.size), self._own)
+            _copy(self._file, target, self.size, rest)
+
+    def _make_room(self) -> None:
+        """Have the pages there that the guest's own will be copied into."""
+        base = ctypes.addressof(self._anchor)
+        for offset, size in self._own:
+            # Saves the pause a third of its time. What cannot do it yet (Linux before 5.14) makes
+            # the room when it is needed.
+            _madvise(base + offset, size, _POPULATE_WRITE)
 
     def finish_copy(self) -> int:
         """Copy the rest, of a guest that stands still: what may have changed.
 
         Returns how many bytes that was. Raises engine_failed.
         """
-        assert self._copy is not None
-        anchor = ctypes.c_char.from_buffer(self._copy)
-        try:
-            base = ctypes.addressof(anchor)
-            with _failing(self.pid):
-                own = list(self._pieces())
-                # What was left out before has to be here, even if it is the file's again.
-                own += _less(self._own, own)
-                return _read(
-                    self.pid,
-                    ((self._address(offset), base + offset, size) for offset, size in own),
-                )
-        finally:
-            del anchor  # the mapping cannot be undone while someone points into it
+        base = ctypes.addressof(self._anchor)
+
+        def copy(pieces: Sequence[tuple[int, int]]) -> int:
+            return _read(
+                self.pid,
+                ((self._address(offset), base + offset, size) for offset, size in pieces),
+            )
+
+        with _failing(self.pid):
+            own = list(self._pieces())
+            # What was left out before has to be here, even if it is the file's again.
+            own += _less(self._own, own)
+            return sum(
+                _at_once(*(functools.partial(copy, own[at::_SHARES]) for at in range(_SHARES)))
+            )
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Yield offset and length of all that is the guest's own, in order and in small pieces."""
@@ -288,6 +310,15 @@ def _read(pid: int, pieces: Iterable[tuple[int, int, int]]) -> int:
             del theirs[:], ours[:]
             wanted = 0
     return copied + (transfer() if theirs else 0)
+
+
+def _at_once(*calls: Callable[[], T]) -> list[T]:
+    """Make calls that do not need the interpreter, each in a thread of its own.
+
+    Raises what the first of them raises, once all have ended.
+    """
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [made.result() for made in [threads.submit(call) for call in calls]]
 
 
 @contextlib.contextmanager

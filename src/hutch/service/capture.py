@@ -25,7 +25,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import in_thread, settle, settle_in_thread
+from hutch.tasks import both, in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -144,16 +144,15 @@ class Source:
                     await self._copy_logs(logs)
             seconds = time.monotonic() - began
 
-        use = await in_thread(sandbox.machine.memory)
-        need = copy_need(
-            row.info.id, f"a copy of sandbox {row.info.name}", use.private + use.frozen
-        )
-        with self._layers.pinned(before):
-            async with (
-                self._parts.capacity.admit(need),
-                self._next_layer() as disk,
-                _answering(entry, sandbox),
-            ):
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._layers.pinned(before))
+            use, disk = await both(
+                in_thread(sandbox.machine.memory),
+                stack.enter_async_context(self._next_layer()),
+            )
+            size, subject = use.private + use.frozen, f"a copy of sandbox {row.info.name}"
+            need = copy_need(row.info.id, subject, size)
+            async with self._parts.capacity.admit(need), _answering(entry, sandbox):
                 frozen = await self._parts.engine.capture(
                     sandbox.machine, directory, next_disk=disk.path, still=still()
                 )
