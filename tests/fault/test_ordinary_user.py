@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness.fixtures import NewHutch
 from tests.harness.hutch import COMMAND, Hutch
+from tests.waiting import wait_until
 
 NOBODY = 65534
 _LEAVE_ROOT = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
@@ -49,12 +50,12 @@ def users(new_hutch: NewHutch, short_tmp: Path) -> Iterator[tuple[Hutch, Run]]:
 
     def run(*args: str) -> "subprocess.CompletedProcess[bytes]":
         argv = [*prefix, str(COMMAND), *args]
-        return subprocess.run(argv, env=env, cwd="/", capture_output=True, timeout=90, check=False)
+        return subprocess.run(argv, env=env, cwd="/", capture_output=True, timeout=150, check=False)
 
     yield hutch, run
     run("rm", "-f", "--all")
     run("daemon", "stop")
-    assert not [path for path in runtime.rglob("*") if not path.is_dir()]
+    wait_until(lambda: all(path.is_dir() for path in runtime.rglob("*")), what="nothing is left")
 
 
 def test_the_whole_path(users: tuple[Hutch, Run]) -> None:
