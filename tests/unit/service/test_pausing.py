@@ -271,15 +271,19 @@ async def test_a_machine_that_the_engine_has_stopped_goes_on_when_asked_to(
     world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU stops a VM that it cannot write for."""
+    monkeypatch.setattr(sandbox_module, "SYNC_TIMEOUT", 0.1)
     info = await start(service)
     world.engine.running()[0].paused = True
     world.agent(info).silent = True
-    with monkeypatch.context() as patch:
-        patch.setattr(sandbox_module, "SYNC_TIMEOUT", 0.1)
-        patch.setattr(sandbox_module, "GUEST_TIMEOUT", 0.1)
-        failure = await expect("disk_full", service.sandboxes.park(info.id))
+    resume = FakeMachine.resume
+
+    async def answers_again(machine: FakeMachine) -> None:
+        world.agent(info).silent = False
+        await resume(machine)
+
+    monkeypatch.setattr(FakeMachine, "resume", answers_again)
+    failure = await expect("disk_full", service.sandboxes.park(info.id))
     assert "hutch resume" in str(failure.hint)
-    world.agent(info).silent = False
     world.engine.running()[0].paused = True
     assert (await service.sandboxes.resume(info.id)).state is RUNNING
     assert not stands_still(world)
