@@ -1,17 +1,14 @@
 """The snapshots of one host: made of living sandboxes, kept on disk, restored, removed.
 
 Each is a row, a directory with the memory and a manifest that comes last, and a layer that nobody
-writes any more. The row comes first and is ready last; one that is not ready is undone at the next
-start. It must not know how a moment is captured, nor how a sandbox begins from one.
+writes any more. It must not know how a moment is captured, nor how a sandbox begins from one.
 """
 
 import contextlib
 import dataclasses
-import logging
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
@@ -28,7 +25,6 @@ from hutch.service.manifest import (
     damaged,
     digests_of,
     needs_of,
-    read_manifest,
     write_manifest,
 )
 from hutch.service.moments import Moments
@@ -37,14 +33,12 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Registry
 from hutch.service.revival import Revivals
 from hutch.service.sealing import Key, no_key
-from hutch.service.shelf import Shelf
+from hutch.service.snapshotrecords import SnapshotRecords
 from hutch.service.stats import uses_of
 from hutch.service.travel import LOGS, Arrived, Travel, at_home
 from hutch.service.vault import Sealing, Vault
-from hutch.state.base import LayerRow, SandboxRow, SnapshotRow
+from hutch.state.base import SandboxRow, SnapshotRow
 from hutch.tasks import in_thread, settle, settle_in_thread
-
-log = logging.getLogger(__name__)
 
 Mark = Callable[[SnapshotInfo, Container[str]], SnapshotInfo]
 """Returns what is put on record of a new snapshot; gets the names that others have."""
@@ -54,10 +48,7 @@ Over = Callable[[SnapshotInfo, SandboxInfo], Sequence[Frozen]]
 
 
 class Snapshots:
-    """All snapshots of one host.
-
-    Invariant: what is on the shelf is on record, and its layer is kept.
-    """
+    """All snapshots of one host."""
 
     def __init__(
         self,
@@ -73,17 +64,12 @@ class Snapshots:
         self._layers = lives.booter.layers
         self._captures = captures
         self._revivals = revivals
-        self.shelf = Shelf(registry)
-        self._sources: dict[str, SandboxInfo] = {}
+        self._records = SnapshotRecords(parts, registry, self._layers)
+        self.shelf = self._records.shelf
         self._vault = Vault(parts, self._layers)
         self._disks = DiskDigests(self._layers)
         self._moments = Moments(parts, lives, self._vault, self._disks)
         self._travel = Travel(parts, self._layers)
-        self._layers.add_holder(self._held)
-        registry.also_needs(self._sources.values)
-
-    def _held(self) -> Iterable[str | None]:
-        return [row.layer for row in self.shelf.values()]
 
     # ---- making
 
@@ -126,7 +112,7 @@ class Snapshots:
                     await self._complete(row, *taken, sealing, over)
                 return await self.get(snapshot_id)
         except BaseException:
-            await settle(self._discard(snapshot_id))
+            await settle(self._records.discard(snapshot_id))
             raise
 
     async def _begin(
@@ -169,24 +155,10 @@ class Snapshots:
         if mark is not None:
             snapshot = mark(snapshot, taken)
         if sealing is None:
-            return await settle(self._put_on_record(snapshot, layer, info))
+            return await settle(self._records.put(snapshot, layer, info))
         sealing.hold(layer)
         snapshot = dataclasses.replace(snapshot, encrypted=True)
-        return await settle(self._put_on_record(snapshot, None, info))
-
-    async def _put_on_record(
-        self,
-        snapshot: SnapshotInfo,
-        layer: str | None,
-        source: SandboxInfo,
-        new: LayerRow | None = None,
-    ) -> SnapshotRow:
-        row = await self._parts.store.add_snapshot(snapshot, layer, new=new)
-        if new is not None:
-            self._layers.know(new)
-        self.shelf[snapshot.id] = row
-        self._sources[snapshot.id] = source
-        return row
+        return await settle(self._records.put(snapshot, None, info))
 
     async def _take(
         self, row: SnapshotRow, source: Source, sealing: Sealing | None, *, freeze: bool
@@ -252,18 +224,10 @@ class Snapshots:
             if frozen is not None:
                 await self._parts.engine.drop(frozen)
         await settle_in_thread(write_manifest, directory, manifest, lasting=over is None)
-        self.shelf[snapshot.id] = await settle(self._parts.store.finish_snapshot(manifest.snapshot))
+        await settle(self._records.finish(manifest.snapshot))
         self._parts.events.emit(
             "snapshot.created", snapshot.id, snapshot.name, sandbox=snapshot.sandbox_id
         )
-
-    async def _discard(self, snapshot_id: str) -> None:
-        """Remove what there is of a snapshot that was not finished."""
-        row = self.shelf.get(snapshot_id)
-        if row is not None:
-            directory = self._parts.places.snapshot(snapshot_id)
-            await self._parts.engine.drop(Frozen(directory, row.info.memory))
-            await self._forget(row)
 
     # ---- looking
 
@@ -376,7 +340,7 @@ class Snapshots:
                 await settle_in_thread(path.unlink)
                 return await self._enter(snapshot_id, arrived, name)
         except BaseException:
-            await settle(self._discard(snapshot_id))
+            await settle(self._records.discard(snapshot_id))
             await settle_in_thread(shutil.rmtree, directory, ignore_errors=True)
             raise
 
@@ -394,10 +358,10 @@ class Snapshots:
             manifest.snapshot, id=snapshot_id, name=name, sandbox_id="", checkpoint=False
         )
         if arrived.disk is None:
-            await settle(self._put_on_record(snapshot, None, manifest.info))
+            await settle(self._records.put(snapshot, None, manifest.info))
         else:
             layer = self._layers.plan()
-            await settle(self._put_on_record(snapshot, layer.id, manifest.info, layer))
+            await settle(self._records.put(snapshot, layer.id, manifest.info, layer))
             size = (await in_thread(arrived.disk.stat)).st_size
             await fill_layer(arrived.disk, await self._layers.make(layer, size, base))
             await settle_in_thread(arrived.disk.unlink)
@@ -405,7 +369,7 @@ class Snapshots:
         await settle_in_thread(arrived.root.unlink, missing_ok=True)
         manifest = dataclasses.replace(manifest, snapshot=snapshot)
         await settle_in_thread(write_manifest, directory, manifest)
-        self.shelf[snapshot_id] = await settle(self._parts.store.finish_snapshot(snapshot))
+        await settle(self._records.finish(snapshot))
         self._parts.events.emit("snapshot.imported", snapshot_id, name)
         return await self.get(snapshot_id)
 
@@ -423,7 +387,7 @@ class Snapshots:
             )
         self.shelf.leaving.add(row.info.id)
         try:
-            freed = await settle(self._forget(row))
+            freed = await settle(self._records.forget(row))
         finally:
             self.shelf.leaving.discard(row.info.id)
         self._parts.events.emit("snapshot.removed", row.info.id, row.info.name)
@@ -447,54 +411,14 @@ class Snapshots:
                     removed = Removed([*removed.removed, *one.removed], removed.bytes + one.bytes)
         return removed
 
-    async def _forget(self, row: SnapshotRow) -> int:
-        snapshot_id, directory = row.info.id, self._parts.places.snapshot(row.info.id)
-        freed = (await in_thread(uses_of, directory)).own
-        try:
-            await self._parts.store.remove_snapshot(snapshot_id)
-        except HutchError as failure:
-            if failure.code != "disk_full":
-                raise
-            # The records need a little room themselves: make it first.
-            await in_thread(shutil.rmtree, directory, ignore_errors=True)
-            await self._parts.store.remove_snapshot(snapshot_id)
-        self.shelf.pop(snapshot_id, None)
-        self._sources.pop(snapshot_id, None)
-        # From here on a crash leaves a directory without a row, which the next start removes.
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
-        return freed + await self._layers.release(row.layer)
-
     # ---- at the start of the daemon
 
     async def open(self) -> None:
         """Take up what is complete, and undo the rest; before the layers are opened."""
-        for row in await self._parts.store.snapshots():
-            directory = self._parts.places.snapshot(row.info.id)
-            if not row.ready:
-                log.warning("undoing the snapshot %s, which was being made", row.info.name)
-                await in_thread(shutil.rmtree, directory, ignore_errors=True)
-                try:
-                    await self._parts.store.remove_snapshot(row.info.id)
-                except HutchError as failure:
-                    log.error("the snapshot %s stays on record: %s", row.info.name, failure)
-                continue
-            self.shelf[row.info.id] = row
-            try:
-                manifest = await in_thread(read_manifest, directory, row.info.name)
-                self._sources[row.info.id] = manifest.info
-            except HutchError as failure:
-                log.warning("%s", failure)
-        for directory in await in_thread(_directories, self._parts.places.snapshots):
-            if directory.name not in self.shelf:
-                log.warning("removing what is left of %s", directory.name)
-                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        await self._records.open()
 
 
 def _cannot_run(info: SandboxInfo) -> HutchError:
     failure = wrong_state(info, "running or paused")
     failure.hint = f"take its disk alone with --disk-only, or start it: `hutch start {info.name}`"
     return failure
-
-
-def _directories(parent: Path) -> list[Path]:
-    return sorted(parent.iterdir()) if parent.is_dir() else []
