@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 _PAGE: Final = mmap.PAGESIZE
@@ -88,23 +89,38 @@ def differing(
             pages[first:last] = bytes([number]) * (last - first)
     for first, last in _pages_of(extents(memory, size)):
         pages[first:last] = pages[first:last].translate(_MARKED)
-    files = [fd for fd, _ in below]
+    looks = [
+        (run.group(1)[0] & ~_HERE, at, min(_LOOK, run.end() * _PAGE - at, size - at))
+        for run in _RUN.finditer(pages)
+        for at in range(run.start() * _PAGE, run.end() * _PAGE, _LOOK)
+    ]
+    files, half = [fd for fd, _ in below], len(looks) // 2
+    # Most of it is reading, for which no interpreter is needed.
+    with ThreadPoolExecutor(1) as other:
+        begun = other.submit(_compare, memory, files, looks[:half])
+        later = _compare(memory, files, looks[half:])
+        found = begun.result()
+    if found and later and sum(found[-1]) == later[0][0]:
+        found[-1:], later[:1] = [(found[-1][0], found[-1][1] + later[0][1])], []
+    return found + later
+
+
+def _compare(
+    memory: int, files: Sequence[int], looks: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Return what differs of these: the number of the file that has it, where, and how much."""
     found: list[tuple[int, int]] = []
     ours, theirs = bytearray(_LOOK), bytearray(_LOOK)
-    for run in _RUN.finditer(pages):
-        number = run.group(1)[0] & ~_HERE
-        end = min(run.end() * _PAGE, size)
-        for at in range(run.start() * _PAGE, end, _LOOK):
-            count = min(_LOOK, end - at)
-            _read(memory, ours, count, at)
-            if number:
-                _read(files[number - 1], theirs, count, at)
-            else:
-                theirs[:] = _ZEROS
-            if count < _LOOK:  # the rest is of another comparison
-                ours[count:] = theirs[count:] = _ZEROS[count:]
-            if ours != theirs:
-                _note_pages(found, ours, theirs, at, count)
+    for number, at, count in looks:
+        _read(memory, ours, count, at)
+        if number:
+            _read(files[number - 1], theirs, count, at)
+        else:
+            theirs[:] = _ZEROS
+        if count < _LOOK:  # the rest is of another comparison
+            ours[count:] = theirs[count:] = _ZEROS[count:]
+        if ours != theirs:
+            _note_pages(found, ours, theirs, at, count)
     return found
 
 
