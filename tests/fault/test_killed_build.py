@@ -54,7 +54,7 @@ def test_a_slow_build_ends_with_the_daemon(hutch: Hutch, tmp_path: Path, short_t
     assert child is not None
     hutch.kill_daemon()
     wait_until(lambda: not child.alive(), what="what the build had started has ended")
-    _, told = client.communicate(timeout=30)
+    _, told = client.communicate(timeout=60)
     assert client.returncode == 125
     assert b"daemon" in told
     wait_until(lambda: not hutch.processes(), what="nothing runs")
@@ -65,7 +65,7 @@ def test_a_slow_build_ends_with_the_daemon(hutch: Hutch, tmp_path: Path, short_t
 def test_a_killed_build_is_repeated(hutch: Hutch, tmp_path: Path) -> None:
     context = _context(tmp_path / "context", f"FROM busybox\nRUN {STEP}\n")
     hutch.start("image", "build", "-t", "localhost/made", context)
-    wait_until(lambda: _running(STEP), timeout=60, what="the step runs")
+    wait_until(lambda: _running(STEP), what="the step runs")
     hutch.kill_daemon()
     wait_until(lambda: not _running(STEP), what="the step has ended")
     wait_until(lambda: not hutch.processes(), what="nothing of the build runs")

@@ -123,11 +123,11 @@ def test_no_tool_for_disks(hutch: Hutch) -> None:
     # It is found in /usr/sbin on any PATH, so the daemon and `doctor` get one of their own.
     script = 'mount --bind /dev/null "$1" && shift && exec "$@"'
     without = ["unshare", "--mount", "sh", "-c", script, "sh", tool, str(COMMAND)]
-    subprocess.run([*without, "ps"], env=hutch.env, check=True, capture_output=True, timeout=60)
+    subprocess.run([*without, "ps"], env=hutch.env, check=True, capture_output=True, timeout=120)
     done = _fails(hutch, "tool_missing", "run", "--rm", "busybox", "true")
     assert b"apt-get install e2fsprogs" in done.stdout
     told = subprocess.run(
-        [*without, "doctor"], check=False, env=hutch.env, capture_output=True, timeout=60
+        [*without, "doctor"], check=False, env=hutch.env, capture_output=True, timeout=120
     )
     assert told.returncode == 1, told
     assert b"apt-get install e2fsprogs" in told.stdout
