@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,19 @@ async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tu
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return tasks[0].result(), tasks[1].result()
+
+
+_TURNS: Final = 4
+"""Turns of the event loop from the start of a task to the bytes that it sends at first."""
+
+
+async def give_way() -> None:
+    """Let tasks that were just started send what they have to, before work that takes a while.
+
+    A call in a thread may keep the interpreter for itself for longer than that sending takes.
+    """
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 async def settle(work: Coroutine[Any, Any, T]) -> T:

@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from hutch.tasks import Scope, Stopped, both, in_thread, settle, settle_in_thread, stop_in_thread
+from hutch.tasks import (
+    Scope,
+    Stopped,
+    both,
+    give_way,
+    in_thread,
+    settle,
+    settle_in_thread,
+    stop_in_thread,
+)
 
 
 async def forever(begun: asyncio.Event) -> None:
@@ -279,3 +288,18 @@ async def test_settled_work_fails_as_it_would_by_itself() -> None:
 
     with pytest.raises(ValueError, match="no"):
         await settle(work())
+
+
+async def test_work_gives_way_to_what_was_just_begun() -> None:
+    done: list[str] = []
+
+    async def send() -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        done.append("sent")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        await give_way()
+        done.append("worked")
+    assert done == ["sent", "worked"]

@@ -65,11 +65,13 @@ class _Entry:
     """The memory of one frozen machine, or its absence; `lock` is held while it is loaded.
 
     `state` is that of a machine that is nowhere else yet; `expected` is done when there is one.
+    `read` is the state that was read from disk beside the memory, for the next clones.
     """
 
     def __init__(self, fd: int | None = None, state: bytes | None = None) -> None:
         self.fd = fd
         self.state = state
+        self.read: bytes | None = None
         self.lock = asyncio.Lock()
         self.expected: asyncio.Future[None] | None = None
 
@@ -123,7 +125,12 @@ class Memories:
         entry = self._entries.get(frozen.directory)
         if entry is not None and entry.state is not None:
             return entry.state
-        return (await in_thread(read_state, frozen)).state
+        if entry is not None and entry.read is not None:
+            return entry.read
+        state = (await in_thread(read_state, frozen)).state
+        if entry is not None and entry.fd is not None:
+            entry.read = state
+        return state
 
     async def keep(
         self, frozen: Frozen, over: Sequence[Frozen] = (), *, lasting: bool = True

@@ -21,7 +21,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.service.capacity import Need, boot_need, clone_need
 from hutch.service.parts import Parts
-from hutch.tasks import in_thread, settle, settle_in_thread
+from hutch.tasks import give_way, in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +195,7 @@ class _Recorded:
         self.failure: Exception | None = None
 
     async def run(self) -> None:
+        await give_way()  # to the greeting
         try:
             await self._record(self._machine.record.to_json())
         except Exception as cause:

@@ -32,7 +32,7 @@ from hutch.service.pool import Lull, Pool, Yard
 from hutch.service.pool_member import Member, Members
 from hutch.service.spec import default_hostname, sizes
 from hutch.state.base import PoolRow, SandboxRow
-from hutch.tasks import Scope, settle
+from hutch.tasks import Scope, give_way, settle
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +189,7 @@ class Pools:
             self._rouse(spec, name, offer)
         try:
             with self.starting() if offer.member else contextlib.nullcontext():
+                await give_way()  # to what it is told
                 yield offer
         finally:
             if offer.member is not None:

@@ -82,6 +82,19 @@ async def test_a_memory_is_loaded_once_for_all_who_ask(
     kept.drop(frozen)
 
 
+async def test_a_state_is_read_once_while_its_memory_is_held(frozen: Frozen) -> None:
+    kept = Memories()
+    assert await kept.state(frozen)() == b"state"
+    fd = await kept.of(frozen)
+    assert await kept.state(frozen)() == b"state"
+    frozen.state.unlink()
+    assert await kept.state(frozen)() == b"state"
+    kept.drop(frozen)
+    with pytest.raises(EngineError):
+        await kept.state(frozen)()
+    os.close(fd)
+
+
 async def test_a_memory_dropped_while_it_is_loaded_reaches_who_asked(frozen: Frozen) -> None:
     kept = Memories()
     async with asyncio.TaskGroup() as tasks:
