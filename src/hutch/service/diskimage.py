@@ -14,7 +14,8 @@ from typing import Any, Final
 from hutch import process
 from hutch.engine.differences import copy_sparse
 from hutch.errors import error
-from hutch.service.flatten import check_layer, copy_layer, json_name, node_of, sync_file
+from hutch.service.durable import sync
+from hutch.service.flatten import check_layer, copy_layer, json_name, node_of
 from hutch.tasks import settle_in_thread
 
 TIMEOUT: Final = 3600.0
@@ -109,7 +110,7 @@ async def fill_layer(image: Path | int, layer: Path) -> None:
     path, passed = (path_of(image), [image]) if isinstance(image, int) else (image, [])
     source = json_name(node_of(path, "raw"))
     await _convert("-n", "-O", "qcow2", source, os.fspath(layer), pass_fds=passed)
-    await settle_in_thread(sync_file, layer)
+    await settle_in_thread(sync, layer)
 
 
 async def _convert(*words: str, pass_fds: Sequence[int] = ()) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from hutch import process
 from hutch.engine.differences import copy_sparse
 from hutch.errors import error
+from hutch.service.durable import sync
 from hutch.tasks import settle_in_thread
 
 DEEPEST: Final = 8
@@ -57,7 +58,7 @@ async def flatten(
             node = node_of(part, "qcow2", node_of(target, "qcow2", below))
             await process.run(["qemu-img", "commit", "-q", "-d", json_name(node)], timeout=TIMEOUT)
             await settle_in_thread(part.unlink)
-        await settle_in_thread(sync_file, target)
+        await settle_in_thread(sync, target)
     except BaseException:
         for path in (part, target):
             await settle_in_thread(path.unlink, missing_ok=True)
@@ -98,12 +99,3 @@ def check_layer(path: Path) -> None:
         if magic == b"QFI\xfb" and version == 3 and not crypt and not features & ~_HARMLESS:
             return
     raise error("engine_failed", f"{path} is no layer of a disk that can be read safely")
-
-
-def sync_file(path: Path) -> None:
-    """Have all of a file on the disk itself. Blocking. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

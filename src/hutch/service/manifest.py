@@ -16,6 +16,7 @@ from typing import Any, Final
 from hutch.engine.base import Engine, Frozen, MachineSpec
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SnapshotInfo, from_json, to_json
+from hutch.service.durable import write_json
 from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.recipe import Recipe, file_identity
 
@@ -188,21 +189,9 @@ def write_manifest(directory: Path, manifest: Manifest, *, lasting: bool = True)
 
     One that is not `lasting` may be lost when the host loses its power.
     """
-    part = directory / f"{MANIFEST}.part"
     body = to_json(manifest)
-    with open(part, "w", encoding="utf-8", opener=_private) as file:
-        json.dump({**body, _DIGEST: _digest_of_json(body)}, file, indent=1)
-        file.flush()
-        if lasting:
-            os.fsync(file.fileno())
-    part.replace(directory / MANIFEST)
-    if not lasting:
-        return
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    digest = {_DIGEST: _digest_of_json(body)}
+    write_json(directory / MANIFEST, {**body, **digest}, lasting=lasting)
 
 
 def read_manifest(directory: Path, name: str) -> Manifest:
@@ -230,7 +219,3 @@ def read_manifest(directory: Path, name: str) -> Manifest:
 def _digest_of_json(body: Mapping[str, Any]) -> str:
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.models import CpuInfo, from_json, timestamp, to_json
 from hutch.service.boot import Late, Stalled
+from hutch.service.durable import write_json
 from hutch.service.flatten import LAYERS_MAX
 from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.machine import Booter, BootRecord, identify_clone
@@ -257,17 +257,7 @@ def _unusable(row: SandboxRow, why: str) -> HutchError:
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:
     """Complete a parked memory: from here on it exists, whatever happens."""
-    part = directory / f"{MANIFEST}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(to_json(manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / MANIFEST)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_json(directory / MANIFEST, to_json(manifest))
 
 
 def _read_manifest(directory: Path) -> Manifest | None:

@@ -4,8 +4,6 @@ A template is complete once its manifest is there, which is written last and rem
 throughout. It must not know of other templates, nor who uses them.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Final, Self
 
 from hutch.engine.base import Frozen, MachineType
 from hutch.models import TemplatePoint, timestamp, to_json
+from hutch.service.durable import sync, write_json
 from hutch.service.parts import TEMPLATE_DISK
 from hutch.service.recipe import FORMAT, Key, Recipe
 
@@ -102,17 +101,8 @@ class Template:
 def write_manifest(template: Template) -> None:
     """Complete a template: from here on it exists, whatever happens. Raises OSError."""
     if template.disk is not None:
-        fd = os.open(template.disk, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    part = template.directory / f"{MANIFEST}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(to_json(template.manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(template.directory / MANIFEST)
+        sync(template.disk)
+    write_json(template.directory / MANIFEST, to_json(template.manifest))
 
 
 def directories_in(parent: Path, prefix: str) -> list[Path]:
