@@ -6,6 +6,7 @@ are those of an earlier moment, proves that memory and processes are those of th
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,13 +45,15 @@ def differences(hutch: Hutch, *moments: str) -> set[str]:
     return files | {f"{change} {command}" for change, command in ran}
 
 
-def test_a_session_that_goes_wrong(box: Hutch) -> None:
+def test_a_session_that_goes_wrong(box: Hutch, tmp_path: Path) -> None:
     before = look(box, "box")
     identity = sh(box, "cat /etc/machine-id; hostname")
     pid, counted = count(box, "box")
     began = time.monotonic()
     clean = box.json("checkpoint", "-m", "clean", "box")
     took = time.monotonic() - began
+    # What it has in common with the template is not its own.
+    assert clean["disk_bytes"] < clean["shared_bytes"] / 4
     print(
         f"a checkpoint: {took:.2f} s, programs stood still for {clean['pause_seconds']:.3f} s,"
         f" {clean['memory_bytes'] >> 20} MiB of memory, {clean['disk_bytes'] >> 20} MiB in all"
@@ -110,6 +113,12 @@ def test_a_session_that_goes_wrong(box: Hutch) -> None:
     box.run("kill", "box")
     assert box.json("undo", "box")["state"] == "running"
     assert count(box, "box")[0] == pid
+    # It travels as a whole.
+    file = str(tmp_path / "clean.hutch")
+    box.run("snapshot", "export", clean["id"], file)
+    box.run("snapshot", "import", "--name", "far", file)
+    box.run("restore", "far", "copy")
+    assert count(box, "copy")[0] == pid
 
 
 def test_a_daemon_that_is_killed_meanwhile(box: Hutch) -> None:

@@ -99,3 +99,16 @@ def test_holes_take_no_space(tmp_path: Path) -> None:
     assert 8192 <= stats.disk_use(tmp_path) <= 65536
     assert stats.disk_use(tmp_path / "none") == 0
     assert 8192 <= stats.disk_use(tmp_path / "full") <= 16384
+
+
+def test_what_has_names_elsewhere_is_not_its_own(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "both").write_bytes(b"x" * 8192)
+    (tmp_path / "other" / "both").hardlink_to(tmp_path / "one" / "both")
+    (tmp_path / "one" / "alone").write_bytes(b"x" * 4096)
+    before = stats.uses_of(tmp_path / "one")
+    assert 4096 <= before.own <= 8192 <= before.shared <= 16384
+    assert stats.disk_use(tmp_path / "one") == sum(before)
+    (tmp_path / "other" / "both").unlink()
+    assert stats.uses_of(tmp_path / "one") == (sum(before), 0)
