@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 from hutch.engine.base import Frozen
 from hutch.engine.differences import (
     FILES_MAX,
+    PAGE,
     Extents,
     copy_sparse,
     differing,
@@ -165,6 +166,9 @@ def _ground(other: Frozen) -> list[tuple[Path, Below]]:
     as what comes over them: there are never many. Raises OSError, engine_failed.
     """
     content = read_state(other)
+    for known in (*(below.extents for below in content.below), content.extents or ()):
+        if not _fitting(known, other.memory):  # it may have been imported
+            raise template_failure(f"{other.state} cannot be what it is said to be")
     ground = [(other.over(n), below) for n, below in enumerate(content.below, 1)]
     if content.extents is None or content.digest is None:  # as templates are kept
         with _opened(other.image, other.memory) as image:
@@ -184,16 +188,20 @@ def _ground(other: Frozen) -> list[tuple[Path, Below]]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An open file, equal to itself as long as nobody changes it; and the parts that count."""
+    """Parts of an open file, equal to themselves as long as nobody changes it.
+
+    Which parts of one and the same file hold anything, some file systems tell differently later.
+    """
 
     stamp: tuple[int, int, int]
+    parts: tuple[tuple[int, int], ...]
     fd: int = field(compare=False)
-    parts: Extents = field(compare=False)
 
     @classmethod
     def of(cls, fd: int, parts: Extents) -> "_File":
         found = os.fstat(fd)
-        return cls((found.st_dev, found.st_ino, found.st_mtime_ns), fd, parts)
+        stamp = (found.st_dev, found.st_ino, found.st_mtime_ns)
+        return cls(stamp, tuple((start, length) for start, length in parts), fd)
 
 
 @functools.lru_cache(maxsize=64)
@@ -287,9 +295,15 @@ def _load(path: Path, size: int, target: int, parts: Extents | None, digest: str
 
 
 def _fitting(parts: object, size: int) -> bool:
-    """Tell whether these are parts of that many bytes, whoever has written them."""
+    """Tell whether these are whole pages of that many bytes, whoever has written them."""
     try:
-        return all(0 <= start <= size - length and length >= 0 for start, length in parts)  # type: ignore[attr-defined]
+        return all(
+            type(start) is type(length) is int
+            and 0 <= start <= size - length
+            and length >= 0
+            and start % PAGE == length % PAGE == 0
+            for start, length in parts  # type: ignore[attr-defined]
+        )
     except (TypeError, ValueError):
         return False
 

@@ -111,7 +111,9 @@ async def _take(
                 disk = await stack.enter_async_context(disks.opened(qmp, next_disk))
             return await stack.enter_async_context(StateFile.of(qmp)), disk
 
-        _, (file, disk) = await both(settle_in_thread(source.begin_copy, memory), make_ready())
+        _, (file, disk) = await both(
+            settle_in_thread(source.begin_copy, memory), settle(make_ready())
+        )
         async with still:
             await _take_at_once(qmp, file, source, disk)
             await finish(file)

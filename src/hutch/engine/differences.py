@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-_PAGE: Final = mmap.PAGESIZE
+PAGE: Final = mmap.PAGESIZE
 _CHUNK: Final = 16 << 20
 _LOOK: Final = 256 << 10
 """Bytes that are compared at once: they fit into a processor's own cache."""
@@ -30,7 +30,10 @@ Extents = Sequence[tuple[int, int]]
 
 
 def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of `size` bytes of a file that are no holes. Raises OSError."""
+    """Yield the parts of `size` bytes of a file that are no holes, as whole pages.
+
+    Raises OSError.
+    """
     end = 0
     while end < size:
         try:
@@ -40,7 +43,9 @@ def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 return
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, min(end, size) - start
+        # The blocks of a file system may be smaller than pages.
+        start, end = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, size)
+        yield start, end - start
 
 
 def length_of(parts: Extents) -> int:
@@ -83,16 +88,16 @@ def differing(
     Of each file these are its descriptor and the parts that count, in which it hides those before
     it; what none has is zero. Raises OSError.
     """
-    pages = bytearray(-(-size // _PAGE))
+    pages = bytearray(-(-size // PAGE))
     for number, (_, parts) in enumerate(below, 1):
         for first, last in _pages_of(parts):
             pages[first:last] = bytes([number]) * (last - first)
     for first, last in _pages_of(extents(memory, size)):
         pages[first:last] = pages[first:last].translate(_MARKED)
     looks = [
-        (run.group(1)[0] & ~_HERE, at, min(_LOOK, run.end() * _PAGE - at, size - at))
+        (run.group(1)[0] & ~_HERE, at, min(_LOOK, run.end() * PAGE - at, size - at))
         for run in _RUN.finditer(pages)
-        for at in range(run.start() * _PAGE, run.end() * _PAGE, _LOOK)
+        for at in range(run.start() * PAGE, run.end() * PAGE, _LOOK)
     ]
     files, half = [fd for fd, _ in below], len(looks) // 2
     # Most of it is reading, for which no interpreter is needed.
@@ -129,15 +134,15 @@ _MARKED: Final = bytes(value | _HERE for value in range(256))
 
 def _pages_of(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for start, length in parts:
-        yield start // _PAGE, -(-(start + length) // _PAGE)
+        yield start // PAGE, -(-(start + length) // PAGE)
 
 
 def _note_pages(
     found: list[tuple[int, int]], ours: bytearray, theirs: bytearray, at: int, count: int
 ) -> None:
-    for offset in range(0, count, _PAGE):
-        if ours[offset : offset + _PAGE] != theirs[offset : offset + _PAGE]:
-            start, length = at + offset, min(_PAGE, count - offset)
+    for offset in range(0, count, PAGE):
+        if ours[offset : offset + PAGE] != theirs[offset : offset + PAGE]:
+            start, length = at + offset, min(PAGE, count - offset)
             if found and sum(found[-1]) == start:
                 start, length = found[-1][0], found[-1][1] + length
                 found.pop()

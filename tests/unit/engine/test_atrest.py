@@ -239,12 +239,53 @@ def test_it_can_be_had_in_one_file(memory: int, frozen: Frozen, short_tmp: Path)
         join(new, one)
 
 
-@pytest.mark.parametrize("parts", [[[0, SIZE + 1]], [[-1, 4]], [["a", 4]], [[1]], 3])
+def test_holes_that_are_told_differently_later(
+    memory: int, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As file systems do that have not written everything yet."""
+    told = [[(0, SIZE)], [(0, SIZE // 2), (SIZE // 2, SIZE // 2)]]
+
+    def forgetful(fd: int, size: int) -> Iterator[tuple[int, int]]:
+        if told and os.path.samestat(os.fstat(fd), frozen.image.stat()):
+            return iter(told.pop())
+        return extents(fd, size)
+
+    monkeypatch.setattr(atrest, "extents", forgetful)
+    for number in range(3):
+        os.pwrite(memory, os.urandom(PAGE), (3000 + number) * PAGE)
+        new = Frozen(frozen.directory.parent / f"n{number}", SIZE)
+        store(new, b"later", memory, verified=True, over=[frozen])
+        assert new.over(1).samefile(frozen.image)
+        assert read(new) == whole(memory)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[0, SIZE + PAGE]],
+        [[-PAGE, PAGE]],
+        [["a", PAGE]],
+        [[0.0, 4096.0]],
+        [[False, PAGE]],
+        [[0, 100]],
+        [[100, PAGE]],
+        [[1]],
+        3,
+    ],
+)
 def test_parts_that_cannot_be(memory: int, frozen: Frozen, parts: object) -> None:
     """As somebody may have written them who made a file that was imported."""
-    frozen.state.write_bytes(AtRest(b"s", parts, "0").pack())  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="cannot be what"):
-        read(frozen)
+    below = Below(parts, "0")  # type: ignore[arg-type]
+    for content in (AtRest(b"s", parts, "0"), AtRest(b"s", [], "0", [below])):  # type: ignore[arg-type]
+        frozen.state.write_bytes(content.pack())
+        frozen.over(1).write_bytes(frozen.image.read_bytes())
+        with pytest.raises(EngineError, match="cannot be what"):
+            read(frozen)
+        new = Frozen(frozen.directory.parent / "new", SIZE)
+        store(new, b"later", memory, verified=True, over=[frozen])
+        assert names(new) == ["memory", "state"]
+        assert read(new) == whole(memory)
 
 
 def test_what_a_state_says_is_read_as_it_was_written() -> None:

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
 
-from hutch.engine import capture, guest_memory
+from hutch.engine import capture, disks, guest_memory
 from hutch.engine.base import Frozen
 from hutch.engine.guest_memory import GuestMemory
 from hutch.engine.qemu import QemuEngine
@@ -125,6 +125,37 @@ async def test_a_memory_that_cannot_be_read_costs_the_machine_nothing(
         await engine.capture(machine, short_tmp / "captured")
     assert not await machine.paused()
     assert held() == ours
+    await machine.kill()
+
+
+async def test_a_copy_that_cannot_begin_leaves_qemu_nothing_that_was_on_its_way(
+    new_spec: NewSpec, stand_in: NewStandIn, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = QemuEngine(stand_in("normal"))
+    machine = await engine.boot(new_spec("a"))
+    begun, nodes = threading.Event(), list[Path]()
+
+    @contextlib.asynccontextmanager
+    async def opened(qmp: object, path: Path) -> AsyncIterator[None]:
+        nodes.append(path)  # QEMU has it from here on, and its answer is on the way
+        begun.set()
+        await asyncio.sleep(0.05)
+        try:
+            yield
+        finally:
+            nodes.remove(path)
+
+    def refuse(self: GuestMemory, memory: int) -> None:
+        assert begun.wait(60)
+        raise error("engine_failed", "told to")
+
+    monkeypatch.setattr(disks, "opened", opened)
+    monkeypatch.setattr(guest_memory.GuestMemory, "begin_copy", refuse)
+    with pytest.raises(EngineError, match="told to"):
+        await engine.capture(machine, short_tmp / "captured", next_disk=short_tmp / "next")
+    assert begun.is_set()
+    assert nodes == []
+    assert not await machine.paused()
     await machine.kill()
 
 

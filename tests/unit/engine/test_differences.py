@@ -37,6 +37,17 @@ def pages(parts: list[tuple[int, int]]) -> list[range]:
     return [range(start // PAGE, (start + length) // PAGE) for start, length in parts]
 
 
+def test_parts_are_whole_pages(files: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file system has smaller blocks."""
+    told = iter([PAGE + 1024, PAGE + 2048, 2 * PAGE + 512, 2 * PAGE + 1024, SIZE - 1024, SIZE])
+    monkeypatch.setattr(os, "lseek", lambda *_: next(told))
+    assert pages(list(extents(files[0], SIZE))) == [
+        range(1, 2),
+        range(2, 3),
+        range(SIZE // PAGE - 1, SIZE // PAGE),
+    ]
+
+
 def test_over_nothing_all_that_is_not_zero_differs(files: list[int]) -> None:
     put(files[0], 3, 4, 7)
     put(files[0], 5, byte=0)
