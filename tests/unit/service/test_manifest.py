@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hutch.engine.base import Frozen
 from hutch.errors import HutchError
 from hutch.service import manifest
-from hutch.service.manifest import digest_of, read_manifest
+from hutch.service.manifest import digest_of, digests_of, read_manifest
 
 MIB = 1 << 20
 
@@ -52,6 +53,15 @@ def test_what_moves_changes_it(tmp_path: Path) -> None:
     two = sparse(tmp_path / "two", 20 * MIB, at8388608=b"a")
     assert digest_of(one) != digest_of(two)
     assert digest_of(sparse(tmp_path / "empty", 0)) != digest_of(sparse(tmp_path / "hole", MIB))
+
+
+def test_what_is_over_others_is_named_by_its_state(tmp_path: Path) -> None:
+    frozen = Frozen(tmp_path, MIB)
+    frozen.state.write_bytes(b"state")
+    sparse(frozen.image, MIB)
+    assert digests_of(frozen).keys() == {"state", "memory"}
+    sparse(frozen.over(1), MIB)
+    assert digests_of(frozen).keys() == {"state"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}', '{"format": 3, "info": 3}'])
