@@ -100,9 +100,16 @@ class Reader:
     Blocking. All raises snapshot_damaged for what is not whole or not as declared.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        """Check the seal and read the manifest. Raises snapshot_incompatible for other formats."""
-        check_seal(file)
+    def __init__(self, file: BinaryIO, *, authentic: bool = False) -> None:
+        """Check the seal and read the manifest. Raises snapshot_incompatible for other formats.
+
+        What is `authentic`, because it is decrypted and checked piece by piece as it is read, is
+        not read twice for its seal.
+        """
+        if authentic:
+            _check_head(file)
+        else:
+            check_seal(file)
         unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
         body = _Bounded(file, file.seek(0, os.SEEK_END) - _SEAL, _HEAD.size)
         self._body = unpacker.stream_reader(cast("BinaryIO", body), read_size=_CHUNK)
@@ -237,6 +244,18 @@ def check_seal(file: BinaryIO) -> None:
     Raises snapshot_damaged, snapshot_incompatible.
     """
     left = file.seek(0, os.SEEK_END) - _SEAL
+    head = _check_head(file)
+    seal = hashlib.sha256(head)
+    left -= len(head)
+    while left > 0 and (data := file.read(min(left, _CHUNK))):
+        seal.update(data)
+        left -= len(data)
+    if left != 0 or file.read(_SEAL + 1) != seal.digest():
+        raise unreadable("it is not whole, or was changed")
+
+
+def _check_head(file: BinaryIO) -> bytes:
+    """Return the head of a file of a format that is known here, and leave the file behind it."""
     file.seek(0)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or not head.startswith(MAGIC):
@@ -247,13 +266,7 @@ def check_seal(file: BinaryIO) -> None:
             f"the file has format {head[-1]}, not {FORMAT}",
             hint="import it with the version of Hutch that exported it",
         )
-    seal = hashlib.sha256(head)
-    left -= len(head)
-    while left > 0 and (data := file.read(min(left, _CHUNK))):
-        seal.update(data)
-        left -= len(data)
-    if left != 0 or file.read(_SEAL + 1) != seal.digest():
-        raise unreadable("it is not whole, or was changed")
+    return head
 
 
 def create_file(path: Path) -> BinaryIO:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from hutch.engine.atrest import join
 from hutch.engine.base import Frozen
@@ -184,12 +184,13 @@ class Travel:
         with host_errors(), open(path, "rb") as opened:
             file = watched(opened, go_on)
             if not is_sealed(file):
-                arrived = _unpack(file, directory, self._room)
+                arrived = _unpack(Reader(file), directory, self._room)
                 if not arrived.manifest.snapshot.encrypted:
                     check_useful(key, "the file")
                 return arrived
             # Decrypted as it is read: nothing of it lies anywhere but what is unpacked.
-            return _unpack(unseal(file, key, "the file"), directory, self._room)
+            reader = Reader(unseal(file, key, "the file"), authentic=True)
+            return _unpack(reader, directory, self._room)
 
     def settle_root(self, arrived: Arrived) -> tuple[str, RootFs]:
         """Return the image that its root is of here, and that root. Blocking. Raises OSError.
@@ -260,8 +261,7 @@ def _next(pieces: Iterator[bytes]) -> bytes | None:
     return next(pieces, None)
 
 
-def _unpack(file: BinaryIO, directory: Path, room: Callable[[], None]) -> Arrived:
-    reader = Reader(file)
+def _unpack(reader: Reader, directory: Path, room: Callable[[], None]) -> Arrived:
     manifest = believed(reader.manifest.get("snapshot"))
     fstype = reader.manifest.get("fstype")
     if fstype not in _FSTYPES:

@@ -228,7 +228,8 @@ class Vault:
             raise damaged(name, f"{path} cannot be read: {cause.strerror}") from cause
         try:
             with open(sealed, "rb") as file:
-                reader = Reader(unseal(watched(file, go_on), key, f"the snapshot {name}"))
+                opened = unseal(watched(file, go_on), key, f"the snapshot {name}")
+                reader = Reader(opened, authentic=True)
                 inner = believed(reader.manifest["snapshot"])
                 _check_same(inner, manifest)
                 _check(reader.members, manifest)

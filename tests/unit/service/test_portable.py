@@ -191,3 +191,35 @@ def test_members_may_be_files_without_names(files: list[Path]) -> None:
     finally:
         os.close(fd)
     reader.finish()
+
+
+@pytest.mark.parametrize(("authentic", "times"), [(False, 2), (True, 1)])
+def test_what_is_decrypted_is_read_once(tmp_path: Path, authentic: bool, times: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(9 << 20))
+    data, taken = pack([path]), 0
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal taken
+            found = super().read(size)
+            taken += len(found)
+            return found
+
+        def readinto(self, buffer: Any) -> int:
+            nonlocal taken
+            count = super().readinto(buffer)
+            taken += count
+            return count
+
+    reader = Reader(Counted(data), authentic=authentic)
+    reader.extract(reader.members[0], tmp_path / "copy", lambda: None)
+    reader.finish()
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    assert round(taken / len(data)) == times
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 100, portable.MAGIC + b"\xff" + bytes(99)])
+def test_what_is_authentic_and_no_snapshot(data: bytes) -> None:
+    with pytest.raises(HutchError):
+        Reader(io.BytesIO(data), authentic=True)

@@ -342,7 +342,7 @@ async def test_a_file_is_not_read_to_its_end_for_nobody(
     began, ends = asyncio.Event(), list[type[Exception]]()
     loop = asyncio.get_running_loop()
 
-    def endless(file: BinaryIO, *_: object) -> None:
+    def endless(file: BinaryIO) -> None:
         loop.call_soon_threadsafe(began.set)
         try:
             for _ in range(5000):
@@ -353,7 +353,7 @@ async def test_a_file_is_not_read_to_its_end_for_nobody(
             ends.append(type(cause))
             raise
 
-    monkeypatch.setattr(travel, "_unpack", endless)
+    monkeypatch.setattr(travel, "Reader", endless)
     async with elsewhere.service() as there:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(there.snapshots.load(pieces(b"any file")))

@@ -277,7 +277,7 @@ async def test_what_is_cancelled_is_not_read_to_its_end(
     began, ends = asyncio.Event(), list[type[Exception]]()
     loop = asyncio.get_running_loop()
 
-    def endless(file: BinaryIO) -> None:
+    def endless(file: BinaryIO, *, authentic: bool) -> None:
         loop.call_soon_threadsafe(began.set)
         try:
             for _ in range(5000):
