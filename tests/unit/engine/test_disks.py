@@ -12,6 +12,7 @@ from hutch.engine.argv import PASSING
 from hutch.engine.base import Drive
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError, HutchError
+from tests.unit.descriptors import descriptors
 from tests.unit.engine.test_migration import Refusal, session
 
 ROOT = {"device": "", "qdev": "root", "inserted": {"node-name": "drive0", "ro": True}}
@@ -104,7 +105,7 @@ async def test_a_disk_that_did_not_come_into_use_is_closed_again(disk: Path) -> 
 @pytest.mark.parametrize("refuse", ["add-fd", "blockdev-add", "blockdev-snapshot", "query-block"])
 async def test_a_refusal_leaves_nothing_open(disk: Path, refuse: str) -> None:
     peer = Peer(ROOT, DISK, refuse=refuse)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     async def use(qmp: Qmp) -> None:
         with pytest.raises(EngineError, match="told to"):
@@ -113,7 +114,7 @@ async def test_a_refusal_leaves_nothing_open(disk: Path, refuse: str) -> None:
 
     await session(peer, use)
     assert (peer.open, peer.nodes) == ({}, [])
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("devices", [[ROOT], [DISK, DISK], []])

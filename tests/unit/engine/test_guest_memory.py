@@ -13,6 +13,7 @@ from hutch.engine import guest_memory
 from hutch.engine.guest_memory import GuestMemory
 from hutch.engine.memories import create_memory
 from hutch.errors import EngineError
+from tests.unit.descriptors import descriptors
 
 PAGE = 4096
 SIZE = 4 << 20
@@ -184,13 +185,13 @@ def test_a_process_without_a_guest() -> None:
 
 
 def test_a_memory_that_is_not_all_there(hold: Hold) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     pid = hold(size=SIZE // 2)
-    pipes = len(os.listdir("/proc/self/fd")) - descriptors
+    pipes = descriptors() - before
     with GuestMemory(pid) as source:
         with pytest.raises(EngineError, match="not all mapped"):
             source.find()
-    assert len(os.listdir("/proc/self/fd")) == descriptors + pipes
+    assert descriptors() == before + pipes
 
 
 def test_a_process_that_ends_meanwhile(hold: Hold) -> None:

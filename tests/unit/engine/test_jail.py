@@ -11,15 +11,16 @@ from hutch.engine import jail
 from hutch.engine.base import Accelerator, MachineSpec
 from hutch.errors import EngineError
 from hutch.process import spawn
+from tests.unit.descriptors import descriptors
 
 NewSpec = Callable[[str], MachineSpec]
 
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> object:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_our_ends_are_connected_before_qemu_exists(new_spec: NewSpec) -> None:

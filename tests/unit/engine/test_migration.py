@@ -13,6 +13,7 @@ import pytest
 from hutch.engine import migration
 from hutch.engine.qmp import Qmp
 from hutch.errors import EngineError
+from tests.unit.descriptors import descriptors
 from tests.unit.engine.stand_in import requests
 
 Answer = Callable[[str, dict[str, Any], list[int]], object]
@@ -121,13 +122,13 @@ async def test_a_state_without_end_or_content_is_refused(
 
 
 async def test_a_save_leaves_no_descriptor() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     async def use(qmp: Qmp) -> None:
         await migration.save(qmp)
 
     await session(save_into(), use)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_a_state_is_given_whole_and_then_waited_for() -> None:

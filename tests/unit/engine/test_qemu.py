@@ -13,6 +13,7 @@ from hutch.engine.base import ExitKind, Frozen, MachineSpec
 from hutch.engine.qemu import QemuEngine
 from hutch.errors import EngineError, Missing, NoCapacity
 from hutch.settings import load_settings
+from tests.unit.descriptors import descriptors
 from tests.unit.engine.conftest import NewStandIn
 from tests.waiting import until
 
@@ -22,10 +23,10 @@ NewSpec = Callable[[str], MachineSpec]
 @pytest.fixture(autouse=True)
 def nothing_left() -> object:
     """Check that a test leaves neither a process nor a descriptor."""
-    before, fds = children_of_self(), len(os.listdir("/proc/self/fd"))
+    before, fds = children_of_self(), descriptors()
     yield
     assert children_of_self() == before
-    assert len(os.listdir("/proc/self/fd")) <= fds
+    assert descriptors() <= fds
 
 
 def children_of_self() -> set[int]:
