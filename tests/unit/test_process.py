@@ -11,6 +11,7 @@ import pytest
 from hutch import process
 from hutch.errors import EngineError, HutchError, Missing
 from hutch.process import OUTPUT_LIMIT, ProcessId, minimal_env, require, run, spawn, which
+from tests.unit.descriptors import descriptors
 from tests.waiting import until, wait_until
 
 
@@ -105,12 +106,12 @@ async def test_wait_returns_when_a_stranger_ends() -> None:
 async def test_wait_can_be_cancelled(sleeper: "subprocess.Popen[bytes]") -> None:
     found = ProcessId.of(sleeper.pid)
     assert found is not None
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await found.wait()
     assert found.alive()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_run_gives_output_and_code() -> None:
