@@ -31,11 +31,14 @@ def short_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def isolated(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point Hutch at fresh directories and at no configuration file."""
+def isolated(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Point Hutch at fresh directories and at no configuration file; keep nobody's umask."""
     for name in os.environ:
         if name.startswith("HUTCH_") and not name.startswith("HUTCH_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HUTCH_HOME", str(short_tmp / "home"))
     monkeypatch.setenv("HUTCH_RUNTIME_DIR", str(short_tmp / "run"))
     monkeypatch.setenv("HUTCH_CONFIG", str(short_tmp / "config.toml"))
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)

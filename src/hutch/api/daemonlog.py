@@ -3,6 +3,7 @@
 What the interpreter and libraries write to stdout and stderr goes to the same file.
 """
 
+import io
 import json
 import logging
 import logging.handlers
@@ -36,8 +37,13 @@ class DaemonLogHandler(logging.handlers.RotatingFileHandler):
     def __init__(self, path: Path, size: int, files: int) -> None:
         super().__init__(path, maxBytes=size, backupCount=max(files, 1), encoding="utf-8")
         self.setFormatter(JsonFormatter())
-        os.chmod(path, 0o600)
         self._follow = False
+
+    def _open(self) -> io.TextIOWrapper:
+        # Private, also the one after a rollover, and one that was there.
+        stream = super()._open()
+        os.chmod(stream.fileno(), 0o600)
+        return stream
 
     def take_output(self) -> None:
         """From now on descriptors 1 and 2 write to this file."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from tests.unit.cli.conftest import Cli
 
 
-def test_snapshots(hutch: Cli) -> None:
+def test_snapshots(own_hutch: Cli) -> None:
+    hutch = own_hutch
     hutch("create", "--name", "web", "busybox")
     assert hutch("snapshot", "create", "--name", "one", "web").stdout == b"one\n"
     taken = json.loads(
