@@ -132,8 +132,7 @@ fn require_stage(agent: &Agent, stage: Stage, done: &str) -> Result<(), Failure>
 
 fn join(device: &str, volumes: &[Vec<u8>], grow: bool) -> Result<(), Failure> {
     let disk = Path::new(DISK);
-    sys::mount(device, disk, "ext4", libc::MS_NOATIME, "discard")
-        .context(|| format!("mount {device} as ext4"))?;
+    mount_ext4(device, disk).context(|| format!("mount {device} as ext4"))?;
     if grow {
         // A disk that stays small is better than a sandbox that does not start.
         if let Err(error) = grow_to_device(device, disk) {
@@ -153,6 +152,17 @@ fn join(device: &str, volumes: &[Vec<u8>], grow: bool) -> Result<(), Failure> {
     sys::mount("overlay", Path::new(MERGED), "overlay", libc::MS_NOATIME, &options)
         .context(|| "join the image and the writable disk")?;
     volumes::bind(Path::new(MERGED), &disk.join("volumes"), volumes)
+}
+
+fn mount_ext4(device: &str, disk: &Path) -> io::Result<()> {
+    let mount = |options| sys::mount(device, disk, "ext4", libc::MS_NOATIME, options);
+    // Or a thread of the kernel would read all over the disk where it is free, some seconds later: in
+    // each clone.
+    match mount("discard,no_prefetch_block_bitmaps") {
+        // Before Linux 5.13 there is neither the thread nor the word; or it is no ext4.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => mount("discard"),
+        result => result,
+    }
 }
 
 /// The merged root has the attributes of the upper directory, which must be those of the image's.
