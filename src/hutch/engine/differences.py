@@ -10,7 +10,6 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 PAGE: Final = mmap.PAGESIZE
@@ -99,15 +98,7 @@ def differing(
         for run in _RUN.finditer(pages)
         for at in range(run.start() * PAGE, run.end() * PAGE, _LOOK)
     ]
-    files, half = [fd for fd, _ in below], len(looks) // 2
-    # Most of it is reading, for which no interpreter is needed.
-    with ThreadPoolExecutor(1) as other:
-        begun = other.submit(_compare, memory, files, looks[:half])
-        later = _compare(memory, files, looks[half:])
-        found = begun.result()
-    if found and later and sum(found[-1]) == later[0][0]:
-        found[-1:], later[:1] = [(found[-1][0], found[-1][1] + later[0][1])], []
-    return found + later
+    return _compare(memory, [fd for fd, _ in below], looks)
 
 
 def _compare(
