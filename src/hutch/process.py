@@ -109,6 +109,12 @@ def which(program: str) -> str | None:
     return shutil.which(program, path=path)
 
 
+def _setpriv() -> str | None:
+    """Return the path of util-linux's setpriv; busybox has one that cannot change users."""
+    found = which("setpriv")
+    return found if found and os.path.basename(os.path.realpath(found)) == "setpriv" else None
+
+
 def require(program: str, package: str) -> str:
     """Return the absolute path of `program`.
 
@@ -244,7 +250,7 @@ def spawn(
     """
     log.debug("spawn: %s", shlex.join(argv))
     null = subprocess.DEVNULL
-    if user is not None and (setpriv := which("setpriv")) is not None:
+    if user is not None and (setpriv := _setpriv()) is not None:
         if which(argv[0]) is None:
             raise error("tool_missing", f"the program {argv[0]} is not installed")
         # Not by us: a child that is to become another user must be forked, with a copy of all our

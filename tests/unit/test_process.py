@@ -263,12 +263,17 @@ def test_spawn_hands_on_no_secrets(short_tmp: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-@pytest.mark.parametrize("helped", [True, False])
+@pytest.mark.parametrize("helper", ["setpriv", "none", "busybox"])
 def test_spawn_drops_all_privileges(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, *, helped: bool
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, helper: str
 ) -> None:
-    if not helped:
+    if helper == "none":
         monkeypatch.setattr(process, "which", lambda program: None)
+    elif helper == "busybox":  # its setpriv has not the options for that
+        (short_tmp / "busybox").write_text("#!/bin/sh\nexit 1\n")
+        (short_tmp / "busybox").chmod(0o755)
+        (short_tmp / "setpriv").symlink_to("busybox")
+        monkeypatch.setenv("PATH", f"{short_tmp}:{os.environ['PATH']}")
     with open(short_tmp / "out", "w+b") as out:
         child = spawn(["id"], stdout=out.fileno(), user=65534, group=65534)
         assert child.wait(timeout=60) == 0

@@ -251,6 +251,9 @@ class Relay:
             # The program is gone, and what is left of its output does not flow: leave.
             self._given_up = 128 + number
             self._deadline = time.monotonic()
+        elif self._detaching:
+            # The program is left alone, and whoever cannot wait leaves at once.
+            self._deadline = time.monotonic()
         elif number in FORWARDED and self._ws is not None:
             if number != signal.SIGQUIT and self._repeats.is_final(time.monotonic()):
                 self.cancel(128 + number)

@@ -165,7 +165,7 @@ class Boots:
         except BaseException as cause:
             if guest is not None:
                 await guest.close()
-            if recorded.failure is not None:
+            if recorded.failure is not None and not isinstance(cause, asyncio.CancelledError):
                 raise recorded.failure from None
             # Not except*: Python before 3.11.4 puts what its clause raises into another group.
             if not isinstance(cause, BaseExceptionGroup):

@@ -7,6 +7,7 @@ for running. It must not know how a VM is stopped or how its memory is kept.
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -300,10 +301,24 @@ class Pauses:
         )
 
     async def _take_back(self, entry: Entry, sandbox: Sandbox, below: str | None) -> None:
+        """Undo a step that was cancelled, which may have been taken nevertheless.
+
+        First of all on record: with the attempt's layer, the memory could not be used any more.
+        """
+        entry.row = dataclasses.replace(entry.row, layer=below)
+        try:
+            entry.row = await self._parts.store.put_back(
+                entry.info.id,
+                (STARTING, RUNNING),
+                PARKED,
+                machine=sandbox.machine.record.to_json(),
+                layer=below,
+                pid=None,
+            )
+        except HutchError as failure:
+            log.error("%s is parked, which cannot be recorded: %s", entry.info.name, failure)
+            entry.unsettled = True
         await self._lives.put_down(entry, sandbox)
-        if entry.row.layer != below:  # a step that was cancelled was taken nevertheless
-            with contextlib.suppress(HutchError):
-                entry.row = await self._parts.store.set_layer(entry.info.id, below)
 
     async def _go_on(self, entry: Entry, sandbox: Sandbox) -> None:
         """Let the programs of an unparked sandbox go on, and forget the memory."""

@@ -57,10 +57,12 @@ class Records:
         """Record what could not be recorded when it came about. Raises disk_full."""
         if entry.unsettled:
             info = entry.info
-            entry.row = await self._parts.store.move(
+            entry.row = await self._parts.store.put_back(
                 info.id,
                 tuple(SandboxState),
                 info.state,
+                machine=entry.row.machine,
+                layer=entry.row.layer,
                 pid=None,
                 exit=info.exit,
                 error=info.error,

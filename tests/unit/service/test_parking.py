@@ -410,6 +410,27 @@ async def test_a_record_that_cannot_be_written_leaves_the_disk(
     await runs_on(world, service, info)
 
 
+async def test_a_record_that_was_written_and_cannot_be_taken_back(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await parked(service)
+    before = top(service, info)
+    put_back = SqliteStore.put_back
+
+    async def once(*args: Any, **kwargs: Any) -> None:
+        await put_back(*args, **kwargs)
+        patched.setattr(SqliteStore, "_change", fails)
+        raise FULL
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "put_back", once)
+        await expect("disk_full", service.sandboxes.resume(info.id))
+    assert (await service.sandboxes.get(info.id)).state is PARKED
+    assert (top(service, info), world.engine.running()) == (before, [])
+    await service.sandboxes.resume(info.id)
+    await runs_on(world, service, info)
+
+
 async def fails(*args: Any, **kwargs: Any) -> None:
     raise FULL
 

@@ -51,7 +51,7 @@ async def test_what_cannot_be_recorded_is_caught_up_with(
 
     changes = {} if state is PARKED else {"timeout_at": None}
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteStore, "move", fail)
+        patch.setattr(SqliteStore, "_change", fail)
         await records.settle(entry, state, **changes)
         assert (entry.info.state, entry.info.pid, entry.unsettled) == (state, None, True)
         await expect("disk_full", records.catch_up(entry))
