@@ -99,8 +99,8 @@ def guest_cmdline(spec: MachineSpec) -> str:
     # The other security modules of a distribution's kernel have no policy here, and would be asked
     # at each start of a program all the same.
     words += ["no_timer_check", "lsm=landlock"]
-    # Nobody asks how long programs wait, which each switch between them would write down; and a host
-    # that has no time for a machine is no lock-up of its kernel.
+    # Nobody asks how long programs wait, which each switch between them would write down; and a
+    # host that has no time for a machine is no lock-up of its kernel.
     words += ["psi=0", "nowatchdog"]
     if spec.accelerator is Accelerator.TCG:
         # Speculation cannot leak through translated code: the mitigations would only cost time.
