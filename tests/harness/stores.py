@@ -117,7 +117,7 @@ class SharedStore:
                 hutch.close()
                 raise
             finally:
-                shutil.rmtree(runtime)
+                shutil.rmtree(runtime, ignore_errors=True)  # the daemon may still be leaving it
             # It stays: whether a template is stale is told by the files that it was made of.
             self._built = hutch.home
         return self._built

@@ -134,9 +134,18 @@ class AsyncCommandHandle:
         await self._say({"cancel": True})
 
     async def detach(self) -> None:
-        """Let go of the program, which lives on; attach again with `commands.connect(id)`."""
-        await self._say({"detach": True})
-        await self.close()
+        """Let go of the program, which lives on; attach again with `commands.connect(id)`.
+
+        It has what was sent before, or 3 seconds to take it.
+        """
+        if self.outcome is None and not self._closed:
+            await self._socket.send_json({"detach": True})
+            # Were we gone at once, the daemon might notice that before it has read our last words.
+            async with self._receiving:
+                while await self._socket.receive() is not None:
+                    pass  # output that comes too late
+            self._closed = True
+            self._socket.close()
 
     async def close(self) -> None:
         """End the attachment; a program that still runs is killed."""
@@ -153,9 +162,6 @@ class AsyncCommandHandle:
     async def _say(self, message: dict[str, Any]) -> None:
         if self.outcome is None and not self._closed:
             await self._socket.send_json(message)
-            self._closed = "detach" in message
-            if self._closed:
-                self._socket.close()
 
     async def _consumed(self, chunk: Chunk) -> None:
         self._unacked[chunk.channel] += len(chunk.data)

@@ -135,9 +135,18 @@ class CommandHandle:
         self._say({"cancel": True})
 
     def detach(self) -> None:
-        """Let go of the program, which lives on; attach again with `commands.connect(id)`."""
-        self._say({"detach": True})
-        self.close()
+        """Let go of the program, which lives on; attach again with `commands.connect(id)`.
+
+        It has what was sent before, or 3 seconds to take it.
+        """
+        if self.outcome is None and not self._closed:
+            self._socket.send_json({"detach": True})
+            # Were we gone at once, the daemon might notice that before it has read our last words.
+            with self._receiving:
+                while self._socket.receive() is not None:
+                    pass  # output that comes too late
+            self._closed = True
+            self._socket.close()
 
     def close(self) -> None:
         """End the attachment; a program that still runs is killed."""
@@ -154,9 +163,6 @@ class CommandHandle:
     def _say(self, message: dict[str, Any]) -> None:
         if self.outcome is None and not self._closed:
             self._socket.send_json(message)
-            self._closed = "detach" in message
-            if self._closed:
-                self._socket.close()
 
     def _consumed(self, chunk: Chunk) -> None:
         self._unacked[chunk.channel] += len(chunk.data)
