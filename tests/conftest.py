@@ -27,7 +27,7 @@ def short_tmp() -> Iterator[Path]:
     """A temporary directory with a path short enough for unix sockets, which end at 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     yield path
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

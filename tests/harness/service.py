@@ -42,4 +42,4 @@ async def serving(
             service.system.stop_sandboxes = True
             yield service
     finally:
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)

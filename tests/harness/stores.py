@@ -67,7 +67,7 @@ class SharedStore:
         with _locked(base):
             for old in base.glob("store-*"):
                 if old != self.home and old.stat().st_mtime < time.time() - _STALE:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
             self.home.mkdir(exist_ok=True)
             os.utime(self.home)
             self.kernel, self.busybox = asyncio.run(self._fill())

@@ -55,7 +55,7 @@ def _module_hutch(shared_store: SharedStore) -> Iterator[Hutch]:
         yield made
     finally:
         made.close()
-        shutil.rmtree(runtime)
+        shutil.rmtree(runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ setsid /root/writer < /dev/null > /dev/null 2>&1 &
 def workshop() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     yield path
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

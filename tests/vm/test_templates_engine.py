@@ -66,7 +66,7 @@ for path in sys.argv[2:]:
 def workshop() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     yield path
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def shared_hutch() -> Iterator[Cli]:
     with installed(base) as cli:
         cli("ps")  # starts the daemon
         yield cli
-    shutil.rmtree(base)
+    shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture
