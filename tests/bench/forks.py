@@ -44,7 +44,7 @@ def forks(lab: Lab) -> Measured:
     with lab.sandbox(template=True) as source:
         boots = cold(lab, lab.recipe(source))
         family = _Family(lab, source)
-        warm, rounds, fans = lab.rounds(1, 0), lab.rounds(10, 2), lab.rounds(3, 1)
+        warm, rounds, fans = lab.rounds(1, 0), lab.rounds(8, 2), lab.rounds(3, 1)
         single = [family.silence(1) for _ in range(warm + rounds)][warm:]
         replies = [family.answer(1) for _ in range(warm + rounds)][warm:]
         fan = [family.silence(count) for _ in range(fans)]
