@@ -106,15 +106,15 @@ def _compare(
 ) -> list[tuple[int, int]]:
     """Return what differs of these: the number of the file that has it, where, and how much."""
     found: list[tuple[int, int]] = []
-    ours, theirs = bytearray(_LOOK), bytearray(_LOOK)
+    whole = bytearray(_LOOK), bytearray(_LOOK)
     for number, at, count in looks:
+        # Memories that have been in use for long have thousands of single pages: their cost counts.
+        ours, theirs = whole if count == _LOOK else (bytearray(count), bytearray(count))
         _read(memory, ours, count, at)
         if number:
             _read(files[number - 1], theirs, count, at)
-        else:
+        elif theirs is whole[1]:
             theirs[:] = _ZEROS
-        if count < _LOOK:  # the rest is of another comparison
-            ours[count:] = theirs[count:] = _ZEROS[count:]
         if ours != theirs:
             _note_pages(found, ours, theirs, at, count)
     return found
