@@ -24,6 +24,7 @@ from hutch.service.logfile import copy_logs
 from hutch.service.parts import Parts, host_errors
 from hutch.service.registry import Entry
 from hutch.service.sandbox import Sandbox
+from hutch.service.thinning import Thinning
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import both, in_thread, settle, settle_in_thread
 
@@ -53,6 +54,7 @@ class Captures:
     def __init__(self, parts: Parts, lives: Lives) -> None:
         self._parts = parts
         self._lives = lives
+        self.thinning = Thinning(parts, lives.booter.layers)
 
     @contextlib.asynccontextmanager
     async def hold(self, entry: Entry) -> AsyncIterator["Source"]:

@@ -4,7 +4,6 @@ A checkpoint belongs to its sandbox and goes with it. It must not know how a mom
 how a sandbox is put back to one.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -16,7 +15,6 @@ from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SnapshotInfo, SnapshotKind
 from hutch.reports import Checkpoint
 from hutch.service.capture import Captures
-from hutch.service.flatten import LAYERS_MAX
 from hutch.service.lives import Lives
 from hutch.service.names import numbered_name
 from hutch.service.parts import Parts
@@ -47,10 +45,9 @@ class Checkpoints:
         self._parts = parts
         self._registry = registry
         self._snapshots = snapshots
-        self._layers = lives.booter.layers
+        self._thinning = captures.thinning
         self._undos = Undos(parts, lives, captures)
         self._scope: Scope | None = Scope("checkpoints")
-        self._thinning: dict[str, asyncio.Task[None]] = {}
         lives.when_erased(self._forget_all)
         snapshots.shelf.when_unused(self._forget_one)
 
@@ -76,14 +73,13 @@ class Checkpoints:
                 command=[word[:MESSAGE_MAX] for word in command[:COMMAND_MAX]],
             )
 
-        await self._wait_for_room(entry)
         made = await self._snapshots.create(entry.info.id, mark=mark, over=self._over)
         if entry.removed:  # after its capture: whoever removed it did not know of this one
             await settle(self._remove([made]))
             entry.check_present()
         await self._remove(undone)
         await self._remove(self._of(entry.info)[: -self._parts.settings.checkpoint_keep])
-        self._begin_to_thin_out(entry)
+        self._thinning.begin(entry)  # not before: what the others leave is joined at best
         return made
 
     def _over(self, checkpoint: SnapshotInfo, info: SandboxInfo) -> Sequence[Frozen]:
@@ -95,28 +91,6 @@ class Checkpoints:
         if info.template is not None:
             found.append(places.template(info.template))
         return [Frozen(directory, info.memory) for directory in found]
-
-    def _begin_to_thin_out(self, entry: Entry) -> None:
-        """Let the layers that checkpoints leave not add up to more than a disk can have."""
-        sandbox_id, layer = entry.info.id, entry.row.layer
-        if layer is None or entry.removed or self._scope is None or sandbox_id in self._thinning:
-            return
-        if self._layers.crowded(layer):
-            task = self._scope.start(f"thin out {sandbox_id}", self._thin_out(entry, layer))
-            self._thinning[sandbox_id] = task
-            task.add_done_callback(lambda _: self._thinning.pop(sandbox_id))
-
-    async def _thin_out(self, entry: Entry, layer: str) -> None:
-        base = await self._parts.base_disk(self._parts.settings.home, entry.info.disk)
-        await self._layers.thin_out(layer, base, entry.lock)
-
-    async def _wait_for_room(self, entry: Entry) -> None:
-        """Let a disk that can have no further layer be thinned out first, if that is under way."""
-        task, layer = self._thinning.get(entry.info.id), entry.row.layer
-        if task is None or layer is None:
-            return
-        if len(self._layers.chain(layer)) >= LAYERS_MAX:
-            await asyncio.wait({task})
 
     def _of(self, info: SandboxInfo) -> Sequence[SnapshotInfo]:
         return self._snapshots.shelf.checkpoints(info.id)

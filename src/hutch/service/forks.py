@@ -71,6 +71,7 @@ class Forks:
                 f"{number} children cannot be made with {len(names)} names",
                 hint=f"ask for 1 to {CHILDREN_MAX}, and for as many as there are names at least",
             )
+        await self._captures.thinning.make_room(entry)
         directory = self._parts.places.machine(PREFIX + secrets.token_hex(6))
         layers = self._lives.booter.layers
         layer = forked = None
@@ -95,6 +96,7 @@ class Forks:
             if forked is not None:
                 await settle(self._undo(forked.children))
             raise
+        self._captures.thinning.begin(entry)
         self._parts.events.emit(
             "sandbox.forked",
             info.id,

@@ -94,6 +94,7 @@ class HostService:
         self.diffs = Diffs(parts, registry, self._lives, self.snapshots, self.checkpoints)
         self.execs = HostExecs(parts.places, registry, self._lives, self.checkpoints.create)
         self._revivals = revivals
+        self._thinning = captures.thinning
         self.system = HostSystem(parts, registry, self._lives.booter, known, timestamp())
 
     async def __aenter__(self) -> Self:
@@ -116,6 +117,7 @@ class HostService:
     async def _close(self, *, stop_sandboxes: bool) -> None:
         try:
             await self.checkpoints.close()
+            await self._thinning.close()
             await self._revivals.close()
             await self._lives.close(stop_sandboxes=stop_sandboxes)
         finally:

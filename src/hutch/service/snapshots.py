@@ -101,6 +101,7 @@ class Snapshots:
             )
         kind = SnapshotKind.DISK if disk_only else SnapshotKind.FULL
         snapshot_id = new_id(SNAPSHOT_PREFIX)
+        await self._captures.thinning.make_room(entry)
         try:
             with host_errors():
                 async with self._vault.sealing(snapshot_id, key) as sealing:

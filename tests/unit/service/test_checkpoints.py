@@ -12,7 +12,7 @@ from hutch.engine.base import Frozen
 from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, SandboxInfo, SandboxState
-from hutch.service import capture, checkpoints, layers, snapshots, undo
+from hutch.service import capture, layers, snapshots, thinning, undo
 from hutch.service.checkpoints import left_behind, numbered
 from hutch.service.host import HostService
 from hutch.settings import Settings
@@ -289,7 +289,7 @@ async def test_nobody_waits_while_layers_are_joined(
     assert (depth(service), joining.began) == (7, 1)
     joining.go_on.set()
     await until(lambda: depth(service) == 6)
-    await until(lambda: not service.checkpoints._thinning)
+    await until(lambda: not service._thinning.at_work)
     await service.sandboxes.remove("web", force=True)
     assert world.leftovers() == []
 
@@ -298,7 +298,7 @@ async def test_one_more_waits_when_there_is_no_room(
     service: HostService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joining = Joining(monkeypatch)
-    for module in (checkpoints, capture):
+    for module in (thinning, capture):
         monkeypatch.setattr(module, "LAYERS_MAX", 6)
     await run(service, name="web")
     await take(service, *"abcde")
@@ -323,7 +323,7 @@ async def test_what_is_joined_for_nobody(
         if how == "removed":
             await service.sandboxes.remove("web", force=True)
             joining.go_on.set()
-            await until(lambda: not service.checkpoints._thinning)
+            await until(lambda: not service._thinning.at_work)
             assert world.leftovers() == []
     async with world.service() as service:
         if how == "closed":

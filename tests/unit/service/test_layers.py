@@ -141,7 +141,13 @@ async def test_a_disk_that_is_full_takes_back_the_next_layer(
     await service.snapshots.create("web")
 
 
-async def test_a_running_disk_has_a_limited_number(world: World, service: HostService) -> None:
+async def test_a_running_disk_has_a_limited_number(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: object) -> None:
+        raise error("disk_full", "told to")
+
+    monkeypatch.setattr(layers_module, "flatten", fail)
     await run(service, name="web")
     await grow(service, "web", LAYERS_MAX - 1)
     failure = await expect("no_capacity", service.snapshots.create("web"))
@@ -187,7 +193,7 @@ async def test_those_that_cannot_be_joined_stay(
 async def checkpoint(service: HostService) -> SnapshotInfo:
     """Take a checkpoint, and wait until what is joined for that is joined."""
     taken = await service.checkpoints.create("web")
-    await until(lambda: not service.checkpoints._thinning)
+    await until(lambda: not service._thinning.at_work)
     return taken
 
 
