@@ -135,7 +135,12 @@ CODES: dict[str, ErrorRow] = {
     "bad_reference": ErrorRow(InvalidInput, 400, "an image reference that cannot be parsed"),
     "bad_setting": ErrorRow(InvalidInput, 400, "a setting with a wrong name or value"),
     "bad_command": ErrorRow(InvalidInput, 400, "no command to run, neither given nor in the image"),
+    "bad_policy": ErrorRow(
+        InvalidInput, 400, "a network policy has a rule that cannot be, or its file is broken"
+    ),
+    "bad_port": ErrorRow(InvalidInput, 400, "a port that cannot be published"),
     # objects
+    "policy_not_found": ErrorRow(NotFound, 404, "no policy of that name, nor such a file"),
     "sandbox_not_found": ErrorRow(NotFound, 404, "no sandbox of that name or id"),
     "exec_not_found": ErrorRow(NotFound, 404, "no such exec in that sandbox"),
     "image_not_found": ErrorRow(NotFound, 404, "no such image, neither here nor in its registry"),
@@ -161,7 +166,14 @@ CODES: dict[str, ErrorRow] = {
     ),
     "in_use": ErrorRow(Conflict, 409, "the object is used by a sandbox"),
     "exec_taken": ErrorRow(Conflict, 409, "another client has attached to this exec"),
+    "port_taken": ErrorRow(Conflict, 409, "something else listens on that port of the host"),
     # host
+    "network_missing": ErrorRow(
+        Missing, 424, "this host cannot have networks for sandboxes; `hutch doctor` says why"
+    ),
+    "network_failed": ErrorRow(
+        EngineError, 500, "a process of the network does not answer, or the kernel refused"
+    ),
     "no_capacity": ErrorRow(NoCapacity, 507, "the host lacks memory or disk for it"),
     "disk_full": ErrorRow(NoCapacity, 507, "a file system of the host is full"),
     "engine_missing": ErrorRow(Missing, 424, "QEMU is not installed"),

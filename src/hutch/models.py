@@ -1,8 +1,8 @@
 """The vocabulary: values that cross the API, as plain frozen dataclasses.
 
 FastAPI validates with them, the SDK builds them from JSON with `from_json`, the CLI prints them. No
-behaviour beyond what a value knows of itself; no imports but the standard library, so that the
-CLI's hot path stays light.
+behaviour beyond what a value knows of itself; no imports but the standard library and values like
+these, so that the CLI's hot path stays light.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
+
+from hutch.networking import NetworkPolicy, PublishedPort
 
 T = TypeVar("T")
 
@@ -123,6 +125,8 @@ class SandboxSpec:
     provisional: bool = False
     idle_timeout: float | None = None
     idle_action: IdleAction | None = None
+    network: NetworkPolicy | None = None
+    ports: list[PublishedPort] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,8 @@ class SandboxInfo:
     undone_to: str | None = None
     undone_at: str | None = None
     undone: list[str] = field(default_factory=list)
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    ports: list[PublishedPort] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

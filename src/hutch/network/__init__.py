@@ -1,0 +1,1 @@
+"""The network of sandboxes: policies, and the processes that enforce them."""
