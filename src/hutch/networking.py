@@ -7,6 +7,18 @@ library.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+GATEWAY_ADDRESS = "198.18.0.1"
+"""Where every guest finds its router, its resolver and its clock."""
+GUEST_ADDRESS = "198.18.0.2"
+"""What every guest holds: a clone has nothing to change, and nothing that is bound to it breaks."""
+HOST_ADDRESS = "198.18.0.3"
+"""What `host.hutch` resolves to: the host's loopback, as far as a policy opens it."""
+SYNTHETIC_RANGE = "198.18.0.0/15"
+"""What names are answered with (RFC 2544, which no public host has); the first 256 are ours."""
+
+GATEWAY_MAC = "52:54:00:68:75:00"
+GUEST_MAC = "52:54:00:68:75:01"
+
 
 class NetworkMode(StrEnum):
     """What a sandbox reaches of what no rule names."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hutch.engine.base import Accelerator, Drive, MachineSpec, MachineType
+from hutch.networking import GUEST_MAC
 
 MIB = 1 << 20
 AGENT_PORT = "org.hutch.agent.0"
-GUEST_MAC = "52:54:00:68:75:01"
 HOTPLUG_PORTS = 4
 DRIVE_LIMIT = 8
 LAYER_LIMIT = 32
