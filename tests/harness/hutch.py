@@ -48,10 +48,19 @@ class Result:
 class Hutch:
     """A home, its daemon once something has started it, and the command that speaks to it."""
 
-    def __init__(self, home: Path, runtime: Path, settings: Mapping[str, str]) -> None:
-        """`settings` maps keys to values, as if given in the environment."""
+    def __init__(
+        self,
+        home: Path,
+        runtime: Path,
+        settings: Mapping[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`settings` maps keys to values, as if given in the environment; each command line begins
+        with `prefix`, which leads into another namespace.
+        """
         self.home = home
         self.runtime = runtime
+        self._command = [*prefix, str(COMMAND)]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("HUTCH_")}
         self.env = inherited | {
             "HUTCH_HOME": str(home),
@@ -70,7 +79,7 @@ class Hutch:
         env: Mapping[str, str] | None = None,
     ) -> Result:
         """Run `hutch ARGS` to its end. `expect` is the exit code it must have, None for any."""
-        argv = [str(COMMAND), *args]
+        argv = [*self._command, *args]
         done = subprocess.run(
             argv,
             env=self.env | dict(env or {}),
@@ -90,7 +99,7 @@ class Hutch:
         `end_started` ends it, if nothing else has.
         """
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        started = subprocess.Popen([str(COMMAND), *args], env=self.env, **(pipes | options))
+        started = subprocess.Popen([*self._command, *args], env=self.env, **(pipes | options))
         self._started.append(started)
         return started
 
