@@ -4,7 +4,7 @@
 `busybox` are for tests of a single part, below the daemon.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,19 +72,26 @@ def new_hutch(
     """Make a `Hutch` with a home of its own: `new_hutch(empty=…, templates=…, **settings)`.
 
     An `empty` home has neither a kernel nor an image; with `templates` there are those of busybox.
+    Its commands, and so its daemon, run `inside` the namespace that such a prefix leads to.
     All are closed, and checked to have left nothing, in the end; when the test has failed, their
     logs are printed before.
     """
     with ExitStack() as stack:
         count = 0
 
-        def make(*, empty: bool = False, templates: bool = False, **settings: str) -> Hutch:
+        def make(
+            *,
+            empty: bool = False,
+            templates: bool = False,
+            inside: Sequence[str] = (),
+            **settings: str,
+        ) -> Hutch:
             nonlocal count
             count += 1
             runtime = short_tmp / f"r{count}"
             runtime.mkdir(mode=0o700)
             home = shared_store.new_home(empty=empty, templates=templates)
-            made = Hutch(home, runtime, settings)
+            made = Hutch(home, runtime, settings, inside)
             stack.callback(made.close)
             stack.callback(_print_logs, request, made)
             return made
