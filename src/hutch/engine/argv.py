@@ -17,6 +17,9 @@ HOTPLUG_PORTS = 4
 DRIVE_LIMIT = 8
 LAYER_LIMIT = 32
 
+NETWORK_WORD = "hutch.network"
+"""Tells the agent that the network card leads somewhere."""
+
 PASSING = "passing"
 """The mark of a file that QEMU is handed to open something once, and is to close then."""
 
@@ -62,6 +65,7 @@ class Descriptors:
     agent: int
     drives: Sequence[DriveDescriptors]
     memory: int | None = None
+    tap: int | None = None
 
 
 def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool) -> list[str]:
@@ -83,7 +87,7 @@ def build_argv(program: str, spec: MachineSpec, fds: Descriptors, *, jail: bool)
     argv += ["-rtc", "base=utc,clock=host", "-action", "reboot=shutdown,panic=exit-failure"]
     argv += _sockets(fds)
     argv += _origin(spec, fds)
-    argv += _devices()
+    argv += _devices(fds)
     for index, (drive, files) in enumerate(zip(spec.drives, fds.drives, strict=True)):
         argv += _drive(index, drive, files)
     return argv
@@ -105,6 +109,8 @@ def guest_cmdline(spec: MachineSpec) -> str:
     if spec.accelerator is Accelerator.TCG:
         # Speculation cannot leak through translated code: the mitigations would only cost time.
         words.append("mitigations=off")
+    if spec.tap is not None:
+        words.append(NETWORK_WORD)
     return " ".join([*words, *spec.cmdline])
 
 
@@ -179,11 +185,15 @@ def _sockets(fds: Descriptors) -> list[str]:
     return [*argv, "-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]
 
 
-def _devices() -> list[str]:
+def _devices(fds: Descriptors) -> list[str]:
     argv = ["-device", f"pvpanic-pci,bus=pcie.0,addr={_SLOT_PANIC:#x}"]
     # Without it a guest's kernel tells all its neighbours of itself after each `cont`, for which a
     # clone's emulator would have to translate much before the agent's first word.
     nic = f"virtio-net-pci,id=net0,mac={GUEST_MAC},romfile=,guest_announce=off"
+    if fds.tap is not None:
+        # Not in the host's kernel: a guest's packets are taken apart by a process that is confined.
+        argv += ["-netdev", f"tap,id=net,fd={fds.tap},vhost=off"]
+        nic += ",netdev=net"
     argv += ["-device", f"{nic},bus=pcie.0,addr={_SLOT_NIC:#x}"]
     argv += ["-object", "rng-random,id=rng,filename=/dev/urandom"]
     argv += ["-device", f"virtio-rng-pci,rng=rng,bus=pcie.0,addr={_SLOT_RNG:#x}"]

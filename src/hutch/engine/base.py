@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from hutch.models import CpuInfo
 from hutch.process import ProcessId
@@ -29,6 +29,10 @@ class MachineType(StrEnum):
 
     MICROVM = "microvm"
     Q35 = "q35"
+
+
+ANY_TAP: Final = -1
+"""A TAP in a spec that only its layout is asked of."""
 
 
 class ExitKind(StrEnum):
@@ -91,6 +95,11 @@ class MachineSpec:
 
     Sizes are bytes. `directory` is private to the VM: its sockets are made there.
 
+    `tap` is a descriptor of the TAP that its network card is joined to, made with IFF_VNET_HDR and
+    not attached otherwise: the VM gets a copy, and the caller's stays the caller's to close.
+    None: the card leads nowhere. What has been frozen with the one is never given to the other;
+    which TAP it is does not matter.
+
     `uid` is the user the engine process runs as when the daemon is root (None: the daemon's own).
     A `freezable` machine has its memory where `Engine.freeze` can take it from.
     """
@@ -108,6 +117,7 @@ class MachineSpec:
     uid: int | None = None
     cmdline: Sequence[str] = ()
     freezable: bool = False
+    tap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,10 +362,10 @@ class Engine(Protocol):
     async def clone(self, spec: MachineSpec, frozen: Frozen) -> Machine:
         """Start a VM that goes on where a frozen or captured one stopped; returns once it runs.
 
-        `spec` must be that of the frozen machine but for id, directory, console log, uid and the
-        files of its drives: its writable disk is a new one over the frozen machine's, or that very
-        one if this clone is all that will ever use it. Everything in the clone that was unique is
-        not: whoever talks to its agent gives it an identity first.
+        `spec` must be that of the frozen machine but for id, directory, console log, uid, its TAP
+        (one if that had one) and the files of its drives: its writable disk is a new one over the
+        frozen machine's, or that very one if this clone is all that will ever use it. Everything in
+        the clone that was unique is not: whoever talks to its agent gives it an identity first.
 
         What it made is gone when it raises. A state or memory that is damaged, missing or does not
         fit is engine_failed with the detail `template`: true, and will never load.

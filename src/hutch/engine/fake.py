@@ -321,7 +321,8 @@ def _must_exist(*files: Path) -> None:
 
 def _layout(spec: MachineSpec) -> str:
     serials = [drive.serial for drive in spec.drives]
-    return f"{spec.machine} {spec.accelerator} {spec.cpus} {spec.memory} {serials}\n"
+    network = "" if spec.tap is None else " network"
+    return f"{spec.machine} {spec.accelerator} {spec.cpus} {spec.memory} {serials}{network}\n"
 
 
 def _write(frozen: Frozen, state: str) -> None:

@@ -92,10 +92,10 @@ def prepare(
 ) -> Iterator[Handover]:
     """Open what the machine needs, for the length of the block.
 
-    `memory` is a file that becomes its guest's, and stays the caller's to close. An `incoming`
-    machine boots nothing, and gets no file for it. Leaving the block closes the descriptors meant
-    for QEMU; the sockets' paths and our own ends stay unless it raises. Raises EngineError
-    (engine_failed), NoCapacity (disk_full).
+    `memory` is a file that becomes its guest's, and stays the caller's to close, as its TAP does.
+    An `incoming` machine boots nothing, and gets no file for it. Leaving the block closes the
+    descriptors meant for QEMU; the sockets' paths and our own ends stay unless it raises. Raises
+    EngineError (engine_failed), NoCapacity (disk_full).
     """
     with contextlib.ExitStack() as always, contextlib.ExitStack() as on_error:
         drives = [_open_drive(drive, always) for drive in spec.drives]
@@ -117,8 +117,10 @@ def prepare(
             agent=servers[AGENT_SOCKET].fileno(),
             drives=drives,
             memory=memory,
+            tap=spec.tap,
         )
-        inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent, fds.memory]
+        inherited = [fds.kernel, fds.initramfs, fds.qmp, fds.console, fds.agent]
+        inherited += [fds.memory, fds.tap]
         for drive in fds.drives:
             inherited += [drive.image, drive.twin, drive.backing, *drive.layers]
         own_ends = clients[QMP_SOCKET], clients[CONSOLE_SOCKET]

@@ -31,6 +31,7 @@ def layout(spec: MachineSpec, *, jail: bool) -> str:
         console=0,
         agent=0,
         drives=[DriveDescriptors(0, None if drive.backing is None else 0) for drive in drives],
+        tap=None if spec.tap is None else 0,
     )
     common = dataclasses.replace(spec, id="", drives=drives, freezable=False)
     return " ".join(build_argv("", common, fds, jail=jail))

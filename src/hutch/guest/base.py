@@ -82,6 +82,9 @@ class Identity:
 
     The clock is added by the session. `generation` and `machine_id` together tell one life of the
     machine from another: sent again they change nothing, else what the machine has inherited ends.
+
+    `network` takes its network up or down (None: it stays as it is): while it is down the guest's
+    programs are told at once that nothing can be reached.
     """
 
     hostname: str
@@ -91,6 +94,7 @@ class Identity:
     generation: int
     hosts: Sequence[tuple[str, str]] = ()
     nameservers: Sequence[str] = ()
+    network: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +372,12 @@ class Guest(Protocol):
 
         Returns whether the guest reseeded its generator. Inherited connections have ended by then;
         `info.generation` is the number that programs see.
+        """
+
+    async def set_network(self, up: bool) -> None:
+        """Take its network up or down, as an identity does; nothing happens if it is so already.
+
+        What is open ends when it goes down. A guest without a network stays without.
         """
 
     async def keep_clock(self, tolerance: float = 0.01) -> float:

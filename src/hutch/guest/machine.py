@@ -97,6 +97,8 @@ class Machine:
             "generation": identity.generation,
             "nonce": identity.nonce,
         }
+        if identity.network is not None:
+            request["network"] = identity.network
 
         def parse(reply: Mapping[str, Any]) -> tuple[bool, int]:
             if fields.octets(reply, "nonce", limit=64) != identity.nonce:
@@ -113,6 +115,11 @@ class Machine:
         )
         self.info = replace(self.info, generation=generation)
         return reseeded
+
+    async def set_network(self, up: bool) -> None:
+        """Take its network up or down; an identity without the rest changes nothing else."""
+        request = {"nonce": os.urandom(16), "network": up}
+        await self._call("identity", "the guest's network", request)
 
     async def keep_clock(self, tolerance: float = 0.01) -> float:
         """Set the guest's clock if it is off by more than `tolerance` seconds; return by how much.
