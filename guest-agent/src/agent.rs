@@ -19,6 +19,7 @@ use crate::failure::{Code, Failure};
 use crate::generation::Generation;
 use crate::link::Link;
 use crate::map;
+use crate::network::Network;
 use crate::preamble::VERSION;
 use crate::settling::Settling;
 use crate::sys;
@@ -73,6 +74,8 @@ pub struct Agent {
     pub generation: Generation,
     /// The files that say who it is.
     pub etc: Etc,
+    /// Its network card.
+    pub network: Network,
     /// What of the last identity is still being done.
     pub settling: Settling,
     /// What does not change while the kernel runs.
@@ -112,6 +115,7 @@ impl Agent {
             disk: OnceLock::new(),
             generation: Generation::default(),
             etc: Etc::default(),
+            network: Network::default(),
             settling: Settling::default(),
             constants,
         }))

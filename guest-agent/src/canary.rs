@@ -1,11 +1,13 @@
 //! The canary: a boot that serves nobody. With `hutch.canary` on the kernel's command line the agent
 //! prints the time stamp counter for a while, from which the host learns its rate, and powers off.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::Duration;
+
+use crate::init;
 
 const WORD: &str = "hutch.canary";
 /// Short, and hence many: on a busy host only a few readings reach the host without delay.
@@ -15,11 +17,7 @@ const READINGS: usize = 250;
 /// Whether this boot is a canary's.
 #[must_use]
 pub fn requested() -> bool {
-    fs::read_to_string("/proc/cmdline").is_ok_and(|line| named(&line))
-}
-
-fn named(cmdline: &str) -> bool {
-    cmdline.split_whitespace().any(|word| word == WORD)
+    init::has_word(WORD)
 }
 
 /// Prints the readings and powers off. Only returns when that is impossible.
@@ -54,13 +52,6 @@ fn counter() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_whole_word_counts() {
-        assert!(named("console=ttyS0 hutch.canary loglevel=6\n"));
-        assert!(!named("console=ttyS0 hutch.canary=no xhutch.canary\n"));
-        assert!(!named(""));
-    }
 
     #[cfg(target_arch = "x86_64")]
     #[test]

@@ -70,11 +70,15 @@ impl Fields {
 
     /// A flag, with its default.
     pub fn bool(&self, key: &str, default: bool) -> Result<bool, Failure> {
-        let flag = self.typed(key, "a flag", |value| match value {
+        Ok(self.opt_bool(key)?.unwrap_or(default))
+    }
+
+    /// An optional flag.
+    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>, Failure> {
+        self.typed(key, "a flag", |value| match value {
             Value::Bool(flag) => Some(*flag),
             _ => None,
-        })?;
-        Ok(flag.unwrap_or(default))
+        })
     }
 
     /// An optional unsigned number.

@@ -57,6 +57,7 @@ struct Given<'a> {
     hosts: Option<Vec<(String, String)>>,
     nameservers: Option<Vec<String>>,
     generation: Option<u64>,
+    network: Option<bool>,
 }
 
 impl Given<'_> {
@@ -79,6 +80,7 @@ fn parse(fields: &Fields) -> Result<Given<'_>, Failure> {
         hosts: hosts_of(fields)?,
         nameservers: nameservers_of(fields)?,
         generation: fields.opt_u64("generation")?,
+        network: fields.opt_bool("network")?,
     };
     check(given.hostname, given.machine_id, given.entropy)?;
     Ok(given)
@@ -99,13 +101,19 @@ fn take(agent: &Agent, given: &Given) -> Result<Value, Failure> {
     if let Some(name) = given.hostname.filter(|_| privileged) {
         set_hostname(name.as_bytes()).context(|| "set the host name")?;
     }
-    let mut destroyed = Some(0);
+    let lived = agent.execs.have_lived();
+    let network = given.network.filter(|_| privileged);
+    let mut ends = network == Some(false) && agent.network.set(false);
     if let Some(count) = given.generation {
-        let lived = agent.execs.have_lived();
         agent.generation.renew(count, given.machine_id.unwrap_or_default(), lived);
-        if lived && privileged {
-            destroyed = sockets::destroy_leaving().context(|| "end inherited connections")?;
-        }
+        ends = true;
+    }
+    let mut destroyed = Some(0);
+    if ends && lived && privileged {
+        destroyed = sockets::destroy_leaving().context(|| "end open connections")?;
+    }
+    if network == Some(true) {
+        agent.network.set(true);
     }
     Ok(map! {
         "nonce" => given.nonce,

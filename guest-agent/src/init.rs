@@ -71,6 +71,7 @@ pub fn run() -> Result<(), InitError> {
     log("port open");
     let setup = Setup { stage: Stage::Boot, privileged: true, root: PathBuf::from("/") };
     let agent = Agent::start(port.clone(), setup).map_err(InitError::Start)?;
+    agent.network.start();
     // PID 1 has children from the start: the kernel's helpers are reparented to it.
     crate::reaper::Reaper::get();
     loop {
@@ -97,6 +98,15 @@ fn mount_kernel_file_systems() -> Result<(), InitError> {
         }
     }
     Ok(())
+}
+
+/// Whether the kernel's command line has that word.
+pub fn has_word(word: &str) -> bool {
+    fs::read_to_string("/proc/cmdline").is_ok_and(|line| named(&line, word))
+}
+
+fn named(cmdline: &str, word: &str) -> bool {
+    cmdline.split_whitespace().any(|each| each == word)
 }
 
 /// Execs inherit the agent's limits where their request names none.
@@ -161,6 +171,13 @@ fn find_port(class: &Path, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_whole_word_counts() {
+        assert!(named("console=ttyS0 hutch.canary loglevel=6\n", "hutch.canary"));
+        assert!(!named("console=ttyS0 hutch.canary=no xhutch.canary\n", "hutch.canary"));
+        assert!(!named("", "hutch.canary"));
+    }
 
     #[test]
     fn the_port_is_found_by_its_name() {

@@ -26,6 +26,8 @@ pub mod identity;
 pub mod init;
 pub mod link;
 pub mod mount;
+pub mod netlink;
+pub mod network;
 pub mod oom;
 pub mod parser;
 pub mod pit;

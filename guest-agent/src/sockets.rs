@@ -7,30 +7,20 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
+use crate::netlink::{message, Netlink, NLM_F_ACK, NLM_F_DUMP};
 use crate::sys;
 
 /// Message types of NETLINK_SOCK_DIAG.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-/// Flags and types of netlink itself.
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 
-/// struct nlmsghdr, inet_diag_req_v2 before its id, inet_diag_sockid, inet_diag_msg before its id.
-const HEADER: usize = 16;
+/// inet_diag_req_v2 before its id, inet_diag_sockid, inet_diag_msg before its id.
 const REQUEST: usize = 8;
 const ID: usize = 48;
 const ANSWER: usize = 4;
-/// A dump comes in parts no larger than this.
-const PART: usize = 32 << 10;
-/// The kernel answers at once; what does not is not waited for.
-const LIMIT: libc::timeval = libc::timeval { tv_sec: 2, tv_usec: 0 };
 
 /// States of TCP (net/tcp_states.h) that are no connection: TIME_WAIT, CLOSE, LISTEN.
 const NO_CONNECTION: u32 = 1 << 6 | 1 << 7 | 1 << 10;
@@ -119,79 +109,27 @@ fn leaving(all: &[Connection]) -> impl Iterator<Item = &Connection> {
     })
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: socket takes integers, and the descriptor that it makes is nobody else's.
-    let socket = unsafe {
-        let fd = sys::check(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG))?;
-        OwnedFd::from_raw_fd(fd)
-    };
-    let size = std::mem::size_of_val(&LIMIT) as libc::socklen_t;
-    let limit = std::ptr::from_ref(&LIMIT).cast();
-    // SAFETY: the pointer and size are those of a timeval, which the option takes.
-    sys::check(unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, limit, size)
-    })?;
-    Ok(socket)
+fn open() -> io::Result<Netlink> {
+    Netlink::open(libc::NETLINK_SOCK_DIAG)
 }
 
-fn message(kind: u16, flags: u16, family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + REQUEST + ID);
-    bytes.extend(((HEADER + REQUEST + ID) as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
-    bytes.extend(states.to_ne_bytes());
-    bytes.extend(id);
-    bytes
+fn request(kind: u16, flags: u16, family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(REQUEST + ID);
+    body.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    message(kind, flags, &body)
 }
 
-fn dump(socket: &OwnedFd, family: u8) -> io::Result<Vec<Connection>> {
-    let request = message(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, !NO_CONNECTION, &[0; ID]);
-    sys::write(socket.as_raw_fd(), &request)?;
+fn dump(socket: &Netlink, family: u8) -> io::Result<Vec<Connection>> {
+    let request = request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, !NO_CONNECTION, &[0; ID]);
     let mut found = Vec::new();
-    let mut buffer = vec![0; PART];
-    loop {
-        let count = sys::retry(|| sys::read(socket.as_raw_fd(), &mut buffer))?;
-        for (kind, body) in messages(&buffer[..count]) {
-            match kind {
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => acknowledged(body)?,
-                SOCK_DIAG_BY_FAMILY => found.extend(parse(body)),
-                _ => {}
-            }
-        }
-    }
+    socket.dump(&request, SOCK_DIAG_BY_FAMILY, |body| found.extend(parse(body)))?;
+    Ok(found)
 }
 
-fn destroy(socket: &OwnedFd, connection: &Connection) -> io::Result<()> {
-    let request = message(SOCK_DESTROY, NLM_F_ACK, connection.family, !0, &connection.id);
-    sys::write(socket.as_raw_fd(), &request)?;
-    let mut buffer = [0; 1024];
-    let count = sys::retry(|| sys::read(socket.as_raw_fd(), &mut buffer))?;
-    let answer = messages(&buffer[..count]).find(|(kind, _)| *kind == NLMSG_ERROR);
-    answer.map_or(Err(io::ErrorKind::InvalidData.into()), |(_, body)| acknowledged(body))
-}
-
-/// The number in an NLMSG_ERROR: 0, or an errno negated.
-fn acknowledged(body: &[u8]) -> io::Result<()> {
-    match body.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
-        Some(0) => Ok(()),
-        Some(number) => Err(io::Error::from_raw_os_error(-number)),
-        None => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
-/// The (type, body) of each message in what was read.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, body))
-    })
+fn destroy(socket: &Netlink, connection: &Connection) -> io::Result<()> {
+    socket.ask(&request(SOCK_DESTROY, NLM_F_ACK, connection.family, !0, &connection.id))
 }
 
 /// struct inet_diag_msg.
@@ -251,16 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_taken_apart_and_never_read_beyond() {
-        let mut bytes = message(SOCK_DIAG_BY_FAMILY, 0, 2, 1, &[7; ID]);
-        bytes.extend([20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 254, 255, 255, 255]);
-        let found: Vec<_> = messages(&bytes).collect();
-        assert_eq!(found.len(), 2);
-        assert_eq!((found[0].0, found[0].1.len()), (SOCK_DIAG_BY_FAMILY, REQUEST + ID));
-        let error = acknowledged(found[1].1).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-        assert_eq!(messages(&bytes[..bytes.len() - 1]).count(), 1);
+    fn what_is_too_short_is_no_connection() {
+        assert!(parse(&[2; ANSWER + ID]).is_some());
         assert!(parse(&[2; ANSWER + ID - 1]).is_none());
+        assert!(parse(&[]).is_none());
+        assert_eq!(request(SOCK_DIAG_BY_FAMILY, 0, 2, 1, &[7; ID]).len(), 16 + REQUEST + ID);
     }
 
     #[test]

@@ -1,0 +1,163 @@
+//! The machine's network card: up, with the address that all machines have, or down.
+//!
+//! A machine is told of its network by a word on the kernel's command line, and takes it up at once:
+//! what is frozen later has it, and a clone need not do anything. Nothing is asked of the host's side,
+//! not even its hardware address, so that nothing can be answered wrongly or late.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::console::log;
+use crate::init;
+use crate::netlink::{attribute, message, Netlink, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+
+/// On the kernel's command line: the card leads somewhere.
+const WORD: &str = "hutch.network";
+const CARD: &str = "eth0";
+/// What every machine has, and its router, which is its resolver as well.
+const OWN: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const GATEWAY_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x68, 0x75, 0x00];
+
+/// The network of a machine: none until [`Network::start`] has found it.
+#[derive(Default)]
+pub struct Network(Mutex<Option<Card>>);
+
+#[derive(Clone, Copy)]
+struct Card {
+    index: u32,
+    up: bool,
+}
+
+impl Network {
+    /// Takes the network up, if the host has said that there is one. Failures are logged: a machine
+    /// without is still of use.
+    pub fn start(&self) {
+        if !init::has_word(WORD) {
+            return;
+        }
+        match find().and_then(|index| take_up(index).map(|()| Card { index, up: true })) {
+            Ok(card) => *self.lock() = Some(card),
+            Err(error) => log(format_args!("there is no network: {error}")),
+        }
+    }
+
+    /// Takes it up or down, if it is not so already; gives whether it was changed. Failures are
+    /// logged: a program may have taken the card away, and what may leave is the host's affair.
+    pub fn set(&self, up: bool) -> bool {
+        let mut state = self.lock();
+        let Some(card) = state.as_mut().filter(|card| card.up != up) else { return false };
+        let done = if up { take_up(card.index) } else { take_down(card.index) };
+        match done {
+            Ok(()) => card.up = up,
+            Err(error) => log(format_args!("the network cannot be changed: {error}")),
+        }
+        card.up == up
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Card>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn find() -> io::Result<u32> {
+    let text = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// With everything that taking it down has removed.
+fn take_up(index: u32) -> io::Result<()> {
+    // There is none: no address of it may make programs believe so. A kernel may not have it at all.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{CARD}/disable_ipv6"), "1");
+    let kernel = Netlink::open(libc::NETLINK_ROUTE)?;
+    for request in [
+        address(index),
+        flags(index, true),
+        neighbour(index),
+        route(index, Some(GATEWAY), None),
+        route(index, None, Some(GATEWAY)),
+    ] {
+        kernel.ask(&request)?;
+    }
+    Ok(())
+}
+
+fn take_down(index: u32) -> io::Result<()> {
+    Netlink::open(libc::NETLINK_ROUTE)?.ask(&flags(index, false))
+}
+
+const MAKE: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+
+/// struct ifinfomsg: the card is up, or not.
+fn flags(index: u32, up: bool) -> Vec<u8> {
+    let change = libc::IFF_UP as u32;
+    let mut body = vec![0; 4];
+    body.extend(index.to_ne_bytes());
+    body.extend(if up { change } else { 0 }.to_ne_bytes());
+    body.extend(change.to_ne_bytes());
+    message(libc::RTM_NEWLINK, NLM_F_ACK, &body)
+}
+
+/// struct ifaddrmsg: our address, of a network with nobody else in it.
+fn address(index: u32) -> Vec<u8> {
+    let mut body = vec![libc::AF_INET as u8, 32, 0, libc::RT_SCOPE_UNIVERSE];
+    body.extend(index.to_ne_bytes());
+    attribute(&mut body, libc::IFA_LOCAL, &OWN.octets());
+    attribute(&mut body, libc::IFA_ADDRESS, &OWN.octets());
+    message(libc::RTM_NEWADDR, MAKE, &body)
+}
+
+/// struct ndmsg: where the gateway is, for good.
+fn neighbour(index: u32) -> Vec<u8> {
+    let mut body = vec![libc::AF_INET as u8, 0, 0, 0];
+    body.extend(index.to_ne_bytes());
+    body.extend(libc::NUD_PERMANENT.to_ne_bytes());
+    body.extend([0, 0]);
+    attribute(&mut body, libc::NDA_DST, &GATEWAY.octets());
+    attribute(&mut body, libc::NDA_LLADDR, &GATEWAY_MAC);
+    message(libc::RTM_NEWNEIGH, MAKE, &body)
+}
+
+/// struct rtmsg: the way to one address (on the link), or by way of one to all others.
+fn route(index: u32, to: Option<Ipv4Addr>, by: Option<Ipv4Addr>) -> Vec<u8> {
+    let length = if to.is_some() { 32 } else { 0 };
+    let scope = if by.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
+    let (table, origin, kind) = (libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, libc::RTN_UNICAST);
+    let mut body = vec![libc::AF_INET as u8, length, 0, 0, table, origin, scope, kind, 0, 0, 0, 0];
+    for (what, address) in [(libc::RTA_DST, to), (libc::RTA_GATEWAY, by)] {
+        if let Some(address) = address {
+            attribute(&mut body, what, &address.octets());
+        }
+    }
+    attribute(&mut body, libc::RTA_OIF, &index.to_ne_bytes());
+    message(libc::RTM_NEWROUTE, MAKE, &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_network_stays_without() {
+        let network = Network::default();
+        assert!(!network.set(true) && !network.set(false));
+    }
+
+    #[test]
+    fn the_same_again_does_nothing() {
+        // No kernel knows this card: whatever is asked of it fails.
+        let network = Network(Mutex::new(Some(Card { index: u32::MAX >> 1, up: true })));
+        assert!(!network.set(true) && !network.set(false));
+        assert!(network.lock().is_some_and(|card| card.up), "what failed has changed nothing");
+    }
+
+    #[test]
+    fn the_way_to_all_others_leads_by_the_gateway() {
+        let whole = route(7, None, Some(GATEWAY));
+        assert_eq!(whole.len(), 16 + 12 + 8 + 8);
+        assert_eq!(whole[16..20], [2, 0, 0, 0]);
+        assert_eq!(whole[28..], [8, 0, 5, 0, 198, 18, 0, 1, 8, 0, 4, 0, 7, 0, 0, 0]);
+    }
+}
