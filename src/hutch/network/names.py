@@ -24,7 +24,7 @@ def _words(text: str) -> frozenset[str]:
 # What RFC 6761 and its successors keep for other uses, what ICANN delegates to nobody because
 # networks use it inside, and what routers make up. None of them may be asked for outside.
 _INTERNAL = _words(
-    "alt corp domain example home home.arpa hutch internal intranet invalid ipv4only.arpa lan"
+    "alt corp domain home home.arpa hutch internal intranet invalid ipv4only.arpa lan"
     " local localdomain localhost mail onion private resolver.arpa service.arpa test"
     " workgroup"
 )
@@ -94,6 +94,20 @@ def suffixes(name: str) -> Iterator[str]:
     while start:
         yield name[start:]
         start = name.find(".", start) + 1
+
+
+def service_owner(name: str) -> str:
+    """Return whose service a normal name like `_http._tcp.example.com` is for: `example.com`.
+
+    Two such labels at most, as long as those of services are (RFC 6335). Another name is returned
+    as it is.
+    """
+    for _ in range(2):
+        label, _, rest = name.partition(".")
+        if not rest or not label.startswith("_") or len(label) > 16:
+            break
+        name = rest
+    return name
 
 
 def is_internal(name: str, domains: Collection[str] = ()) -> bool:
