@@ -51,6 +51,11 @@ class NameTable:
         self._end = 0
         self._key = self._read()
 
+    @property
+    def network(self) -> IPv4Network:
+        """The range that its addresses are of."""
+        return self._network
+
     def __len__(self) -> int:
         return len(self._names)
 

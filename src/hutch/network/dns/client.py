@@ -1,17 +1,38 @@
 """A client of the host's resolvers, over sockets of our own: never getaddrinfo.
 
-So that neither the hosts file nor a search list, mDNS or split DNS answers for a name that a guest
-made up. It asks for absolute names, believes only what answers its very question, and remembers
-answers by their TTL. It knows nothing of guests or policies.
+So that neither the hosts file nor a search list or mDNS answers for a name that a guest made up. It
+asks for absolute names, believes only what answers its very question, and remembers answers by
+their TTL. It knows nothing of guests or policies.
 """
 
+import asyncio
+import random
+import socket
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
-from hutch.network.dns.message import Code, Message
+from hutch.network.dns.message import (
+    EDNS_LIMIT,
+    Code,
+    Detail,
+    Edns,
+    FormatError,
+    Message,
+    Question,
+    Record,
+    Type,
+    decode,
+    encode,
+    extended_error,
+    framed,
+    told,
+)
+from hutch.tasks import Scope
 
 Address = IPv4Address | IPv6Address
 Server = tuple[str, int]
@@ -19,16 +40,28 @@ Server = tuple[str, int]
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
+_SERVERS: Final = 3  # that are read of a configuration, as in libc
+_LINKS: Final = 16  # CNAMEs in one answer
+_QUESTIONS: Final = 8  # for one name whose CNAMEs come one by one
+_STRAYS: Final = 32  # datagrams that are no answer, until no more are read
+_ADDRESSES: Final = 32  # of one name
+_FINAL: Final = (Code.NOERROR, Code.NXDOMAIN)
+_random: Final = random.SystemRandom()
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long is asked, and how much is remembered."""
+    """How long is asked, and how much is remembered.
 
-    attempt: float = 2.0  # seconds for a datagram, and for an exchange over TCP
-    rounds: int = 2  # through all servers
+    libc in a guest waits for 5 seconds: within these it is to have an answer.
+    """
+
+    attempt: float = 1.5  # seconds for one exchange with one server
+    total: float = 4.5  # seconds for all exchanges with all servers
+    rounds: int = 3  # through the servers, for those that stay silent
     other_family: float = 0.3  # seconds for the addresses of one family when the other's are known
     cached: int = 512  # answers
-    cached_bytes: int = 4096  # of one
+    cached_records: int = 64  # of one
     longest: float = 3600.0  # seconds that an answer is remembered
     longest_negative: float = 60.0
     asked: int = 128  # questions at once
@@ -48,6 +81,15 @@ class Answer:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An answer that is remembered."""
+
+    message: Message
+    since: float
+    until: float
+
+
 class Resolver:
     """One sandbox's client: what it asked tells no other sandbox anything."""
 
@@ -55,32 +97,363 @@ class Resolver:
         self,
         servers: Sequence[Server] | Callable[[], Sequence[Server]],
         limits: Limits = Limits(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`servers` are asked in turn; a callable is asked for them each time."""
         self._servers = servers
         self._limits = limits
+        self._clock = clock
+        self._scope = Scope("dns")
+        self._kept: OrderedDict[Question, _Kept] = OrderedDict()
+        self._asking: dict[Question, asyncio.Task[Message]] = {}
+        self._good: Server | None = None
+        self._closed = False
 
     async def addresses(self, name: str) -> Answer:
         """Return the addresses of an absolute name, in its normal form. Raises nothing."""
-        raise NotImplementedError
+        kinds = (Type.A, Type.AAAA)
+        known = [self._remembered(Question(name, kind)) for kind in kinds]
+        if known[0] is not None and known[1] is not None:
+            return _joined([known[0], known[1]])
+        asked = [self._scope.start(f"{kind.name} {name}", self.query(name, kind)) for kind in kinds]
+        try:
+            done, missing = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            if missing:
+                found = any(_addresses(task.result()) for task in done if not task.cancelled())
+                await asyncio.wait(missing, timeout=self._limits.other_family if found else None)
+            return _joined(
+                [task.result() for task in asked if task.done() and not task.cancelled()]
+            )
+        finally:
+            for task in asked:
+                task.cancel()  # it only waits: what was asked goes on, and is remembered
 
     async def query(self, name: str, kind: int) -> Message:
         """Return what the host's resolvers say about one type of a name, CNAMEs followed.
 
         `answers` holds the CNAMEs and the records of that type that they lead to, nothing else;
-        TTLs are what is left of them. The code is NOERROR, NXDOMAIN or SERVFAIL. Raises nothing.
+        TTLs are what is left of them. Without such records, `authority` holds the zone's SOA if it
+        was told. The code is NOERROR, NXDOMAIN or SERVFAIL. Raises nothing.
         """
-        raise NotImplementedError
+        question = Question(name, int(kind))
+        if (known := self._remembered(question)) is not None:
+            return known
+        if (task := self._asking.get(question)) is None:
+            if self._closed or len(self._asking) >= self._limits.asked:
+                return _failed(question, "too many questions at once")
+            task = self._scope.start(f"{kind} {name}", self._ask(question))
+            self._asking[question] = task
+            task.add_done_callback(lambda _: self._asking.pop(question, None))
+        await asyncio.wait({task})
+        if task.cancelled() or task.exception() is not None:
+            return _failed(question, "the question was given up")
+        return task.result()
 
     async def close(self) -> None:
         """End all questions; those who wait for them are answered SERVFAIL."""
+        self._closed = True
+        await self._scope.close()
+
+    def _remembered(self, question: Question) -> Message | None:
+        """Return an answer that still holds, its TTLs what is left of them."""
+        if (kept := self._kept.get(question)) is None:
+            return None
+        now = self._clock()
+        if now >= kept.until:
+            del self._kept[question]
+            return None
+        self._kept.move_to_end(question)
+        age = int(now - kept.since)
+        message = kept.message
+        return replace(
+            message,
+            answers=tuple(replace(one, ttl=max(0, one.ttl - age)) for one in message.answers),
+            authority=tuple(replace(one, ttl=max(0, one.ttl - age)) for one in message.authority),
+        )
+
+    def _remember(self, question: Question, message: Message) -> None:
+        records = (*message.answers, *message.authority)
+        if message.code not in _FINAL or not records or len(records) > self._limits.cached_records:
+            return
+        found = any(one.type == question.type for one in message.answers)
+        if not found and not message.authority:
+            return  # nobody says how long that holds
+        longest = self._limits.longest if found else self._limits.longest_negative
+        if (lasts := min(longest, *(one.ttl for one in records))) <= 0:
+            return
+        now = self._clock()
+        self._kept[question] = _Kept(message, now, now + lasts)
+        while len(self._kept) > self._limits.cached:
+            self._kept.popitem(last=False)
+
+    async def _ask(self, question: Question) -> Message:
+        """Ask until the CNAMEs of a name have come to an end."""
+        links: list[Record] = []
+        now = question
+        try:
+            async with asyncio.timeout(self._limits.total):
+                for _ in range(_QUESTIONS):
+                    reply = await self._exchange(now)
+                    if reply.code not in _FINAL:
+                        return _failed(question, told(reply) or f"answered {_code(reply.code)}")
+                    more, found, end = _followed(reply, now)
+                    links += more
+                    soa = _negative(reply)
+                    if found or not more or reply.code == Code.NXDOMAIN or soa:
+                        message = _final(question, reply.code, links, found, soa)
+                        self._remember(question, message)
+                        return message
+                    if len(links) > _LINKS:
+                        break
+                    now = replace(now, name=end)
+        except ValueError as failure:
+            return _failed(question, str(failure))
+        except TimeoutError:
+            return _failed(question, "no resolver of the host answered")
+        return _failed(question, "its CNAMEs do not come to an end")
+
+    async def _exchange(self, question: Question) -> Message:
+        """Ask one server after the other, the one that answered last at first."""
+        servers = list(self._servers() if callable(self._servers) else self._servers)
+        servers.sort(key=lambda server: server != self._good)
+        reply: Message | None = None
+        for _ in range(self._limits.rounds):
+            silent = False
+            for server in servers:
+                try:
+                    async with asyncio.timeout(self._limits.attempt):
+                        reply = await _one(server, question)
+                except (OSError, ValueError):  # a timeout, too
+                    silent = True
+                    continue
+                if reply.code in _FINAL:
+                    self._good = server
+                    return reply
+            if not silent:
+                break
+        return reply or _failed(question, "no resolver of the host answered")
+
+
+def _code(number: int) -> str:
+    return Code(number).name if number in Code.__members__.values() else str(number)
+
+
+def _failed(question: Question, text: str) -> Message:
+    why = extended_error(Detail.NO_REACHABLE_AUTHORITY, text)
+    return Message(0, question, response=True, code=Code.SERVFAIL, edns=Edns(options=(why,)))
+
+
+def _addresses(message: Message) -> list[Address]:
+    return [one.data[0] for one in message.answers if isinstance(one.data[0], Address)]
+
+
+def _joined(messages: Sequence[Message]) -> Answer:
+    """Return what the answers for both families say together."""
+    found = [address for message in messages for address in _addresses(message)[: _ADDRESSES // 2]]
+    if found:
+        ttl = min(one.ttl for message in messages if _addresses(message) for one in message.answers)
+        return Answer(tuple(found), ttl, Code.NOERROR)
+    codes = {message.code for message in messages}
+    ttl = min((one.ttl for message in messages for one in message.authority), default=0)
+    if Code.NXDOMAIN in codes:
+        return Answer((), ttl, Code.NXDOMAIN)
+    if codes == {Code.NOERROR}:
+        return Answer((), ttl, Code.NOERROR)
+    text = next((text for message in messages if (text := told(message))), "")
+    return Answer((), 0, Code.SERVFAIL, text)
+
+
+def _followed(reply: Message, question: Question) -> tuple[list[Record], list[Record], str]:
+    """Return the CNAMEs that lead on from a name, the records asked for at their end, and that end.
+
+    Whatever else an answer holds is not looked at. Raises FormatError for CNAMEs in a circle.
+    """
+    name = question.name.lower()
+    seen = {name}
+    links: list[Record] = []
+    while True:
+        here = [_lower(one) for one in reply.answers if one.name.lower() == name]
+        if found := [
+            one for one in here if one.type == question.type and one.kind == question.kind
+        ]:
+            return links, found, name
+        link = next((one for one in here if one.type == Type.CNAME), None)
+        if link is None:
+            return links, [], name
+        target = link.data[0]
+        if not isinstance(target, str) or target in seen or len(links) >= _LINKS:
+            raise FormatError("its CNAMEs do not come to an end")
+        links.append(link)
+        seen.add(target)
+        name = target
+
+
+def _lower(record: Record) -> Record:
+    """Return a record without the case that a question was asked in."""
+    data = tuple(field.lower() if isinstance(field, str) else field for field in record.data)
+    return replace(record, name=record.name.lower(), data=data)
+
+
+def _negative(reply: Message) -> Record | None:
+    """Return the SOA of a negative answer, with the TTL that the answer has by it (RFC 2308)."""
+    for one in reply.authority:
+        if one.type == Type.SOA and isinstance(least := one.data[-1], int):
+            return replace(_lower(one), ttl=min(one.ttl, least))
+    return None
+
+
+def _final(
+    question: Question,
+    code: int,
+    links: Sequence[Record],
+    found: Sequence[Record],
+    soa: Record | None,
+) -> Message:
+    authority = () if found or soa is None else (soa,)
+    return Message(
+        0, question, response=True, code=code, answers=(*links, *found), authority=authority
+    )
+
+
+async def _one(server: Server, question: Question) -> Message:
+    """Ask one server, by datagram, or as it needs it. Raises OSError, FormatError."""
+    edns: Edns | None = Edns()
+    while True:
+        reply = await _by_datagram(server, question, edns)
+        if reply is None or reply.truncated:
+            reply = await _by_stream(server, question, edns)
+        if edns is None or reply.code not in (Code.FORMERR, Code.NOTIMP, Code.BADVERS):
+            return reply
+        edns = None  # an old server, that knows no extensions
+
+
+def _query(question: Question, edns: Edns | None) -> Message:
+    """Return a query that is hard to guess: with a random id, and the name in random case."""
+    name = "".join(_random.choice((one, one.upper())) for one in question.name)
+    return Message(_random.getrandbits(16), replace(question, name=name), edns=edns)
+
+
+def _answers(reply: Message, query: Message) -> bool:
+    """Whether a message answers a query, but for the case of its name."""
+    if not reply.response or reply.identity != query.identity or reply.operation != query.operation:
+        return False
+    if reply.question is None or query.question is None:
+        return reply.code in (Code.FORMERR, Code.NOTIMP)
+    said, asked = reply.question, query.question
+    return (said.name.lower(), said.type, said.kind) == (asked.name.lower(), asked.type, asked.kind)
+
+
+async def _by_datagram(server: Server, question: Question, edns: Edns | None) -> Message | None:
+    """Ask from a port of its own; None when the answer has to be had over TCP."""
+    loop = asyncio.get_running_loop()
+    query = _query(question, edns)
+    family, address = _socket_address(server)
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(address)  # only what this server sends is received
+        await loop.sock_sendall(sock, encode(query))
+        for _ in range(_STRAYS):
+            data = await loop.sock_recv(sock, EDNS_LIMIT + 1)
+            try:
+                reply = decode(data)
+            except FormatError as failure:
+                if failure.identity == query.identity:
+                    return None
+                continue
+            if _answers(reply, query):
+                # One that changes the case of names may be forged, or from a server that does so.
+                exact = reply.question is None or reply.question == query.question
+                return reply if exact else None
+    return None
+
+
+async def _by_stream(server: Server, question: Question, edns: Edns | None) -> Message:
+    loop = asyncio.get_running_loop()
+    query = _query(question, edns)
+    family, address = _socket_address(server)
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+        await loop.sock_sendall(sock, framed(encode(query)))
+        size = int.from_bytes(await _exactly(sock, 2), "big")
+        reply = decode(await _exactly(sock, size))
+    if not _answers(reply, query) or reply.truncated:
+        raise FormatError("a resolver answered something else")
+    return reply
+
+
+async def _exactly(sock: socket.socket, count: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < count:
+        part = await loop.sock_recv(sock, count - len(data))
+        if not part:
+            raise FormatError("a resolver ended its answer early")
+        data += part
+    return data
+
+
+def _socket_address(
+    server: Server,
+) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+    """Return where a server is for a socket, without a look-up. Raises OSError."""
+    host, _, scope = server[0].partition("%")
+    if ":" not in host:
+        return socket.AF_INET, (host, server[1])
+    index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    return socket.AF_INET6, (host, server[1], 0, index)
+
+
+class HostServers:
+    """The resolvers that the host is configured with now: read again when that changes."""
+
+    def __init__(self, path: Path = RESOLV_CONF) -> None:
+        self._path = path
+        self._read: tuple[int, int] | None = None
+        self._servers: list[Server] = []
+
+    def __call__(self) -> list[Server]:
+        """Return them; what was read last while the file cannot be read."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            status = None
+        seen = None if status is None else (status.st_mtime_ns, status.st_ino)
+        if not self._servers or (seen is not None and seen != self._read):
+            self._servers = host_servers(self._path)
+            self._read = seen
+        return self._servers
 
 
 def host_servers(path: Path = RESOLV_CONF) -> list[Server]:
     """Return the resolvers that the host is configured with; its loopback when there is none."""
-    raise NotImplementedError
+    servers: list[Server] = []
+    for words in _lines(path):
+        if words[0] == "nameserver" and len(words) > 1 and _numeric(words[1]):
+            servers.append((words[1], 53))
+    return servers[:_SERVERS] or [("127.0.0.1", 53)]
 
 
 def host_domains(path: Path = RESOLV_CONF) -> list[str]:
     """Return the host's search domains: names of its own network."""
-    raise NotImplementedError
+    domains: list[str] = []
+    for words in _lines(path):
+        if words[0] in ("search", "domain"):  # the last one counts
+            domains = [word.rstrip(".").lower() for word in words[1:] if word.rstrip(".")]
+    return domains
+
+
+def _numeric(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(path: Path) -> list[list[str]]:
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    return [words for line in text.splitlines() if line[:1] not in "#;" and (words := line.split())]

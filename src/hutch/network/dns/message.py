@@ -144,6 +144,15 @@ def extended_error(detail: Detail, text: str = "") -> tuple[int, bytes]:
     return _EXTENDED_ERROR, struct.pack("!H", detail) + text.encode()[:128]
 
 
+def told(message: Message) -> str:
+    """Return why a message is what it is, if its sender says so: one line, of little length."""
+    for code, raw in message.edns.options if message.edns else ():
+        if code == _EXTENDED_ERROR and len(raw) > 2:
+            text = raw[2:130].decode(errors="replace")
+            return "".join(one for one in text if one.isprintable())
+    return ""
+
+
 # What the data of a type is made of, one letter a field: 1, 2 and 4 are numbers of so many bytes, n
 # a name that may be compressed, N one that must not be written so, s a string, S strings to the
 # end, b bytes to the end, a and A addresses.
