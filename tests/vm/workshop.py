@@ -41,7 +41,12 @@ class Template:
 
 
 async def build(
-    directory: Path, kernel: Kernel, busybox: Image, board: MachineType, cpus: int = 1
+    directory: Path,
+    kernel: Kernel,
+    busybox: Image,
+    board: MachineType,
+    cpus: int = 1,
+    tap: int | None = None,
 ) -> Template:
     engine = new_engine()
     base = await base_disk(directory / "home", SIZE)
@@ -63,6 +68,7 @@ async def build(
         tsc_khz=estimate_tsc_khz(),
         uid=UID,
         freezable=True,
+        tap=tap,
     )
     machine = await engine.boot(spec)
     guest = await set_up(machine, busybox.rootfs)

@@ -28,6 +28,7 @@ from hutch.engine.failures import template_failure
 from hutch.engine.layout import layout, program_identity
 from hutch.engine.machine import LastWords, QemuMachine
 from hutch.engine.memories import Memories, create_memory, seal
+from hutch.engine.nowhere import NOWHERE
 from hutch.engine.orphans import socket_holders
 from hutch.engine.qcow2 import create_overlay
 from hutch.engine.qmp import Qmp
@@ -310,8 +311,10 @@ def _spawn(argv: list[str], spec: MachineSpec, inherited: tuple[int, ...]) -> _S
     user, group = jail.identity(spec.uid, spec.accelerator)
     reader, writer = os.pipe()
     try:
-        child = process.spawn(
-            argv, stderr=writer, cwd="/", pass_fds=inherited, user=user, group=group
+        child = NOWHERE.start(
+            lambda: process.spawn(
+                argv, stderr=writer, cwd="/", pass_fds=inherited, user=user, group=group
+            )
         )
     except HutchError as cause:
         os.close(reader)

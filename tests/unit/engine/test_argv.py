@@ -65,10 +65,12 @@ CASES = {
     "microvm-unjailed": (SPEC, False),
     "microvm-freezable": (SPEC, True),
     "microvm-clone": (CLONE, True),
+    "microvm-network": (dataclasses.replace(SPEC, tap=22), True),
 }
 HANDED = {
     "microvm-freezable": dataclasses.replace(FDS, memory=18),
     "microvm-clone": CLONE_FDS,
+    "microvm-network": dataclasses.replace(FDS, tap=22),
 }
 
 

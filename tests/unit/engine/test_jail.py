@@ -52,6 +52,17 @@ def test_descriptors_carry_the_rights_they_need(new_spec: NewSpec) -> None:
     handover.console.close()
 
 
+def test_a_tap_is_handed_on_and_stays_its_owners(new_spec: NewSpec) -> None:
+    reader, writer = os.pipe()
+    with jail.prepare(replace(new_spec("a"), tap=reader)) as handover:
+        assert handover.fds.tap == reader
+        assert reader in handover.inherited
+    handover.qmp.close()
+    handover.console.close()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_clone_is_handed_no_kernel_but_memory_and_layers(
     new_spec: NewSpec, short_tmp: Path
 ) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hutch.engine.argv import NETWORK_WORD
 from hutch.engine.base import (
+    ANY_TAP,
     Accelerator,
     BootFiles,
     Drive,
@@ -47,6 +49,14 @@ def test_what_is_a_machines_own_does_not_count() -> None:
         ],
     )
     assert layout(SPEC, jail=True) == layout(clone, jail=True)
+    networks = [replace(SPEC, tap=tap) for tap in (ANY_TAP, 0, 22)]
+    assert len({layout(spec, jail=True) for spec in networks}) == 1
+
+
+def test_without_a_network_it_is_what_it_was_before_there_were_any() -> None:
+    text = layout(SPEC, jail=True)
+    assert "netdev" not in text
+    assert NETWORK_WORD not in text
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,7 @@ def test_what_is_a_machines_own_does_not_count() -> None:
         {"tsc_khz": 2_000_001},
         {"cmdline": ("quiet",)},
         {"drives": SPEC.drives[:1]},
+        {"tap": ANY_TAP},
     ],
 )
 def test_what_counts(change: dict[str, object]) -> None:
