@@ -166,6 +166,7 @@ CODES: dict[str, ErrorRow] = {
     ),
     "in_use": ErrorRow(Conflict, 409, "the object is used by a sandbox"),
     "exec_taken": ErrorRow(Conflict, 409, "another client has attached to this exec"),
+    "port_not_found": ErrorRow(NotFound, 404, "the sandbox does not publish that port"),
     "port_taken": ErrorRow(Conflict, 409, "something else listens on that port of the host"),
     # host
     "network_missing": ErrorRow(

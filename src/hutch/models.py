@@ -97,7 +97,8 @@ class SandboxSpec:
     used it for `idle_timeout` seconds (0: never) `idle_action` is done: in use is one with a
     program beside its main process, a client, a file transfer or a tunnel. Without `template` it
     always boots cold. A `provisional` one, which `run` makes, is removed with the
-    daemon's next start unless it has begun to run by then.
+    daemon's next start unless it has begun to run by then. `publish_all` publishes the ports that
+    the image exposes, besides `ports`.
     """
 
     image: str
@@ -127,6 +128,7 @@ class SandboxSpec:
     idle_action: IdleAction | None = None
     network: NetworkPolicy | None = None
     ports: list[PublishedPort] = field(default_factory=list)
+    publish_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,9 +166,36 @@ class PublishedPort:
     """A port of the host that leads to one of a sandbox.
 
     `address` is the host's, numeric. A `host_port` of 0 is replaced by a free one when it is
-    published.
+    published. `error` is why nothing listens there although the sandbox lives: it is tried again.
     """
 
     guest_port: int
     host_port: int = 0
     address: str = "127.0.0.1"
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChange:
+    """What is to become of a sandbox's policy.
+
+    `policy` takes its place, if given; then rules of `remove` are taken out of both lists, as they
+    are written, and the others added. None leaves a part as it is.
+    """
+
+    policy: NetworkPolicy | None = None
+    mode: NetworkMode | None = None
+    allow: list[str] = field(default_factory=list)
+    deny: list[str] = field(default_factory=list)
+    remove: list[str] = field(default_factory=list)
+    allow_host: list[int] = field(default_factory=list)
+    close_host: list[int] = field(default_factory=list)
+    allow_lan: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """What a change has done: the network as it is now, and how many connections were ended."""
+
+    network: NetworkInfo
+    ended: int

@@ -255,6 +255,18 @@ SETTINGS: tuple[Setting, ...] = (
         20,
         "checkpoints kept for each sandbox; the oldest go when there are more",
     ),
+    _row(
+        "network",
+        one_of("public", "deny", "open", "none"),
+        "public",
+        "what sandboxes reach that ask for nothing else: public, deny, open or none",
+    ),
+    _row(
+        "dns_servers",
+        parse_list,
+        (),
+        "servers, as IP or IP:PORT, that sandboxes' names are asked of; none: the host's own",
+    ),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
     _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
     _row("log_files", counted(1), 3, "rotated log files kept for each log"),
@@ -267,6 +279,12 @@ SETTINGS: tuple[Setting, ...] = (
         parse_bool,
         True,
         "run QEMU with its seccomp sandbox and, as root, under a uid of its own",
+    ),
+    _row(
+        "port_connections",
+        counted(1),
+        256,
+        "open connections to a sandbox's published ports; more wait to be accepted",
     ),
     _row("registry_mirrors", parse_list, (), "registry=mirror pairs, asked first"),
     _row("plain_http_registries", parse_list, (), "registries spoken to without TLS"),
@@ -311,12 +329,15 @@ class Settings:
     idle_timeout: float
     idle_action: str
     checkpoint_keep: int
+    network: str
+    dns_servers: tuple[str, ...]
     exec_orphan_grace: float
     log_size: int
     log_files: int
     uid_base: int
     uid_count: int
     jail: bool
+    port_connections: int
     registry_mirrors: tuple[str, ...]
     plain_http_registries: tuple[str, ...]
     registry_ca: str

@@ -251,6 +251,9 @@ class TunnelStream(Protocol):
     async def write_eof(self) -> None:
         """Half-close."""
 
+    async def finished(self) -> None:
+        """Return when the peer has been given all, and both halves have ended."""
+
     async def close(self) -> None:
         """Reset and forget the connection."""
 

@@ -15,6 +15,7 @@ class Tunnel:
         self._stream = stream
         self._unacked = 0
         self._ended = False
+        self._finished = False
 
     async def read(self) -> bytes:
         """Return the next bytes (acknowledging the previous), or b"" at the end."""
@@ -26,8 +27,10 @@ class Tunnel:
                 case Chunk(_, data):
                     self._unacked = len(data)
                     return data
-                case End() | Result():
+                case End():
                     self._ended = True
+                case Result():
+                    self._ended = self._finished = True
                 case Gap():
                     pass
         return b""
@@ -39,6 +42,14 @@ class Tunnel:
     async def write_eof(self) -> None:
         """Half-close: the peer reads the end."""
         await self._stream.end()
+
+    async def finished(self) -> None:
+        """Return when the peer has been given all, and both halves have ended.
+
+        To `close` before would take back what is still on its way. For after the end of `read`.
+        """
+        while not self._finished:
+            self._finished = isinstance(await self._stream.next(), Result)
 
     async def close(self) -> None:
         """Reset and forget the connection."""

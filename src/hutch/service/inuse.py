@@ -150,6 +150,10 @@ class UsedTunnel:
         """See TunnelStream."""
         await self._stream.write_eof()
 
+    async def finished(self) -> None:
+        """See TunnelStream."""
+        await self._stream.finished()
+
     async def close(self) -> None:
         """See TunnelStream."""
         self._activity.end(self)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, SnapshotInfo
+from hutch.networking import NetworkPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,9 @@ class Store(Protocol):
         With `vm` only if that is its machine on record. Raises Conflict (wrong_state) otherwise.
         """
 
+    async def amend(self, sandbox_id: str, **changes: Any) -> SandboxRow:
+        """Change fields of `info`, whatever the state is. Raises sandbox_not_found."""
+
     async def begin_start(
         self, sandbox_id: str, expected: Sequence[SandboxState], **changes: Any
     ) -> SandboxRow:
@@ -127,6 +131,9 @@ class Store(Protocol):
 
     async def rename(self, sandbox_id: str, name: str) -> SandboxRow:
         """Give a sandbox another name. Raises Conflict (name_taken)."""
+
+    async def set_network(self, sandbox_id: str, policy: NetworkPolicy) -> SandboxRow:
+        """Record another network policy of a sandbox."""
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget a sandbox and free its name and slot; nothing happens when it is not on record."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, from_json, to_json
+from hutch.networking import NetworkPolicy
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.state.disks import DiskRecords, insert_layer
 from hutch.state.pools import PoolRecords
@@ -154,6 +155,14 @@ class SqliteStore(DiskRecords, PoolRecords):
         """Change state and `info` in one step. Raises wrong_state, sandbox_not_found."""
         return await self._change(sandbox_id, lambda row: _moved(row, expected, state, changes, vm))
 
+    async def amend(self, sandbox_id: str, **changes: Any) -> SandboxRow:
+        """Change fields of `info`. Raises sandbox_not_found."""
+
+        def change(row: SandboxRow) -> SandboxRow:
+            return dataclasses.replace(row, info=dataclasses.replace(row.info, **changes))
+
+        return await self._change(sandbox_id, change)
+
     async def begin_start(
         self, sandbox_id: str, expected: Sequence[SandboxState], **changes: Any
     ) -> SandboxRow:
@@ -225,6 +234,14 @@ class SqliteStore(DiskRecords, PoolRecords):
             return row
 
         return await self._call(work)
+
+    async def set_network(self, sandbox_id: str, policy: NetworkPolicy) -> SandboxRow:
+        """Record another network policy. Raises sandbox_not_found."""
+
+        def change(row: SandboxRow) -> SandboxRow:
+            return dataclasses.replace(row, info=dataclasses.replace(row.info, network=policy))
+
+        return await self._change(sandbox_id, change)
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget a sandbox, if it is on record."""

@@ -182,5 +182,8 @@ class EchoTunnel:
     async def write_eof(self) -> None:
         await self.queue.put(b"")
 
+    async def finished(self) -> None:
+        pass
+
     async def close(self) -> None:
         self.closed = True
