@@ -163,6 +163,17 @@ UNARY: list[tuple[str, Message, Message]] = [
             "sockets_destroyed": None,
         },
     ),
+    (
+        "identity",
+        {"nonce": NONCE, "network": False},
+        {
+            "nonce": NONCE,
+            "reseeded": False,
+            "realtime_ns": 1_700_000_000_989_000_000,
+            "generation": 4,
+            "sockets_destroyed": 1,
+        },
+    ),
     ("freeze", {"timeout_ms": 100}, {}),
     ("thaw", {}, {}),
     (

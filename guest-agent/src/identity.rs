@@ -257,5 +257,7 @@ mod tests {
             "hosts" => vec![Value::from(vec![Value::from("1.2.3.4"), Value::from("a\nb")])],
         });
         assert!(hosts_of(&fields.unwrap()).is_err());
+        let fields = Fields::new(map! { "nonce" => "0123456789abcdef", "network" => 1_u64 });
+        assert!(parse(&fields.unwrap()).is_err());
     }
 }

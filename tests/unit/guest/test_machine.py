@@ -70,6 +70,18 @@ async def test_a_clock_that_is_off_is_set(agent: FakeAgent, guest: Guest) -> Non
     assert "hostname" not in agent.identity
 
 
+async def test_the_network_is_taken_down_and_nothing_else_changes(
+    agent: FakeAgent, guest: Guest
+) -> None:
+    await guest.identify(IDENTITY)
+    assert "network" not in agent.identity
+    before = {key: value for key, value in agent.identity.items() if key != "nonce"}
+    await guest.set_network(False)
+    assert {**before, "network": False}.items() <= agent.identity.items()
+    await guest.identify(replace(IDENTITY, network=True))
+    assert agent.identity["network"] is True
+
+
 async def test_an_identity_taken_by_someone_else(scripted: ScriptedGuest) -> None:
     guest = await scripted.connect()
 
