@@ -12,6 +12,7 @@ from hutch.guest.session import connect_guest
 from hutch.images.disk import base_disk
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
+from hutch.network.absent import NoNetwork
 from hutch.service.host import DATABASE, HostService
 from hutch.settings import Settings, load_settings
 from hutch.state.sqlite import SqliteStore
@@ -36,6 +37,7 @@ async def serving(
         kernels=KernelStore(home, settings),
         connect_guest=connect,
         base_disk=base_disk,
+        network=NoNetwork(),
     )
     try:
         async with service:

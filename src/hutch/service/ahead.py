@@ -11,6 +11,7 @@ from hutch.images.base import Report
 from hutch.models import SandboxInfo, SandboxSpec, timestamp
 from hutch.service.machine import Booter
 from hutch.service.parts import Parts
+from hutch.service.policies import policy_of
 from hutch.service.recipe import CPUS, MEMORY, Recipe
 from hutch.service.spec import check_request, resolve
 from hutch.settings import MIB
@@ -30,6 +31,7 @@ async def look_ahead(parts: Parts, booter: Booter, spec: SandboxSpec, report: Re
     Raises bad_size or bad_setting where they boot cold, and what the making of a sandbox raises.
     """
     check_request(spec, parts.settings, parts.host)
+    network = policy_of(spec, parts.settings, parts.plugs.ability)
     image = await parts.images.ensure(spec.image, spec.pull, report)
     await parts.kernels.ensure(spec.kernel or parts.settings.kernel or None, report)
     info = resolve(
@@ -40,6 +42,7 @@ async def look_ahead(parts: Parts, booter: Booter, spec: SandboxSpec, report: Re
         sandbox_id="",
         name="ahead",
         created_at=timestamp(),
+        network=network,
     )
     recipe = await booter.recipe(info)
     if not booter.has_template(recipe):

@@ -7,7 +7,6 @@ dies is swept as nobody's. It must not know what it is for.
 import contextlib
 import dataclasses
 import functools
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ from hutch.service.boot import Late, Stalled
 from hutch.service.machine import Booter, identify_clone
 from hutch.service.names import ID_PREFIX, new_id
 from hutch.service.parts import Parts
+from hutch.service.remains import clear_away
 from hutch.state.base import LayerRow, SandboxRow
-from hutch.tasks import in_thread, settle
+from hutch.tasks import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,14 @@ class Beside:
 
     async def clear(self, directory: Path) -> None:
         """Remove what a VM that was ended leaves: its sockets and their directory."""
-        await self._parts.engine.discard(directory)
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        await clear_away(self._parts, directory)
 
 
 class _Unrecorded:
     """The record of a VM that is not the sandbox's: see `machine.BootRecord`."""
+
+    closed = True
+    """It has no network before it is the sandbox's."""
 
     def __init__(self, row: SandboxRow) -> None:
         self.row = row

@@ -21,6 +21,8 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.service.capacity import Need, boot_need, clone_need
 from hutch.service.parts import Parts
+from hutch.service.plugs import Plug
+from hutch.service.remains import clear_away
 from hutch.tasks import give_way, in_thread, settle, settle_in_thread
 
 log = logging.getLogger(__name__)
@@ -50,13 +52,15 @@ class Late(Exception):
 class Order:
     """A VM to make.
 
-    `subject` names it in messages; `start` begins it, `set_up` readies what answers in it; `hint`
-    is where to look when it does not come up. A clone says what `load` is: the bytes of frozen
-    memory that must be read in for it (None: it boots).
+    `subject` names it in messages; `plug` says how it is attached to the network before it is
+    started; `start` begins it, `set_up` readies what answers in it; `hint` is where to look when it
+    does not come up. A clone says what `load` is: the bytes of frozen memory that must be read in
+    for it (None: it boots).
     """
 
     subject: str
     spec: MachineSpec
+    plug: Plug
     start: Callable[[MachineSpec], Awaitable[Machine]]
     set_up: Callable[[Guest], Awaitable[None]]
     record: Record
@@ -113,7 +117,8 @@ class Boots:
         ):
             undo.push_async_callback(self.remove_directory, directory)
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
-            machine = await order.start(order.spec)
+            async with self._parts.plugs.attached(order.spec.id, order.plug) as tap:
+                machine = await order.start(dataclasses.replace(order.spec, tap=tap))
             undo.push_async_callback(order.record, None)
             undo.push_async_callback(lambda: settle(machine.kill()))
             if deadline is None:
@@ -137,12 +142,8 @@ class Boots:
         await self.remove_directory(machine.record.directory)
 
     async def remove_directory(self, directory: Path) -> None:
-        """Remove a VM's directory, and end what still serves the sockets in it."""
-        await settle(self._remove(directory))
-
-    async def _remove(self, directory: Path) -> None:
-        await self._parts.engine.discard(directory)
-        await in_thread(_remove_tree, directory)
+        """Remove a VM's directory and its network, and end what still serves its sockets."""
+        await settle(clear_away(self._parts, directory))
 
     async def _reach(self, machine: Machine, deadline: float, record: Record) -> Guest:
         """Put the machine on record, and connect to its agent, watching for signs of life.
@@ -274,10 +275,3 @@ def _last_lines(console: Path) -> list[str]:
     # The guest's own bytes, on their way to somebody's terminal: nothing that a terminal obeys.
     shown = ("".join(filter(str.isprintable, line)) for line in text.splitlines())
     return [line[:_LINE_LENGTH] for line in shown if line][-_CONSOLE_TAIL:]
-
-
-def _remove_tree(directory: Path) -> None:
-    for path in directory.glob("*"):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        directory.rmdir()

@@ -20,6 +20,7 @@ from hutch.images.flight import together
 from hutch.models import TemplatePoint
 from hutch.service.boot import STALL_SHARE, Boots, Order
 from hutch.service.parts import TEMPLATE_DISK, Parts
+from hutch.service.plugs import Plug
 from hutch.service.recipe import DISK_SERIAL, ROOT_SERIAL, Recipe, machine_spec
 from hutch.service.templates import Built, Site
 from hutch.tasks import settle, settle_in_thread
@@ -63,6 +64,7 @@ class Builder:
         order = Order(
             subject=f"a template of {recipe.image}",
             spec=replace(spec, freezable=True),
+            plug=Plug(site.vm_id, site.vm_id),
             start=parts.engine.boot,
             set_up=functools.partial(make_bare, recipe, programs),
             record=_no_record,

@@ -18,6 +18,8 @@ from hutch.images.disk import base_disk
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
+from hutch.network.absent import NoNetwork
+from hutch.network.base import Network
 from hutch.service.capacity import Capacity
 from hutch.service.capture import Captures
 from hutch.service.checkpoints import Checkpoints
@@ -27,7 +29,9 @@ from hutch.service.diff import Diffs
 from hutch.service.events import EventLog
 from hutch.service.forks import Forks
 from hutch.service.lives import Lives
+from hutch.service.networks import HostNetworks
 from hutch.service.parts import MakeBaseDisk, Parts, Places
+from hutch.service.plugs import Plugs
 from hutch.service.reconcile import reconcile
 from hutch.service.registry import Registry
 from hutch.service.revival import Revivals
@@ -58,6 +62,7 @@ class HostService:
         kernels: Kernels,
         connect_guest: ConnectGuest,
         base_disk: MakeBaseDisk,
+        network: Network,
         host: HostSize | None = None,
         capacity: Capacity | None = None,
     ) -> None:
@@ -75,15 +80,20 @@ class HostService:
             host=host or HostSize.of_this_host(),
             places=Places(settings.home, settings.runtime_dir),
             capacity=capacity or Capacity(settings),
+            network=network,
+            plugs=Plugs(network, registry.policy_of),
         )
         parts.capacity.count(registry.holdings)
         known = origins or {row.key: "default" for row in SETTINGS}
         self._parts = parts
         self._registry = registry
         self._lives = Lives(parts, registry)
+        self.networks = HostNetworks(parts, registry)
+        self._lives.when_erased(self.networks.logs.forget)
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
         self.files = HostFiles(registry, self._lives)
         self.pools = self._lives.pools
+        self.ports = self._lives.ports
         self.images = HostImages(parts, registry, self.pools)
         self.kernels = HostKernels(parts, registry)
         self.templates = HostTemplates(parts, self._lives.booter, self.pools)
@@ -100,9 +110,11 @@ class HostService:
     async def __aenter__(self) -> Self:
         await self._parts.store.open()
         try:
+            await self.networks.open()
             await self.snapshots.open()
             await self.forks.open()
             await reconcile(self._parts, self._registry, self._lives)
+            await self.networks.adopt()
             await self.checkpoints.open()
             await self.pools.open()
         except BaseException:
@@ -121,6 +133,7 @@ class HostService:
             await self._revivals.close()
             await self._lives.close(stop_sandboxes=stop_sandboxes)
         finally:
+            await self.networks.close()
             self._parts.events.close()
             await self._parts.store.close()
 
@@ -143,6 +156,7 @@ async def open_host(
         kernels=KernelStore(settings.home, settings),
         connect_guest=connect_guest,
         base_disk=base_disk,
+        network=NoNetwork(),
     )
     async with service:
         yield service

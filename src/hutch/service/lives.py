@@ -27,6 +27,7 @@ from hutch.models import (
     TtySize,
     timestamp,
 )
+from hutch.portspec import check_ports
 from hutch.service.exec import MAIN
 from hutch.service.lifecycle import (
     FAILED,
@@ -44,7 +45,9 @@ from hutch.service.names import ID_PREFIX, new_id
 from hutch.service.parking import Parking
 from hutch.service.parts import Parts, host_error, host_errors
 from hutch.service.pausing import Pauses
+from hutch.service.policies import policy_of
 from hutch.service.pools import Pools
+from hutch.service.publishing import Publishing
 from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry, Registry
 from hutch.service.sandbox import Sandbox
@@ -71,6 +74,7 @@ class Lives:
         self.parking = Parking(parts, self.booter)
         self.pauses = Pauses(parts, self.records, self.parking, self)
         self.pools = Pools(parts, self.booter, self._note_abandoned)
+        self.ports = Publishing(parts, registry, self.awake)
         self._erased: list[Callable[[str], Awaitable[None]]] = []
         self._boots = Scope("boots")
         self._ends = Scope("ends")
@@ -88,9 +92,16 @@ class Lives:
         self._check_open()
         parts = self._parts
         check_request(spec, parts.settings, parts.host)
-        with self._registry.reserve(spec.name) as name:
+        network = policy_of(spec, parts.settings, parts.plugs.ability)
+        with (
+            self._registry.reserve(spec.name) as name,
+            self.ports.reserving(name) as reserved,
+        ):
+            self.ports.take(reserved, check_ports(spec.ports), chosen=spec.provisional)
             async with self.pools.offer(spec, name) as offer:
                 image = await parts.images.ensure(spec.image, spec.pull, report)
+                if spec.publish_all:
+                    self.ports.take_exposed(reserved, image.config.exposed_ports)
                 info = resolve(
                     spec,
                     image,
@@ -99,11 +110,16 @@ class Lives:
                     sandbox_id=new_id(ID_PREFIX),
                     name=name,
                     created_at=timestamp(),
+                    network=network,
+                    ports=reserved.ports,
                 )
                 kernel = await parts.kernels.ensure(info.kernel, report)
                 spec = running_spec(spec, info)
                 row = await self.pools.claim(spec, info, kernel.name, offer)
-            return self._enter(row or await self._put_on_record(spec, info))
+            entry = self._enter(row or await self._put_on_record(spec, info))
+            if spec.provisional:
+                self.ports.keep(reserved, entry)
+            return entry
 
     async def _put_on_record(self, spec: SandboxSpec, info: SandboxInfo) -> SandboxRow:
         parts = self._parts
@@ -211,6 +227,7 @@ class Lives:
     ) -> Session | None:
         parts, rest = self._parts, rest_state(entry.info)
         await self.records.catch_up(entry)
+        self.ports.prepare(entry)
         try:
             await self.records.begin_start(entry)
             cold = not (template and entry.row.spec.template)
@@ -256,6 +273,7 @@ class Lives:
 
     async def _undo_start(self, entry: Entry, rest: SandboxState, cause: BaseException) -> None:
         """Record how a start has failed; one that removes itself is gone with it."""
+        await self.ports.withdraw(entry)
         if isinstance(cause, OSError):
             cause = host_error(cause)
         if isinstance(cause, HutchError):
@@ -291,6 +309,7 @@ class Lives:
         # Its end is waited for first: whatever fails then, it can be killed and comes to rest.
         self._ends.start(entry.info.id, self._see_it_out(entry, sandbox))
         sandbox.supervise()
+        self.ports.serve(entry)
 
     # ---- resting without an end
 
@@ -390,6 +409,7 @@ class Lives:
 
     async def finish(self, entry: Entry, status: ExitStatus) -> None:
         """Record the end of a sandbox whose VM is gone, and remove it if it is to remove itself."""
+        await self.ports.withdraw(entry)
         await self.record_end(entry, status)
         entry.removed = entry.info.auto_remove
         entry.sandbox = None
@@ -420,6 +440,7 @@ class Lives:
         parts, sandbox_id = self._parts, entry.info.id
         directory = parts.places.sandbox(sandbox_id)
         try:
+            await self.ports.withdraw(entry)
             await self.pools.give_up(sandbox_id)
             freed = await in_thread(disk_use, directory)
             try:
@@ -456,6 +477,7 @@ class Lives:
     async def close(self, *, stop_sandboxes: bool) -> None:
         """Undo boots under way, then stop all sandboxes or let go of them."""
         self._closing = True
+        await self.ports.close()
         await self._boots.close()
         await self.pools.close()
         await self.pauses.close()

@@ -21,10 +21,12 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, Identity
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, TemplatePoint
+from hutch.networking import NetworkMode
 from hutch.service.boot import Boots, Late, Order, Stalled, boards
 from hutch.service.build import Builder, mount_disk, mount_root, nobody
 from hutch.service.layers import Layers
 from hutch.service.parts import Parts
+from hutch.service.plugs import Plug
 from hutch.service.recipe import Recipe, fits, fits_bare
 from hutch.service.recipe import machine_spec as spec_of
 from hutch.service.registry import Registry
@@ -50,6 +52,10 @@ class BootRecord(Protocol):
     @property
     def row(self) -> SandboxRow:
         """The sandbox as it is on record now."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether its network stays closed until it is opened (see `plugs.py`)."""
 
     async def machine(self, machine: Mapping[str, Any] | None) -> None:
         """Record the VM as soon as it exists; None once it is gone."""
@@ -131,6 +137,7 @@ class Booter:
             memory=info.memory,
             disk=info.disk,
             volumes=tuple(info.volumes),
+            network=parts.plugs.ability.taps,
         )
 
     # ---- from a template
@@ -314,10 +321,11 @@ class Booter:
         start: Callable[[MachineSpec], Awaitable[Machine]],
         set_up: Callable[[Guest], Awaitable[None]],
     ) -> Order:
-        name = row.info.name
+        name, names = row.info.name, self._parts.places.names(row.info.id)
         return Order(
             subject=f"sandbox {name}",
             spec=spec,
+            plug=Plug(row.info.id, name, names, closed=record.closed),
             start=start,
             set_up=set_up,
             record=record.machine,
@@ -375,6 +383,7 @@ def _identity(info: SandboxInfo, generation: int) -> Identity:
         nonce=secrets.token_bytes(16),
         generation=generation,
         hosts=[("127.0.1.1", info.hostname)],
+        network=info.network.mode is not NetworkMode.NONE,
     )
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from hutch.engine.base import Engine
 from hutch.errors import HutchError, error
 from hutch.images.base import Images, Kernels
+from hutch.network.base import Network
 from hutch.service.capacity import Capacity
 from hutch.service.connection import ConnectGuest
 from hutch.service.events import EventLog
+from hutch.service.plugs import Plugs
 from hutch.service.spec import HostSize
 from hutch.settings import Settings
 from hutch.state.base import Store
@@ -93,6 +95,17 @@ class Places:
         """The directory of the programs' logs."""
         return self.sandbox(sandbox_id) / "logs"
 
+    def names(self, sandbox_id: str) -> Path:
+        """The table of the names that its network has answered.
+
+        It lies with the logs because it goes where they go: with each memory that knows of it.
+        """
+        return self.logs(sandbox_id) / "network-names.log"
+
+    def network_log(self, sandbox_id: str) -> Path:
+        """The newest file of what its network has decided."""
+        return self.sandbox(sandbox_id) / "network.jsonl"
+
     def machine(self, sandbox_id: str) -> Path:
         """The directory of the VM's sockets, whose paths must be short."""
         return self.runtime / sandbox_id
@@ -113,6 +126,8 @@ class Parts:
     host: HostSize
     places: Places
     capacity: Capacity
+    network: Network
+    plugs: Plugs
 
 
 def host_error(cause: OSError) -> HutchError:

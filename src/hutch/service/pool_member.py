@@ -20,6 +20,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, GuestExec, Identity, Output
 from hutch.images.flight import together
 from hutch.models import SandboxInfo
+from hutch.networking import NetworkPolicy
 from hutch.process import ProcessId
 from hutch.service.ahead import Ahead
 from hutch.service.boot import Late, Stalled
@@ -27,8 +28,10 @@ from hutch.service.capacity import Holding
 from hutch.service.machine import Booted, Booter, set_up_clone
 from hutch.service.names import EXEC_PREFIX, ID_PREFIX, new_id
 from hutch.service.parts import Parts, host_errors
+from hutch.service.plugs import Plugs
 from hutch.service.priority import lower, restore
 from hutch.service.recipe import Recipe, is_stale
+from hutch.service.remains import clear_away
 from hutch.service.templatefile import Template
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.tasks import Scope, in_thread, settle, settle_in_thread
@@ -98,6 +101,9 @@ def _size(info: SandboxInfo) -> tuple[object, ...]:
 class _Record:
     """Puts the making of a member on record: see `machine.BootRecord`."""
 
+    closed = True
+    """It has no network before it is claimed."""
+
     def __init__(self, parts: Parts, row: SandboxRow) -> None:
         self._store = parts.store
         self.row = row
@@ -129,7 +135,7 @@ class _Going:
 
 
 def _identity(info: SandboxInfo, generation: int) -> tuple[object, ...]:
-    return info.hostname, info.workdir, generation
+    return info.hostname, info.workdir, info.network, generation
 
 
 class Members:
@@ -203,12 +209,14 @@ class Members:
         key = member.template.manifest.key
         return not await in_thread(is_stale, key, self._parts.engine)
 
-    def rouse(self, member: Member, *, hostname: str, workdir: str) -> None:
+    def rouse(self, member: Member, *, hostname: str, workdir: str, network: NetworkPolicy) -> None:
         """Let a member go on as the sandbox that is likely to claim it, before it does.
 
         Nothing but its identity runs in it until `begin`; `discard` and `abandon` end it as ever.
         """
-        info = dataclasses.replace(member.row.info, hostname=hostname, workdir=workdir)
+        info = dataclasses.replace(
+            member.row.info, hostname=hostname, workdir=workdir, network=network
+        )
         self._go_on(member, info, member.row.generation + 1)
 
     async def begin(self, member: Member, row: SandboxRow) -> Booted | None:
@@ -245,7 +253,8 @@ class Members:
         )
 
     def _go_on(self, member: Member, info: SandboxInfo, generation: int) -> "_Going":
-        task = self._going.start(member.id, _answer(member, info, generation))
+        work = _answer(member, info, generation, self._parts.plugs)
+        task = self._going.start(member.id, work)
         going = self._roused[member.id] = _Going(task, _identity(info, generation))
         return going
 
@@ -303,8 +312,7 @@ class Members:
 
     async def _clear_machine(self, member_id: str) -> None:
         directory = self._parts.places.machine(member_id)
-        await self._parts.engine.discard(directory)
-        await in_thread(shutil.rmtree, directory, ignore_errors=True)
+        await clear_away(self._parts, directory)
 
     async def close(self) -> None:
         """Wait for those that are being ended."""
@@ -324,8 +332,8 @@ class Members:
                 log.error("the member %s stays on record: %s", row.info.id, failure)
 
 
-async def _answer(member: Member, info: SandboxInfo, generation: int) -> float | str:
-    """Let a member run on and make it the sandbox that it is.
+async def _answer(member: Member, info: SandboxInfo, generation: int, plugs: Plugs) -> float | str:
+    """Let a member run on and make it the sandbox that it is, with its policy in force.
 
     Returns the seconds that it took, or why it is of no use.
     """
@@ -335,6 +343,7 @@ async def _answer(member: Member, info: SandboxInfo, generation: int) -> float |
             async with together() as group:
                 # Its agent finds the identity waiting as soon as it runs.
                 group.create_task(member.machine.resume())
+                group.create_task(plugs.open(member.id, info.network))
                 await set_up_clone(info, generation, member.guest)
     except (Stalled, HutchError, TimeoutError) as cause:
         return str(cause) or f"it has not answered for {ANSWER_SECONDS:g} s"

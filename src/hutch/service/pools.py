@@ -28,6 +28,7 @@ from hutch.service.ahead import look_ahead
 from hutch.service.machine import Booted, Booter
 from hutch.service.names import new_id
 from hutch.service.parts import Parts
+from hutch.service.policies import policy_of
 from hutch.service.pool import Lull, Pool, Yard
 from hutch.service.pool_member import Member, Members
 from hutch.service.spec import default_hostname, sizes
@@ -210,6 +211,7 @@ class Pools:
                 member,
                 hostname=spec.hostname or default_hostname(name),
                 workdir=spec.workdir or member.row.info.workdir,
+                network=policy_of(spec, self._parts.settings, self._parts.plugs.ability),
             )
 
     async def claim(

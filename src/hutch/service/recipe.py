@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hutch.engine.base import BootFiles, Drive, Engine, MachineSpec, MachineType, Verdict
+from hutch.engine.base import ANY_TAP, BootFiles, Drive, Engine, MachineSpec, MachineType, Verdict
 from hutch.images.base import Kernel, RootFs
 from hutch.models import TemplatePoint, to_json
 from hutch.settings import GIB, MIB, Settings
@@ -33,7 +33,8 @@ DISK_SERIAL: Final = "hutch-disk"
 class Recipe:
     """All that decides how a freshly started machine comes out, before it has an identity.
 
-    `base` is the empty disk of `disk` bytes, `boards` are those that are tried. Sizes are bytes.
+    `base` is the empty disk of `disk` bytes, `boards` are those that are tried, `network`
+    is whether it has a TAP. Sizes are bytes.
     """
 
     image: str
@@ -47,6 +48,7 @@ class Recipe:
     memory: int
     disk: int
     volumes: Sequence[str]
+    network: bool = False
 
     def files(self, point: TemplatePoint) -> Sequence[Path]:
         """Return the files that have gone into the machine at a point."""
@@ -104,6 +106,7 @@ def machine_spec(
         accelerator=recipe.verdict.accelerator,
         tsc_khz=recipe.verdict.tsc_khz,
         uid=uid,
+        tap=ANY_TAP if recipe.network else None,
     )
 
 

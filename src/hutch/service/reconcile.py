@@ -18,6 +18,7 @@ from hutch.service.names import ID_PREFIX
 from hutch.service.parts import Parts
 from hutch.service.records import machine_directory
 from hutch.service.registry import Entry, Registry
+from hutch.service.remains import clear_away
 from hutch.tasks import in_thread
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ async def _leave_parked(lives: Lives, entry: Entry, machine: Machine | None) -> 
     if starting:
         await lives.records.settle(entry, SandboxState.PARKED)
     lives.pauses.watch(entry)
+    lives.ports.serve(entry)
 
 
 async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machine | None) -> None:
@@ -134,7 +136,7 @@ async def _see_it_gone(parts: Parts, lives: Lives, entry: Entry, machine: Machin
         await _end(machine)
         await lives.records.clear_machine(entry)
     else:
-        await parts.engine.discard(parts.places.machine(entry.info.id))
+        await clear_away(parts, parts.places.machine(entry.info.id))
     ended = entry.info.auto_remove and entry.info.state is not SandboxState.CREATED
     if ended or _abandoned(entry):
         entry.removed = True
@@ -160,16 +162,14 @@ async def _remove_orphans(parts: Parts, registry: Registry) -> None:
         known.add(directory.name)
         if directory != usual:
             # It was put back to a checkpoint: the VM before that is not its own any more.
-            await parts.engine.discard(usual)
-            await in_thread(shutil.rmtree, usual, ignore_errors=True)
+            await clear_away(parts, usual)
     machines = await in_thread(_directories, places.runtime)
     lasting = await in_thread(_directories, places.sandboxes)
     for sandbox_id in machines | lasting:
         if sandbox_id not in known:
             log.warning("removing what is left of %s", sandbox_id)
-            await parts.engine.discard(places.machine(sandbox_id))
-            for directory in (places.machine(sandbox_id), places.sandbox(sandbox_id)):
-                await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            await clear_away(parts, places.machine(sandbox_id))
+            await in_thread(shutil.rmtree, places.sandbox(sandbox_id), ignore_errors=True)
 
 
 def _directories(parent: Path) -> set[str]:

@@ -7,7 +7,6 @@ record says, and kept in memory while the disk is full. It must not know why a s
 import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from hutch.models import SandboxState
 from hutch.service.lifecycle import sources
 from hutch.service.parts import Parts, Places
 from hutch.service.registry import Entry
+from hutch.service.remains import clear_away
 from hutch.state.base import LayerRow, SandboxRow, Store
-from hutch.tasks import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +75,7 @@ class Records:
         parts = self._parts
         usual = parts.places.machine(entry.info.id)
         for directory in {usual, machine_directory(parts.places, entry.row)}:
-            await parts.engine.discard(directory)
-            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            await clear_away(parts, directory)
         # Not the row that the store returns: `settle` may know better.
         entry.row = dataclasses.replace(entry.row, machine=None)
         with contextlib.suppress(HutchError):
@@ -101,7 +99,8 @@ def machine_directory(places: Places, row: SandboxRow) -> Path:
 class BootRecord:
     """Puts a boot on record: see `machine.BootRecord`."""
 
-    def __init__(self, store: Store, entry: Entry) -> None:
+    def __init__(self, store: Store, entry: Entry, *, closed: bool = False) -> None:
+        self.closed = closed
         self._store = store
         self._entry = entry
 

@@ -6,6 +6,7 @@ know how a sandbox gets from one state to another; `lives.py` does.
 
 import asyncio
 import contextlib
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,7 @@ from typing import Final
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState
+from hutch.networking import NetworkPolicy
 from hutch.service.capacity import Holding
 from hutch.service.lifecycle import wrong_state
 from hutch.service.names import ID_PREFIX, friendly_name
@@ -48,6 +50,9 @@ class Entry:
         """Whether it is about to have another VM: what its present one does is not its own."""
         self.limit: asyncio.Task[None] | None = None
         """While it is parked: the task that ends it when its time is up."""
+        self.policies = asyncio.Lock()
+        """Held by whoever changes its network policy, which may be done at any time."""
+        self._policy: NetworkPolicy | None = None
         self._changed = asyncio.Event()
 
     @property
@@ -57,8 +62,16 @@ class Entry:
 
     @row.setter
     def row(self, row: SandboxRow) -> None:
+        if self._policy is not None and row.info.network != self._policy:
+            # It was read before the policy was changed, and is told of only now.
+            row = dataclasses.replace(row, info=dataclasses.replace(row.info, network=self._policy))
         self._row = row
         self.notify()
+
+    def have_policy(self, policy: NetworkPolicy) -> None:
+        """Take note of a policy that is on record from now on."""
+        self._policy = policy
+        self.row = self._row
 
     @property
     def info(self) -> SandboxInfo:
@@ -187,6 +200,11 @@ class Registry:
     def by_id(self, sandbox_id: str) -> Entry | None:
         """Return the entry of that id, and of no other that it could mean; None: it is gone."""
         return self._entries.get(sandbox_id)
+
+    def policy_of(self, sandbox_id: str) -> NetworkPolicy | None:
+        """Return what a sandbox may reach (None: it is gone)."""
+        entry = self._entries.get(sandbox_id)
+        return None if entry is None else entry.info.network
 
     def find_last(self, ref: str) -> Entry:
         """Find as `find` does, and also one that was removed a while ago, by its id or name."""

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,6 +20,7 @@ from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest
 from hutch.models import SandboxInfo, SandboxState, timestamp
+from hutch.networking import PublishedPort
 from hutch.service.boot import Late, Stalled
 from hutch.service.lifecycle import RUNNING, STARTING, rest_state
 from hutch.service.lives import Lives
@@ -55,6 +56,8 @@ class Origin:
 
     What does not lie on disk as that has `fill_disk`, which writes the disk into a layer that is
     over none (`layer` is None then), and `put_logs`, which writes the logs into a directory.
+
+    `ports` are those that it would publish: another one is found for each that is 0 or taken.
     """
 
     source: SandboxRow
@@ -64,6 +67,7 @@ class Origin:
     settled: Callable[[], Awaitable[None]] | None = None
     fill_disk: Callable[[Path], Awaitable[None]] | None = None
     put_logs: Callable[[Path], None] | None = None
+    ports: Sequence[PublishedPort] = ()
 
 
 class Revivals:
@@ -126,7 +130,11 @@ class Revivals:
     async def _make(self, name: str, origin: Origin, begin: Begin) -> Entry:
         sandbox_id = new_id(ID_PREFIX)
         try:
-            entry = await self._put_on_record(_described(origin, sandbox_id, name), origin)
+            with self._lives.ports.reserving(name) as reserved:
+                self._lives.ports.take_where_free(reserved, origin.ports)
+                new = _described(origin, sandbox_id, name, reserved.ports)
+                entry = await self._put_on_record(new, origin)
+                self._lives.ports.keep(reserved, entry)
             await begin(entry)
         except BaseException:
             await settle(self._undo(sandbox_id))
@@ -151,6 +159,8 @@ class Revivals:
                 await origin.fill_disk(path)
             directory = parts.places.sandbox(info.id)
             await settle_in_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+            if origin.put_logs is not None:
+                await settle_in_thread(origin.put_logs, parts.places.logs(info.id))
 
     async def _add(self, new: SandboxRow, layer: LayerRow) -> Entry:
         row = await self._parts.store.add_sandbox(
@@ -201,7 +211,7 @@ class Revivals:
         recipe = await self._lives.booter.recipe(entry.info)
         own = self._lives.booter.machine_spec(entry.row, recipe, str(entry.row.layer))
         own = dataclasses.replace(own, machine=board)
-        record = BootRecord(parts.store, entry)
+        record = BootRecord(parts.store, entry, closed=True)
         try:
             machine, guest = await self._lives.booter.take_up(
                 entry.row,
@@ -243,15 +253,17 @@ class Revivals:
         await identify_clone(entry.info, entry.row.generation, guest)
         if origin.settled is not None:
             await origin.settled()
-        target = self._parts.places.logs(entry.info.id)
         if origin.logs is not None:
+            target = self._parts.places.logs(entry.info.id)
             await settle_in_thread(copy_logs, origin.logs, target)
-        if origin.put_logs is not None:
-            await settle_in_thread(origin.put_logs, target)
+        # The names of that moment are there only now, with the logs.
+        await self._parts.plugs.open(entry.info.id)
         await guest.thaw()
 
 
-def _described(origin: Origin, sandbox_id: str, name: str) -> SandboxRow:
+def _described(
+    origin: Origin, sandbox_id: str, name: str, ports: Sequence[PublishedPort]
+) -> SandboxRow:
     """Return a new sandbox like its source, with what must be its own.
 
     It has no client that its main process could wait for, and is none until it has come up.
@@ -277,6 +289,7 @@ def _described(origin: Origin, sandbox_id: str, name: str) -> SandboxRow:
         undone_to=None,
         undone_at=None,
         undone=[],
+        ports=list(ports),
     )
     return SandboxRow(spec, info, 0, generation=origin.source.generation)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from hutch.errors import HutchError, error
 from hutch.images.base import Image
 from hutch.models import ExecSpec, IdleAction, SandboxInfo, SandboxSpec, SandboxState, TtySize
+from hutch.networking import NetworkPolicy, PublishedPort
+from hutch.portspec import check_ports
 from hutch.service.names import check_name
 from hutch.settings import GIB, KIB, MIB, Settings
 
@@ -54,9 +56,12 @@ def resolve(
     sandbox_id: str,
     name: str,
     created_at: str,
+    network: NetworkPolicy,
+    ports: Sequence[PublishedPort] = (),
 ) -> SandboxInfo:
     """Return the sandbox that `spec` asks for, in state created.
 
+    `network` is the policy that it will have, `ports` are those that it publishes.
     Raises bad_request, bad_command, bad_path, bad_size, no_capacity.
     """
     config = image.config
@@ -91,13 +96,15 @@ def resolve(
         stop_signal=signal_name(spec.stop_signal or _stop_signal(image, command)),
         idle_timeout=settings.idle_timeout if spec.idle_timeout is None else spec.idle_timeout,
         idle_action=spec.idle_action or IdleAction(settings.idle_action),
+        network=network,
+        ports=list(ports),
     )
 
 
 def check_request(spec: SandboxSpec, settings: Settings, host: HostSize) -> None:
     """Refuse what can never work, before an image is pulled for it.
 
-    Raises bad_name, bad_request, bad_path, bad_size, no_capacity.
+    Raises bad_name, bad_request, bad_path, bad_size, bad_port, no_capacity.
     """
     if spec.name is not None:
         check_name(spec.name)
@@ -126,6 +133,7 @@ def check_request(spec: SandboxSpec, settings: Settings, host: HostSize) -> None
         raise error("bad_request", "a label has no name")
     if sum(len(key) + len(value) for key, value in spec.labels.items()) > LABELS_MAX:
         raise error("bad_request", f"the labels are longer than {LABELS_MAX // KIB} KiB together")
+    check_ports(spec.ports)
     sizes(spec, settings, host)
 
 

@@ -35,6 +35,7 @@ from hutch.service.layers import Layers
 from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import FORMAT, Key, Recipe, is_stale, key_of
 from hutch.service.registry import Registry
+from hutch.service.remains import clear_away
 from hutch.service.stats import disk_use, uses_of
 from hutch.service.templatefile import (
     MANIFEST,
@@ -396,8 +397,7 @@ class Templates:
         places = self._parts.places
         for directory in await in_thread(directories_in, places.runtime, BUILDER_PREFIX):
             log.warning("removing what is left of the template build %s", directory.name)
-            await self._parts.engine.discard(directory)
-            await in_thread(shutil.rmtree, directory, ignore_errors=True)
+            await clear_away(self._parts, directory)
         for directory in await in_thread(directories_in, places.templates, ""):
             taken = await in_thread(self._read, directory)
             if taken is not None:

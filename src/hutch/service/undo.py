@@ -193,6 +193,8 @@ class Undos:
         try:
             await self._clear_away(entry, past, before, old)
         finally:
+            with _noted(entry, "its network stays closed"):
+                await self._parts.plugs.open(new.machine.record.directory.name)
             self._lives.supervise(entry, new)  # first: from here on its end is seen
             await new.go_on()
 

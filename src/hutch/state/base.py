@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, SnapshotInfo
-from hutch.networking import NetworkPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +130,6 @@ class Store(Protocol):
 
     async def rename(self, sandbox_id: str, name: str) -> SandboxRow:
         """Give a sandbox another name. Raises Conflict (name_taken)."""
-
-    async def set_network(self, sandbox_id: str, policy: NetworkPolicy) -> SandboxRow:
-        """Record another network policy of a sandbox."""
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget a sandbox and free its name and slot; nothing happens when it is not on record."""

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, from_json, to_json
-from hutch.networking import NetworkPolicy
 from hutch.state.base import LayerRow, SandboxRow
 from hutch.state.disks import DiskRecords, insert_layer
 from hutch.state.pools import PoolRecords
@@ -234,14 +233,6 @@ class SqliteStore(DiskRecords, PoolRecords):
             return row
 
         return await self._call(work)
-
-    async def set_network(self, sandbox_id: str, policy: NetworkPolicy) -> SandboxRow:
-        """Record another network policy. Raises sandbox_not_found."""
-
-        def change(row: SandboxRow) -> SandboxRow:
-            return dataclasses.replace(row, info=dataclasses.replace(row.info, network=policy))
-
-        return await self._change(sandbox_id, change)
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget a sandbox, if it is on record."""

@@ -228,6 +228,9 @@ async def _off_record(world: World, service: HostService) -> list[str]:
     found += [f"the VM of {each}" for each in vms ^ owners]
     directories = {path.name for path in world.settings.runtime_dir.iterdir() if path.is_dir()}
     found += [f"the directory of the VM {each}" for each in directories - owners]
+    attached = set(world.network.attached)
+    found += [f"the network of {each}" for each in attached ^ owners]
+    found += [f"the plug of {each}" for each in service._parts.plugs._held.keys() ^ owners]
     lasting = {path.name for path in (world.settings.home / "sandboxes").glob("*")}
     found += [f"the directory of {each}" for each in lasting - entries.keys() - ready]
     return found

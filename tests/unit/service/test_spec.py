@@ -16,6 +16,7 @@ from hutch.models import (
     SandboxState,
     TtySize,
 )
+from hutch.networking import NetworkMode, NetworkPolicy
 from hutch.service import spec as rules
 from hutch.service.spec import HostSize
 from hutch.settings import GIB, MIB, Settings
@@ -40,7 +41,14 @@ def resolve(settings: Settings) -> Any:
         request = SandboxSpec("web:1", **fields)
         rules.check_request(request, settings, HOST)
         return rules.resolve(
-            request, image, settings, HOST, sandbox_id="sb_1", name="one", created_at="now"
+            request,
+            image,
+            settings,
+            HOST,
+            sandbox_id="sb_1",
+            name="one",
+            created_at="now",
+            network=NetworkPolicy(NetworkMode.DENY),
         )
 
     return resolve

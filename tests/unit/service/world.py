@@ -18,6 +18,7 @@ from hutch.guest.fake import FakeAgent
 from hutch.guest.session import connect_guest
 from hutch.images.base import Image, Kernel, Report, RootFs
 from hutch.models import ExecOutcome, PullPolicy, SandboxInfo, SandboxSpec
+from hutch.network.fake import FakeNetwork
 from hutch.service.capacity import Capacity
 from hutch.service.host import DATABASE, HostService
 from hutch.service.hostmemory import HostMemory
@@ -97,6 +98,7 @@ class World:
         self.refuse_disks = False
         """Whether no writable disk can be mounted."""
         self.deny_entropy = False
+        self.network = FakeNetwork()
         self.images: Any = TinyImages(settings.home)
         self.kernels: Any = TinyKernels(settings.home)
         self._scope = Scope("world")
@@ -167,6 +169,7 @@ class World:
             "kernels": self.kernels,
             "connect_guest": connect_guest,
             "base_disk": self.base_disk,
+            "network": self.network,
             "host": HostSize(8, 64 * GIB),
             "capacity": Capacity(self.settings, read=lambda: self.memory),
         }
@@ -179,6 +182,7 @@ class World:
     def leftovers(self) -> list[str]:
         """Return what no sandbox should leave: machines, directories, sockets."""
         found = [f"machine {process.record.directory.name}" for process in self.engine.running()]
+        found += [f"the network of {each}" for each in self.network.attached]
         for parent in (self.settings.runtime_dir, self.settings.home / "sandboxes"):
             found += [str(path) for path in parent.glob("[st]b_*")]
         return found + [str(path) for path in self.layers()]
