@@ -66,6 +66,29 @@ def _span(text: str, part: str) -> range:
     return ports
 
 
+def parse_host_port(text: str) -> tuple[int, str | None]:
+    """Return the port of the host that `[IP:]HOST` names, and its address if there is one.
+
+    Raises InvalidInput (bad_port).
+    """
+    address, colon, number = text.rpartition(":")
+    if _EXPOSED.fullmatch(number) is None or "-" in number:
+        raise _bad(text, "it is no port of the host", "write it like 8080 or 127.0.0.1:8080")
+    port = _span(text, number)[0]
+    return port, parse_address(address.removeprefix("[").removesuffix("]")) if colon else None
+
+
+def port_list(ports: Iterable[int | str | PublishedPort]) -> list[PublishedPort]:
+    """Return ports to publish that may be given as such, in the notation, or as a guest's number.
+
+    Raises InvalidInput (bad_port).
+    """
+    found: list[PublishedPort] = []
+    for port in ports:
+        found += [port] if isinstance(port, PublishedPort) else parse_ports(str(port))
+    return found
+
+
 def parse_address(text: str) -> str:
     """Return a numeric address of a host as it is usually written. Raises InvalidInput (bad_port).
 

@@ -19,6 +19,7 @@ from hutch.api import (
     images,
     kernels,
     pools,
+    ports,
     run,
     sandboxes,
     snapshots,
@@ -53,6 +54,7 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
         app.router.routes += streaming.routes(operations).routes
     for module in (
         sandboxes,
+        ports,
         execs,
         files,
         images,

@@ -11,6 +11,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError, WithJsonSchem
 
 from hutch.errors import HutchError, error
 from hutch.models import PullPolicy, SandboxSpec, TtySize
+from hutch.networking import PublishedPort
 
 T = TypeVar("T")
 
@@ -52,6 +53,13 @@ class RenameBody:
     """The new name."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishBody:
+    """Ports to publish; a `host_port` of 0 is any that is free."""
+
+    ports: list[PublishedPort]
 
 
 @dataclass(frozen=True, slots=True)

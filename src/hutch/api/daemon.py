@@ -227,14 +227,17 @@ async def _stop_when_idle(host: "Operations", server: "ApiServer", after: float)
 
 
 async def _has_work(host: "Operations") -> bool:
-    """Tell whether there are VMs, now or soon, or a parked sandbox with a limit to its time."""
+    """Tell whether there are VMs, now or soon, or a parked sandbox that needs us.
+
+    Its time may be limited, or somebody may connect to a port of it.
+    """
     from hutch.api.operations import SandboxFilter
     from hutch.models import SandboxState
 
     if (await host.system.info()).running or await host.pools.list():
         return True
     parked = await host.sandboxes.list(SandboxFilter(states=(SandboxState.PARKED,)))
-    return any(info.timeout_at for info in parked)
+    return any(info.timeout_at or info.ports for info in parked)
 
 
 def _tell(options: Options, message: dict[str, object]) -> None:

@@ -20,6 +20,14 @@ from hutch.models import (
     SandboxSpec,
     TtySize,
 )
+from hutch.networking import PublishedPort
+from hutch.networking import (
+    Connection,
+    NetworkChange,
+    NetworkChanged,
+    NetworkInfo,
+    NetworkRecord,
+)
 from hutch.reports import (
     Check,
     DaemonInfo,
@@ -174,6 +182,52 @@ class Files(Protocol):
         """Connect to a TCP port inside the guest."""
 
 
+class Ports(Protocol):
+    """Ports of the host that lead into sandboxes.
+
+    A sandbox has them from its start to its stop, also while it is paused or parked: a connection
+    wakes it. They are the same after each start.
+    """
+
+    async def list(self, ref: str) -> Sequence[PublishedPort]:
+        """Return what a sandbox publishes."""
+
+    async def publish(self, ref: str, ports: Sequence[PublishedPort]) -> Sequence[PublishedPort]:
+        """Publish more ports, at once if it runs, and return them with their numbers.
+
+        Raises InvalidInput (bad_port), Conflict (port_taken); then none of them is published.
+        """
+
+    async def unpublish(
+        self, ref: str, host_port: int, address: str | None = None
+    ) -> Sequence[PublishedPort]:
+        """Give a port of the host up, at one address or all, and break its connections off.
+
+        Return what was published there. Raises NotFound (port_not_found).
+        """
+
+
+class Networks(Protocol):
+    """What sandboxes may reach, and what became of what they tried."""
+
+    async def show(self, ref: str) -> NetworkInfo:
+        """Return a sandbox's policy, and what its network has done so far."""
+
+    async def update(self, ref: str, change: NetworkChange) -> NetworkChanged:
+        """Change the policy of a sandbox, whatever its state; for what is open, too.
+
+        In force when it returns. Raises InvalidInput (bad_policy), Missing (network_missing).
+        """
+
+    async def connections(self, ref: str) -> Sequence[Connection]:
+        """Return what a sandbox has open, oldest first."""
+
+    def log(
+        self, ref: str, *, since: int | None = None, tail: int | None = None, follow: bool = False
+    ) -> AsyncIterator[NetworkRecord]:
+        """Yield what was decided for a sandbox, oldest first, from the number `since` on."""
+
+
 class System(Protocol):
     """The daemon itself."""
 
@@ -213,6 +267,14 @@ class Operations(Protocol):
     @property
     def files(self) -> Files:
         """Files in sandboxes, and streams to their ports."""
+
+    @property
+    def ports(self) -> Ports:
+        """Ports of the host that lead into sandboxes."""
+
+    @property
+    def networks(self) -> Networks:
+        """What sandboxes may reach."""
 
     @property
     def images(self) -> Images:
@@ -259,7 +321,9 @@ __all__ = [
     "Files",
     "LogQuery",
     "LogRecord",
+    "Networks",
     "Operations",
+    "Ports",
     "SandboxFilter",
     "Sandboxes",
     "SessionEvent",

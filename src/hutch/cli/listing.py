@@ -13,6 +13,7 @@ from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import age, duration, print_json, size, table
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState, from_json, parse_timestamp, to_json
+from hutch.portspec import show_ports
 from hutch.reports import HostUsage, SandboxUsage
 
 _FILTERS = {"status": "state", "state": "state", "label": "label", "name": "name", "image": "image"}
@@ -95,6 +96,9 @@ def ps(
     headers = ["ID", "NAME", "IMAGE", "STATUS", "LIMITS", "CPUS", "MEMORY", "CREATED", "COMMAND"]
     if sizes:
         headers[-1:-1] = ["MEM", "ON DISK"]
+    ports = any(info.ports for info in infos)
+    if ports:
+        headers[-1:-1] = ["PORTS"]
     table(
         headers,
         [
@@ -108,6 +112,7 @@ def ps(
                 size(info.memory),
                 age(info.created_at),
                 *(_taken(usage.get(info.id)) if sizes else ()),
+                *((show_ports(info.ports) or "-",) if ports else ()),
                 _command(info),
             )
             for info in infos

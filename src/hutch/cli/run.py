@@ -49,6 +49,14 @@ SPEC = (
         "WHEN",
         choices=("missing", "always", "never"),
     ),
+    Option(
+        ("-p", "--publish"),
+        "publish",
+        "Publish a port: HOST:GUEST, IP:HOST:GUEST, a range, or GUEST on a free port.",
+        "PORT",
+        multiple=True,
+    ),
+    Option(("-P", "--publish-all"), "publish_all", "Publish the ports that the image exposes."),
     Option(("--rm",), "auto_remove", "Remove it when it stops."),
     Option(("--no-template",), "no_template", "Boot cold, not as a clone of a template."),
     *ENVIRONMENT,
@@ -77,6 +85,15 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
         spec[key] = options[key]
     if options["no_template"]:
         spec["template"] = False
+    if options["publish_all"]:
+        spec["publish_all"] = True
+    if options["publish"]:
+        from hutch.portspec import port_list
+
+        spec["ports"] = [
+            {"guest_port": port.guest_port, "host_port": port.host_port, "address": port.address}
+            for port in port_list(options["publish"])
+        ]
     return {key: value for key, value in spec.items() if value is not None}
 
 

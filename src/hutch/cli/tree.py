@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "inspect": "listing:inspect",
         "rename": "sandboxes:rename",
         "wait": "sandboxes:wait",
+        "port": "ports:port",
         "stats": "stats:stats",
         "top": "stats:top",
     },

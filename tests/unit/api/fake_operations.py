@@ -42,6 +42,7 @@ from tests.unit.api.fake_checkpoints import FakeCheckpoints, FakeDiffs
 from tests.unit.api.fake_content import FakeImages, FakeKernels, FakeTemplates
 from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
 from tests.unit.api.fake_pools import FakePools
+from tests.unit.api.fake_ports import FakePorts
 from tests.unit.api.fake_programs import NOW, PROGRAMS, FakeExec, FakeSession
 from tests.unit.api.fake_snapshots import FakeForks, FakeSnapshots
 
@@ -159,6 +160,7 @@ class FakeSandboxes:
                 labels=spec.labels,
                 hostname=spec.hostname or "box",
                 created_at=NOW,
+                ports=self.owner.ports.number(spec.ports),
             )
         )
 
@@ -378,6 +380,7 @@ class FakeOperations:
         self.sandboxes = FakeSandboxes(self)
         self.execs = FakeExecs(self)
         self.files = FakeFileOperations(self)
+        self.ports = FakePorts(self.sandboxes)
         self.images = FakeImages()
         self.kernels = FakeKernels()
         self.templates = FakeTemplates()

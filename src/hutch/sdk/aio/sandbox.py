@@ -1,10 +1,12 @@
 """One sandbox: made or found, worked in, stopped, removed."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Self
 
 from hutch import errors
 from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
+from hutch.networking import PublishedPort
+from hutch.portspec import port_list, show_address
 from hutch.reports import ProcessInfo, SandboxStats
 from hutch.sdk.aio.client import AsyncClient
 from hutch.sdk.aio.commands import AsyncCommands, AsyncPty
@@ -57,6 +59,7 @@ class AsyncSandbox:
         hostname: str | None = None,
         kernel: str | None = None,
         auto_remove: bool = False,
+        ports: Iterable[int | str | PublishedPort] = (),
         pull: PullPolicy | str = PullPolicy.MISSING,
         on_progress: OnProgress | None = None,
         client: AsyncClient | None = None,
@@ -65,7 +68,8 @@ class AsyncSandbox:
 
         Without `command` it has no main process, and lives until it is stopped. `memory` and `disk`
         are bytes, `timeout` is seconds from each start (0: none). When nobody has used it for
-        `idle_timeout` seconds (0: never) `idle_action` is done: pause, park or stop. Raises what
+        `idle_timeout` seconds (0: never) `idle_action` is done: pause, park or stop. `ports` are
+        to be published: `8000`, or as `hutch run -p` takes them, "8080:80". Raises what
         the daemon raises: NotFound (image_not_found), Conflict (name_taken), NoCapacity …
         """
         spec = SandboxSpec(
@@ -88,6 +92,7 @@ class AsyncSandbox:
             hostname=hostname,
             kernel=kernel,
             pull=PullPolicy(pull),
+            ports=port_list(ports),
         )
         mine = client or AsyncClient()
         try:
@@ -133,6 +138,31 @@ class AsyncSandbox:
     def name(self) -> str:
         """The sandbox's name, as last seen."""
         return self.info.name
+
+    @property
+    def ports(self) -> Sequence[PublishedPort]:
+        """The ports that it publishes, as last seen."""
+        return self.info.ports
+
+    async def publish(self, *ports: int | str | PublishedPort) -> Sequence[PublishedPort]:
+        """Publish more ports: `8000` on a free port of the host, or "8080:80".
+
+        Raises Conflict (port_taken).
+        """
+        published = await self.client.publish(self.id, port_list(ports))
+        await self.refresh()
+        return published
+
+    async def unpublish(self, host_port: int, *, address: str | None = None) -> None:
+        """Give a port of the host up. Raises NotFound (port_not_found)."""
+        await self.client.unpublish(self.id, host_port, address=address)
+        await self.refresh()
+
+    async def url(self, port: int, scheme: str = "http") -> str:
+        """Return where a port of it is reached from this host; it is published if need be."""
+        found = [each for each in self.ports if each.guest_port == port]
+        [published, *_] = found or await self.publish(port)
+        return f"{scheme}://{show_address(published)}"
 
     async def refresh(self) -> SandboxInfo:
         """Look at the sandbox again."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from hutch import errors
 from hutch.models import Forked, Progress, Removed, SandboxInfo, SandboxSpec, from_json, to_json
+from hutch.networking import PublishedPort
 from hutch.reports import Check, DaemonInfo, Event, HostUsage
 from hutch.sdk.http1 import Query, broken, quote
 from hutch.sdk.sync.checkpoints import Checkpoints
@@ -122,6 +123,24 @@ class Client:
     def rename(self, ref: str, name: str) -> SandboxInfo:
         """Give a sandbox another name."""
         return self.sandbox_request("POST", ref, "/rename", json={"name": name})
+
+    def publish(self, ref: str, ports: Sequence[PublishedPort]) -> Sequence[PublishedPort]:
+        """Publish more ports of a sandbox, and return them with their numbers on the host.
+
+        Raises InvalidInput (bad_port), Conflict (port_taken); then none of them is published.
+        """
+        path = f"/v1/sandboxes/{quote(ref)}/ports"
+        body = {"ports": to_json(list(ports))}
+        answer = self.transport.request("POST", path, json=body)
+        return [from_json(PublishedPort, item) for item in answer.json()]
+
+    def unpublish(
+        self, ref: str, host_port: int, *, address: str | None = None
+    ) -> Sequence[PublishedPort]:
+        """Give a port of the host up; return what it led to. Raises NotFound (port_not_found)."""
+        path = f"/v1/sandboxes/{quote(ref)}/ports/{host_port}"
+        answer = self.transport.request("DELETE", path, {"address": address})
+        return [from_json(PublishedPort, item) for item in answer.json()]
 
     def wait(self, ref: str, *, timeout: float | None = None) -> SandboxInfo:
         """Return a sandbox once it is not running. Raises GuestError (guest_timeout)."""
