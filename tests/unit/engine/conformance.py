@@ -362,9 +362,7 @@ class EngineConformance:
         assert (await machine.wait()).kind is ExitKind.KILLED
         assert not (short_tmp / "frozen").exists()
 
-    @pytest.mark.parametrize(
-        "harm", ["no state", "state", "no memory", "memory", "layout", "network"]
-    )
+    @pytest.mark.parametrize("harm", ["no state", "state", "no memory", "memory", "layout"])
     async def test_what_does_not_load_is_the_templates_fault_and_leaves_nothing(
         self, engine: Engine, new_spec: NewSpec, short_tmp: Path, harm: str
     ) -> None:
@@ -382,8 +380,6 @@ class EngineConformance:
                 os.truncate(frozen.image, frozen.memory - 4096)
             case "layout":
                 spec = dataclasses.replace(spec, cpus=2)
-            case "network":
-                spec = dataclasses.replace(spec, tap=0)
         with pytest.raises(EngineError) as caught:
             await engine.clone(spec, frozen)
         await engine.drop(frozen)

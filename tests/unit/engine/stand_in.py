@@ -57,8 +57,7 @@ class StandIn:
         self.files: list[int] = []
         self.state = "inmigrate" if "-incoming" in argv else "prelaunch"
         devices = [word for word in argv if word.startswith("virtio-blk-pci,")]
-        network = "-netdev" in argv
-        self.layout = json.dumps([argv[argv.index("-smp") + 1], len(devices), network]).encode()
+        self.layout = json.dumps([argv[argv.index("-smp") + 1], len(devices)]).encode()
         self.memory = self._memory(" ".join(argv))
         self.fdsets: dict[int, dict[int, str]] = {}
         """By number: the open files, and what was said of each."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from hutch.engine.base import BootFiles, ExitKind, MachineExit, MachineSpec
+from hutch.engine.base import ANY_TAP, BootFiles, ExitKind, MachineExit, MachineSpec
 from hutch.engine.fake import FakeEngine
 from hutch.engine.fake_machine import Serve
 from hutch.errors import EngineError, NoCapacity, error
@@ -151,3 +152,16 @@ async def test_the_probe_needs_nothing(boot_files: BootFiles) -> None:
     assert (await FakeEngine().probe(None)).tsc_khz == (
         await FakeEngine().probe(boot_files)
     ).tsc_khz
+
+
+async def test_what_has_a_tap_is_another_layout(new_spec: NewSpec, short_tmp: Path) -> None:
+    engine = FakeEngine()
+    source = dataclasses.replace(new_spec("t"), freezable=True, tap=7)
+    frozen = await engine.freeze(await engine.boot(source), short_tmp / "frozen")
+    spec = new_spec("a")
+    with pytest.raises(EngineError) as caught:
+        await engine.clone(spec, frozen)
+    assert caught.value.details["template"]
+    await (await engine.clone(dataclasses.replace(spec, tap=8), frozen)).kill()
+    assert engine.layout(source) == engine.layout(dataclasses.replace(source, tap=ANY_TAP))
+    assert engine.layout(source) != engine.layout(dataclasses.replace(source, tap=None))
