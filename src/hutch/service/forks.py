@@ -10,6 +10,7 @@ import logging
 import secrets
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from hutch.engine.base import Frozen
@@ -185,7 +186,12 @@ class _Brood:
     def __init__(self, revivals: Revivals, source: Source, frozen: Frozen) -> None:
         logs = frozen.directory / "logs"
         self.origin = Origin(
-            source.row, source.row.info.id, source.layer, logs, settled=self._settled
+            source.row,
+            source.row.info.id,
+            source.layer,
+            logs,
+            settled=self._settled,
+            ports=[replace(port, host_port=0, error=None) for port in source.row.info.ports],
         )
         self.decided = asyncio.Event()
         self.made: dict[str, SandboxInfo] = {}

@@ -14,6 +14,7 @@ from typing import Final
 from hutch.engine.base import Frozen, MachineType
 from hutch.errors import HutchError
 from hutch.models import SnapshotKind
+from hutch.networking import PublishedPort
 from hutch.service.diskdigests import DiskDigests
 from hutch.service.lives import Lives
 from hutch.service.manifest import (
@@ -73,7 +74,7 @@ class Moments:
         with self._used(row), host_errors():
             manifest = await in_thread(read_manifest, directory, row.info.name)
             if row.info.encrypted:
-                opened = self._sealed(manifest, key, memory=memory)
+                opened = self._sealed(row, manifest, key, memory=memory)
             else:
                 check_useful(key, f"the snapshot {row.info.name}")
                 opened = self._plain(row, manifest, directory, memory=memory)
@@ -96,12 +97,19 @@ class Moments:
         await self._disks.check(row.info.name, row.layer, manifest.layers)
         source = SandboxRow(manifest.spec, manifest.info, 0, generation=manifest.generation)
         if not memory:
-            yield Moment(manifest, Origin(source, row.info.id, row.layer), None)
+            origin = Origin(source, row.info.id, row.layer, ports=_ports(row, manifest))
+            yield Moment(manifest, origin, None)
             return
         frozen = Frozen(directory, manifest.info.memory)
         try:
             await in_thread(check_files, manifest, frozen)
-            origin = Origin(source, row.info.id, row.layer, logs=directory / LOGS)
+            origin = Origin(
+                source,
+                row.info.id,
+                row.layer,
+                logs=directory / LOGS,
+                ports=_ports(row, manifest),
+            )
             yield Moment(manifest, origin, frozen)
         finally:
             if self._users[row.info.id] == 1:
@@ -109,7 +117,7 @@ class Moments:
 
     @contextlib.asynccontextmanager
     async def _sealed(
-        self, manifest: Manifest, key: Key | None, *, memory: bool
+        self, row: SnapshotRow, manifest: Manifest, key: Key | None, *, memory: bool
     ) -> AsyncIterator[Moment]:
         async with self._vault.opened(manifest, key, memory=memory) as contents:
             inner = contents.manifest
@@ -121,6 +129,7 @@ class Moments:
                 None,
                 fill_disk=contents.fill_disk,
                 put_logs=contents.put_logs if memory else None,
+                ports=_ports(row, inner),
             )
             yield Moment(inner, origin, contents.frozen)
 
@@ -150,3 +159,13 @@ class Moments:
             yield
         finally:
             self._users[row.info.id] -= 1
+
+
+def _ports(row: SnapshotRow, manifest: Manifest) -> list[PublishedPort]:
+    """Return the ports that what is restored publishes: its source's, as far as they are free.
+
+    What came from elsewhere has no say in where it is reached: any free port of the loopback.
+    """
+    if row.info.sandbox_id:
+        return [dataclasses.replace(port, error=None) for port in manifest.info.ports]
+    return [PublishedPort(port.guest_port) for port in manifest.info.ports]
