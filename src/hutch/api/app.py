@@ -18,6 +18,7 @@ from hutch.api import (
     files,
     images,
     kernels,
+    networks,
     pools,
     ports,
     run,
@@ -55,6 +56,7 @@ def create_app(operations: Operations, on_stop: Callable[[], None] = lambda: Non
     for module in (
         sandboxes,
         ports,
+        networks,
         execs,
         files,
         images,

@@ -20,13 +20,13 @@ from hutch.models import (
     SandboxSpec,
     TtySize,
 )
-from hutch.networking import PublishedPort
 from hutch.networking import (
     Connection,
     NetworkChange,
     NetworkChanged,
     NetworkInfo,
     NetworkRecord,
+    PublishedPort,
 )
 from hutch.reports import (
     Check,

@@ -67,6 +67,41 @@ USER = (
 )
 
 
+NETWORK = (
+    Option(
+        ("--net",),
+        "net",
+        "What it reaches of what no rule names: public (default), deny, open or none.",
+        "MODE",
+        choices=("public", "deny", "open", "none"),
+    ),
+    Option(
+        ("--allow",),
+        "allow",
+        "What it may reach: a name (*.NAME: those below), an IP or a CIDR. In a new sandbox all"
+        " else is denied then, unless --net is given.",
+        "RULE[:PORT]",
+        multiple=True,
+    ),
+    Option(("--deny",), "deny", "What it may not reach, in any case.", "RULE", multiple=True),
+    Option(
+        ("--allow-host",),
+        "allow_host",
+        "A port of this host's loopback, reached at host.hutch.",
+        "PORT",
+        multiple=True,
+        kind="int",
+    ),
+    Option(("--allow-lan",), "allow_lan", "Let it reach the networks that this host is on."),
+    Option(("--policy",), "policy", "A policy of `hutch policy ls`, or a file.", "NAME|FILE"),
+    Option(("--net-policy",), "net_policy", "deny, or allow:NAME,NAME.", "POLICY"),
+    Option(("--allowed-domain",), "allowed_domain", "As --allow.", "NAME", multiple=True),
+    Option(("--allowed-cidr",), "allowed_cidr", "As --allow.", "CIDR", multiple=True),
+    Option(("--denied-cidr",), "denied_cidr", "As --deny.", "CIDR", multiple=True),
+)
+"""What a sandbox may reach; `netflags.policy_of` takes the values."""
+
+
 class Command(NamedTuple):
     """A command line that was understood."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hutch.cli.app import App
 from hutch.cli.client import sandbox_path
-from hutch.cli.grammar import ENVIRONMENT, USER, Option, Verb
+from hutch.cli.grammar import ENVIRONMENT, NETWORK, USER, Option, Verb
 from hutch.cli.progress import Progress
 from hutch.cli.session import Session, result_json
 from hutch.cli.terminal import window_size
@@ -61,6 +61,7 @@ SPEC = (
     Option(("--no-template",), "no_template", "Boot cold, not as a clone of a template."),
     *ENVIRONMENT,
     *USER,
+    *NETWORK,
 )
 """What a sandbox is; `sandbox_spec` takes the values."""
 
@@ -97,6 +98,15 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
     return {key: value for key, value in spec.items() if value is not None}
 
 
+def network(app: App, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a SandboxSpec that the values of `NETWORK` ask for: none without any."""
+    if not any(options[row.dest] for row in NETWORK):
+        return {}
+    from hutch.cli.netflags import policy_of
+
+    return {"network": policy_of(app, options)}
+
+
 def execute(app: App, values: dict[str, Any], image: str, words: tuple[str, ...]) -> int:
     """Run an image as a virtual machine.
 
@@ -110,12 +120,16 @@ def execute(app: App, values: dict[str, Any], image: str, words: tuple[str, ...]
     if idle and words:
         raise error("bad_command", "--idle runs no main process, so there can be no command")
     detached = values["detach"] or idle
-    spec = sandbox_spec(image, words, values) | {
-        "tty": tty,
-        "stdin": values["interactive"],
-        "idle": idle,
-        "detached": detached,
-    }
+    spec = (
+        sandbox_spec(image, words, values)
+        | network(app, values)
+        | {
+            "tty": tty,
+            "stdin": values["interactive"],
+            "idle": idle,
+            "detached": detached,
+        }
+    )
     rows, cols = window_size()
     size = {"rows": rows, "cols": cols} if tty else None
     ws = app.client.websocket("/v1/run")

@@ -13,7 +13,7 @@ from hutch.cli.client import sandbox_path
 from hutch.cli.failures import write_failure
 from hutch.cli.options import DURATION, command, pass_app, rows, sandbox_argument
 from hutch.cli.render import print_json
-from hutch.cli.run import SPEC, sandbox_spec
+from hutch.cli.run import SPEC, network, sandbox_spec
 from hutch.errors import HutchError, error
 
 
@@ -59,7 +59,7 @@ def create(app: App, /, image: str, argv: tuple[str, ...], starts: bool, **optio
 
     Without COMMAND it has no main process: once started, it lives until it is stopped.
     """
-    spec = sandbox_spec(image, argv, options)
+    spec = sandbox_spec(image, argv, options) | network(app, options)
     spec["idle"] = not argv and options["entrypoint"] is None
     info = app.client.call("POST", "/v1/sandboxes", json=spec)
     if starts:

@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "rename": "sandboxes:rename",
         "wait": "sandboxes:wait",
         "port": "ports:port",
+        "network": "networks:network",
         "stats": "stats:stats",
         "top": "stats:top",
     },

@@ -6,13 +6,15 @@ from typing import Self
 
 from hutch import errors
 from hutch.models import IdleAction, PullPolicy, SandboxInfo, SandboxSpec, SnapshotInfo, from_json
-from hutch.networking import PublishedPort
+from hutch.networking import NetworkPolicy, PublishedPort
 from hutch.portspec import port_list, show_address
 from hutch.reports import ProcessInfo, SandboxStats
 from hutch.sdk.http1 import quote
+from hutch.sdk.policies import as_policy
 from hutch.sdk.sync.client import Client
 from hutch.sdk.sync.commands import Commands, Pty
 from hutch.sdk.sync.files import Files
+from hutch.sdk.sync.networks import Network
 from hutch.sdk.sync.origins import OnProgress
 from hutch.sdk.values import CHANNELS, LogChunk
 from hutch.sdk.websocket import BINARY
@@ -34,6 +36,7 @@ class Sandbox:
         self.commands = Commands(client.transport, info.id)
         self.files = Files(client.transport, info.id)
         self.pty = Pty(self.commands)
+        self.network = Network(client.transport, info.id)
         self._owned = owned
         self._own_client = own_client
 
@@ -54,6 +57,7 @@ class Sandbox:
         timeout: float = 0.0,
         idle_timeout: float | None = None,
         idle_action: IdleAction | str | None = None,
+        network: NetworkPolicy | str | None = None,
         labels: Mapping[str, str] | None = None,
         hostname: str | None = None,
         kernel: str | None = None,
@@ -68,8 +72,10 @@ class Sandbox:
         Without `command` it has no main process, and lives until it is stopped. `memory` and `disk`
         are bytes, `timeout` is seconds from each start (0: none). When nobody has used it for
         `idle_timeout` seconds (0: never) `idle_action` is done: pause, park or stop. `ports` are
-        to be published: `8000`, or as `hutch run -p` takes them, "8080:80". Raises what
-        the daemon raises: NotFound (image_not_found), Conflict (name_taken), NoCapacity …
+        to be published: `8000`, or as `hutch run -p` takes them, "8080:80". `network` is what it
+        may reach: a policy, `public`, `deny`, `open`, `none`, or what `hutch run --policy` takes.
+        Raises what the daemon raises: NotFound (image_not_found), Conflict (name_taken), NoCapacity
+        …
         """
         spec = SandboxSpec(
             image=image,
@@ -86,6 +92,7 @@ class Sandbox:
             timeout=timeout,
             idle_timeout=idle_timeout,
             idle_action=None if idle_action is None else IdleAction(idle_action),
+            network=None if network is None else as_policy(network),
             auto_remove=auto_remove,
             labels=dict(labels or {}),
             hostname=hostname,
