@@ -74,7 +74,11 @@ class Rules:
                     hint=f"give {RULES_MAX} at most; `*.example.com` and CIDRs replace many",
                 )
         if len(policy.allow_host) > HOST_PORTS_MAX:
-            raise error("bad_policy", f"more than {HOST_PORTS_MAX} ports in `allow_host`")
+            raise error(
+                "bad_policy",
+                f"{len(policy.allow_host)} ports in `allow_host` are too many",
+                hint=f"give {HOST_PORTS_MAX} at most",
+            )
         for port in policy.allow_host:
             if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
                 raise error(

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from hutch.errors import HutchError, error
 from hutch.network.addresses import Address, Network, canonical, parse
-from hutch.network.names import HOST_NAME, normal, suffixes
+from hutch.network.names import normal, suffixes
 
 WEB_PORTS = (80, 443)
 WIDEST = {4: 8, 6: 7}
@@ -19,7 +19,7 @@ RULE_MAX = 400
 """The longest a rule may be: a name of 253 letters outside ASCII fits."""
 
 _PORT = re.compile(r"\*|[0-9]{1,5}")
-_PROTOCOL = re.compile(r"/([a-z]+)", re.IGNORECASE)
+_PROTOCOL = re.compile(r"/(tcp|udp|icmp|any)", re.IGNORECASE)
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](/[0-9]{1,3})?")
 _V4_MAPPED = IPv6Network("::ffff:0:0/96")
 _EXAMPLES = "write it like example.com, *.example.com, example.com:22, 10.1.0.0/16 or [2001:db8::1]"
@@ -119,6 +119,8 @@ def _network(target: str, text: str, allow: bool) -> Network | None:
             return ip_network(parse(target))
         except ValueError:
             return None  # a name, or what `normal` has a word for
+    if "/" in target and not re.fullmatch(r"[0-9a-fA-F:.]*/.*", target):
+        raise _bad(text, allow, "it has a path", "write its host alone")
     if "%" in target or not target.isascii() or re.search(r"/0[0-9]|/[0-9]*[^0-9]", target):
         raise _bad(text, allow, "it is no address")
     try:
@@ -149,7 +151,7 @@ def _name(target: str, text: str, allow: bool) -> str:
         name = normal(target)
     except ValueError as cause:
         raise _bad(text, allow, str(cause)) from cause
-    if allow and (name == HOST_NAME or name.endswith(".hutch")):
+    if allow and f".{name}".endswith(".hutch"):
         raise _bad(
             text, allow, "names below hutch are Hutch's own", "open ports with `--allow-host`"
         )
