@@ -1,0 +1,414 @@
+"""The networks of this host's sandboxes: implements `network.base.Network` over two processes.
+
+Finds netd and the gateway or starts them, brings every sandbox's TAP from the one to the other, and
+does so again when either died. Meanwhile nothing leaves a sandbox that had not left before.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from hutch.errors import HutchError, error, from_json
+from hutch.network import ability, tap
+from hutch.network.base import Ability, Attachment
+from hutch.network.channel import Channel, Reply, Values
+from hutch.network.netd import namespace
+from hutch.network.netd.process import CHECK_INTERVAL, arguments
+from hutch.network.processes import (
+    GATEWAY_ID,
+    GATEWAY_SOCKET,
+    NAMESPACE,
+    NETD_ID,
+    NETD_SOCKET,
+    Companion,
+    Launch,
+)
+from hutch.networking import (
+    Connection,
+    NetworkInfo,
+    NetworkLayer,
+    NetworkMode,
+    NetworkPolicy,
+    NetworkRecord,
+    Reason,
+)
+from hutch.tasks import in_thread, settle
+
+log = logging.getLogger(__name__)
+
+RECORDS_LIMIT: Final = 10_000
+"""Records that wait for whoever reads them; the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a network is made with. `user` is that of the gateway, when we are root.
+
+    `servers` are the resolvers that names are asked of (None: the host's own), `limits` what a
+    sandbox may have (see the gateway). The rest is for tests.
+    """
+
+    home: Path
+    runtime: Path
+    user: int | None = None
+    servers: Sequence[tuple[str, int]] | None = None
+    limits: Mapping[str, Any] | None = None
+    device: Path = tap.DEVICE
+    gateway: Sequence[str] = (sys.executable, "-m", "hutch.network.gateway")
+    interval: float = CHECK_INTERVAL
+
+
+@dataclass(slots=True)
+class _Attached:
+    """A sandbox in our care, and its TAP."""
+
+    attachment: Attachment
+    interface: str
+    ifindex: int
+
+
+class HostNetwork:
+    """See `hutch.network.base.Network`.
+
+    Calls for one sandbox come one after the other; those for several may overlap.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._directory = options.runtime / "network"
+        self._rootless = os.geteuid() != 0
+        logs = options.home / "network"
+        self._netd = Companion(
+            "netd",
+            self._directory / NETD_SOCKET,
+            self._directory / NETD_ID,
+            logs / "netd.log",
+            launch=self._launch_netd,
+            met=self._met_netd,
+        )
+        self._gateway = Companion(
+            "the gateway",
+            self._directory / GATEWAY_SOCKET,
+            self._directory / GATEWAY_ID,
+            logs / "gateway.log",
+            launch=self._launch_gateway,
+            met=self._met_gateway,
+            handlers={"record": self._record},
+        )
+        self._ability = Ability(taps=False, why="it has not been looked for yet")
+        self._namespaces: list[int] = []
+        self._attached: dict[str, _Attached] = {}
+        self._coming: set[str] = set()
+        self._adopted = False
+        self._records: asyncio.Queue[NetworkRecord] = asyncio.Queue(RECORDS_LIMIT)
+        self._since = 0
+        self._gateway_was = 0
+
+    @property
+    def ability(self) -> Ability:
+        """What this host can do; known once it is open."""
+        return self._ability
+
+    async def open(self) -> None:
+        """Find the two processes, or start them."""
+        missing = ability.lacking(self._options.device)
+        if missing is not None:
+            self._ability = missing
+            return
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._netd.open()
+        self._gateway.open()
+        try:
+            await self._netd.channel()
+        except HutchError as cause:
+            log.warning("sandboxes have no networks: %s", cause.message)
+            self._ability = Ability(
+                taps=False, why=cause.message, hint=cause.hint or ability.hint()
+            )
+            await self.stop()
+
+    async def close(self) -> None:
+        """Let go of the two processes."""
+        await self._gateway.close()
+        await self._netd.close()
+        self._let_go()
+
+    async def stop(self) -> None:
+        """End both processes."""
+        await self._gateway.end()
+        await self._netd.end()
+        self._let_go()
+        self._attached.clear()
+        if not self._rootless:
+            with contextlib.suppress(OSError):
+                namespace.unpin(self._directory / NAMESPACE)
+
+    def _let_go(self) -> None:
+        _close(self._namespaces)
+        self._namespaces = []
+
+    # The two processes
+
+    def _launch_netd(self, listening: int) -> Launch:
+        fds = [os.dup(fd) for fd in self._namespaces]
+        pinned = self._directory / NAMESPACE
+        if not fds and not self._rootless and namespace.pinned(pinned):
+            fds = [os.open(pinned, os.O_RDONLY | os.O_CLOEXEC)]
+        given = arguments(
+            listening,
+            self._directory,
+            device=self._options.device,
+            rootless=self._rootless,
+            net=fds[0] if fds else None,
+            user=fds[1] if len(fds) > 1 else None,
+            interval=self._options.interval,
+        )
+        return Launch([sys.executable, "-m", "hutch.network.netd", *given], fds=fds)
+
+    def _launch_gateway(self, listening: int) -> Launch:
+        options = self._options
+        user = None if self._rootless else options.user
+        told = {
+            "user": user,
+            "group": user,
+            "servers": None if options.servers is None else [list(one) for one in options.servers],
+            "limits": dict(options.limits or {}),
+        }
+        argv = [*options.gateway, "--control", str(listening)]
+        return Launch(argv, stdin=json.dumps(told).encode())
+
+    async def _met_netd(self, netd: Channel, answer: Values, fds: list[int]) -> None:
+        self._let_go()
+        self._namespaces = fds
+        if (why := answer.get("why")) is not None:
+            raise from_json(why)
+        self._ability = Ability(taps=True, held=bool(answer.get("held")))
+        if self._adopted:
+            await self._tidy(netd)
+
+    async def _tidy(self, netd: Channel) -> None:
+        """Remove TAPs that nobody wants, as one may have been given up while netd was away."""
+        taps = await _taps(netd)
+        for sandbox_id in taps.keys() - self._attached.keys() - self._coming:
+            await netd.call("remove", {"sandbox_id": sandbox_id})
+        for sandbox_id in self._attached.keys() - taps.keys():
+            log.error("the network of %s is lost; it has none until it starts again", sandbox_id)
+
+    async def _met_gateway(self, gateway: Channel, answer: Values, fds: list[int]) -> None:
+        _close(fds)
+        if answer.get("pid") != self._gateway_was:
+            self._gateway_was, self._since = int(answer["pid"]), 0
+        there = await _known(gateway)
+        for sandbox_id, attached in list(self._attached.items()):
+            if there.get(sandbox_id) != attached.ifindex and sandbox_id in self._attached:
+                try:
+                    await self._again(gateway, attached.attachment)
+                except HutchError as cause:
+                    log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
+        await self._catch_up(gateway)
+
+    async def _again(self, gateway: Channel, attachment: Attachment) -> None:
+        """Bring the sockets of a TAP that runs on to the gateway."""
+        netd = await self._netd.channel()
+        values, fds = await netd.call("sockets", {"sandbox_id": attachment.sandbox_id})
+        try:
+            await _put(gateway, attachment, values, fds)
+        finally:
+            _close(fds)
+
+    # What the service asks for
+
+    async def attach(self, attachment: Attachment) -> int:
+        """Make a TAP, and have the gateway answer on it."""
+        sandbox_id = attachment.sandbox_id
+        if sandbox_id in self._attached:
+            await self.detach(sandbox_id)
+        if not self._ability.taps:
+            why, hint = self._ability.why, self._ability.hint
+            raise error("network_missing", f"sandboxes have no networks here: {why}", hint=hint)
+        netd, gateway = await self._netd.channel(), await self._gateway.channel()
+        self._coming.add(sandbox_id)
+        try:
+            values, fds = await netd.call("create", {"sandbox_id": sandbox_id})
+            try:
+                await _put(gateway, attachment, values, fds[1:])
+            except BaseException:
+                await settle(self._undo(netd, gateway, sandbox_id, fds[0]))
+                raise
+            finally:
+                _close(fds[1:])
+            self._attached[sandbox_id] = _Attached(
+                attachment, str(values["interface"]), int(values["ifindex"])
+            )
+            return fds[0]
+        finally:
+            self._coming.discard(sandbox_id)
+
+    async def _undo(self, netd: Channel, gateway: Channel, sandbox_id: str, fd: int) -> None:
+        with contextlib.suppress(HutchError):
+            await gateway.call("detach", {"sandbox_id": sandbox_id})
+        with contextlib.suppress(HutchError):
+            await netd.call("remove", {"sandbox_id": sandbox_id})
+        await in_thread(os.close, fd)
+
+    async def adopt(self, attachments: Sequence[Attachment]) -> None:
+        """Put those back in order whose VMs run on, and remove all others."""
+        self._adopted = True
+        if not self._ability.taps:
+            return
+        netd, gateway = await self._netd.channel(), await self._gateway.channel()
+        taps, there = await _taps(netd), await _known(gateway)
+        wanted = {attachment.sandbox_id: attachment for attachment in attachments}
+        for sandbox_id, attachment in wanted.items():
+            if (link := taps.get(sandbox_id)) is None:
+                log.error("the network of %s is lost; it has none until it starts", sandbox_id)
+                continue
+            self._attached[sandbox_id] = _Attached(attachment, *link)
+            if there.get(sandbox_id) == link[1]:
+                policy = _policy_values(attachment.policy)
+                await gateway.call("update", {"sandbox_id": sandbox_id, "policy": policy})
+            else:
+                await self._again(gateway, attachment)
+        known = (taps.keys() | there.keys()) - self._attached.keys() - self._coming
+        async with asyncio.TaskGroup() as group:
+            for sandbox_id in known:
+                group.create_task(self._remove(sandbox_id))
+
+    async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
+        """Put another policy in force."""
+        attached = self._attached.get(sandbox_id)
+        if attached is None:
+            raise error("network_failed", f"{sandbox_id} has no network")
+        gateway = await self._gateway.channel()
+        values, fds = await gateway.call(
+            "update", {"sandbox_id": sandbox_id, "policy": _policy_values(policy)}
+        )
+        _close(fds)
+        attached.attachment = replace(attached.attachment, policy=policy)
+        return int(values.get("ended", 0))
+
+    async def detach(self, sandbox_id: str) -> None:
+        """End all connections, then remove the TAP."""
+        if not self._ability.taps:
+            return
+        if self._attached.pop(sandbox_id, None) is not None or not self._adopted:
+            await self._remove(sandbox_id)
+
+    async def _remove(self, sandbox_id: str) -> None:
+        """Remove what there is of a sandbox: first who answers, then the TAP."""
+        for companion, method in ((self._gateway, "detach"), (self._netd, "remove")):
+            try:
+                near = await companion.channel()
+                await near.call(method, {"sandbox_id": sandbox_id})
+            except HutchError as cause:
+                # The TAP ends with its VM, and a gateway that comes back knows nothing of it.
+                log.warning("%s is not detached from %s: %s", sandbox_id, companion.name, cause)
+
+    async def info(self, sandbox_id: str) -> NetworkInfo | None:
+        """Return what the gateway knows of a sandbox."""
+        if sandbox_id not in self._attached:
+            return None
+        gateway = await self._gateway.channel()
+        values, _ = await gateway.call("info", {"sandbox_id": sandbox_id})
+        told = values.get("info")
+        if not isinstance(told, dict):
+            return None
+        return NetworkInfo(**(told | {"policy": _read_policy(told["policy"])}))
+
+    async def connections(self, sandbox_id: str) -> Sequence[Connection]:
+        """Return the open connections of a sandbox."""
+        if sandbox_id not in self._attached:
+            return ()
+        gateway = await self._gateway.channel()
+        values, _ = await gateway.call("connections", {"sandbox_id": sandbox_id})
+        return [Connection(**one) for one in values["connections"]]
+
+    # What was decided
+
+    async def records(self) -> AsyncIterator[NetworkRecord]:
+        """Yield what is decided, for one reader."""
+        while True:
+            yield await self._records.get()
+
+    async def _record(self, values: Values, fds: list[int]) -> Reply:
+        _close(fds)
+        self._since = int(values.get("next", self._since))
+        self._keep(values["record"])
+        return Reply()
+
+    async def _catch_up(self, gateway: Channel) -> None:
+        """Have what was decided while nobody listened; from now on the gateway tells it itself."""
+        more = True
+        while more:
+            values, _ = await gateway.call("records", {"since": self._since})
+            for record in values["records"]:
+                self._keep(record)
+            self._since = int(values["next"])
+            more = bool(values.get("more"))
+
+    def _keep(self, told: Values) -> None:
+        if self._records.full():
+            self._records.get_nowait()
+        self._records.put_nowait(
+            NetworkRecord(
+                **told | {"layer": NetworkLayer(told["layer"]), "reason": Reason(told["reason"])}
+            )
+        )
+
+
+async def _put(
+    gateway: Channel, attachment: Attachment, values: Values, fds: Sequence[int]
+) -> None:
+    """Hand a sandbox's sockets and names to the gateway. Raises bad_policy, network_failed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        names = os.open(attachment.names, flags, 0o600)
+    except OSError as cause:
+        raise error(
+            "network_failed", f"{attachment.names} cannot be opened: {cause.strerror}"
+        ) from cause
+    try:
+        _, given = await gateway.call(
+            "attach",
+            {
+                "sandbox_id": attachment.sandbox_id,
+                "name": attachment.name,
+                "interface": values["interface"],
+                "ifindex": values["ifindex"],
+                "policy": _policy_values(attachment.policy),
+            },
+            [*fds, names],
+        )
+        _close(given)
+    finally:
+        os.close(names)
+
+
+async def _taps(netd: Channel) -> dict[str, tuple[str, int]]:
+    values, _ = await netd.call("list")
+    return {tap["sandbox_id"]: (tap["interface"], tap["ifindex"]) for tap in values["taps"]}
+
+
+async def _known(gateway: Channel) -> dict[str, int]:
+    values, _ = await gateway.call("list")
+    return {one["sandbox_id"]: one["ifindex"] for one in values["sandboxes"]}
+
+
+def _policy_values(policy: NetworkPolicy | None) -> Values | None:
+    return None if policy is None else asdict(policy)
+
+
+def _read_policy(told: Values) -> NetworkPolicy:
+    return NetworkPolicy(**(told | {"mode": NetworkMode(told["mode"])}))
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

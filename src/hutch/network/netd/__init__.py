@@ -1,0 +1,1 @@
+"""The process that owns the namespace of all TAPs, and decides nothing."""

@@ -1,0 +1,123 @@
+"""The filter of a TAP's frames: a chain of its own that jumps to the constant rules.
+
+As nfnetlink messages, since the program `nft` would take 5 ms for each. The kernel removes the
+chain with its TAP.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+_NETFILTER: Final = 12
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_NFTABLES: Final = 10
+_NEW_CHAIN, _NEW_RULE = 3, 6
+_NETDEV: Final = 5
+_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
+_GOTO: Final = -4
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
+_IMMEDIATE_REGISTER, _IMMEDIATE_DATA = 1, 2
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
+_NESTED: Final = 0x8000
+
+
+def _attribute(kind: int, content: bytes) -> bytes:
+    length = 4 + len(content)
+    return struct.pack("=HH", length, kind) + content + bytes(-length % 4)
+
+
+def _text(kind: int, text: str) -> bytes:
+    return _attribute(kind, text.encode() + b"\0")
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("!i", value))
+
+
+def _nested(kind: int, *content: bytes) -> bytes:
+    return _attribute(kind | _NESTED, b"".join(content))
+
+
+def frame_filter(name: str) -> bytes:
+    """Return the messages that filter the frames of a TAP; the chain goes when the TAP does."""
+    chain = (
+        _text(_CHAIN_TABLE, "hutch")
+        + _text(_CHAIN_NAME, name)
+        + _nested(
+            _CHAIN_HOOK,
+            _number(_HOOK_NUMBER, 0),
+            _number(_HOOK_PRIORITY, 0),
+            _text(_HOOK_DEVICE, name),
+        )
+        + _number(_CHAIN_POLICY, 0)
+        + _text(_CHAIN_TYPE, "filter")
+    )
+    verdict = _nested(_DATA_VERDICT, _number(_VERDICT_CODE, _GOTO), _text(_VERDICT_CHAIN, "frames"))
+    jump = _nested(
+        _ELEMENT,
+        _text(_EXPRESSION_NAME, "immediate"),
+        _nested(
+            _EXPRESSION_DATA,
+            _number(_IMMEDIATE_REGISTER, 0),
+            _nested(_IMMEDIATE_DATA, verdict),
+        ),
+    )
+    rule = _text(_RULE_TABLE, "hutch") + _text(_RULE_CHAIN, name) + _nested(_RULE_EXPRESSIONS, jump)
+    return b"".join(
+        (
+            _message(_BATCH_BEGIN, 0, 1, b"", family=0, resource=_NFTABLES),
+            _message(_NFTABLES << 8 | _NEW_CHAIN, _CREATE | _ACK, 2, chain),
+            _message(_NFTABLES << 8 | _NEW_RULE, _CREATE | _APPEND | _ACK, 3, rule),
+            _message(_BATCH_END, 0, 4, b"", family=0, resource=_NFTABLES),
+        )
+    )
+
+
+def _message(
+    kind: int, flags: int, number: int, body: bytes, *, family: int = _NETDEV, resource: int = 0
+) -> bytes:
+    head = struct.pack("!BBH", family, 0, resource)
+    length = 16 + len(head) + len(body)
+    return struct.pack("=IHHII", length, kind, flags | _REQUEST, number, 0) + head + body
+
+
+def _refusals(data: bytes) -> Mapping[int, int]:
+    """Return the error (0: none) that each message was answered with."""
+    found, at = {}, 0
+    while at + 20 <= len(data):
+        length, kind, _, number = struct.unpack_from("=IHHI", data, at)
+        if length < 16:
+            break
+        if kind == 2:
+            found[number] = -int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True)
+        at += length + -length % 4
+    return found
+
+
+class FrameFilter:
+    """Filters the frames of TAPs, in the namespace in which it was made. Raises OSError."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
+        self._sock.settimeout(10)
+        self._sock.bind((0, 0))
+
+    def close(self) -> None:
+        """Close the socket; chains stay."""
+        self._sock.close()
+
+    def add(self, name: str) -> None:
+        """Filter the frames of a TAP. Raises OSError."""
+        self._sock.send(frame_filter(name))
+        answered: dict[int, int] = {}
+        while len(answered) < 2:
+            answered |= _refusals(self._sock.recv(1 << 16))
+            if code := next((code for code in answered.values() if code), 0):
+                raise OSError(code, f"the filter of {name}: {os.strerror(code or errno.EPROTO)}")
