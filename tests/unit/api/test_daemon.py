@@ -11,6 +11,7 @@ import pytest
 from hutch.api.daemon import Options, _has_work, _parse, _stop_when_idle, main
 from hutch.images.base import no_report
 from hutch.models import PoolInfo, SandboxSpec, SandboxState
+from hutch.networking import PublishedPort
 from hutch.tasks import Scope
 from tests.unit.api.fake_operations import FakeOperations
 from tests.waiting import until
@@ -74,7 +75,7 @@ async def test_a_pool_keeps_it_from_ending_by_itself() -> None:
             await server.stopped.wait()
 
 
-async def test_a_parked_sandbox_keeps_it_only_for_its_limit() -> None:
+async def test_a_parked_sandbox_keeps_it_only_for_its_limit_and_its_ports() -> None:
     operations = FakeOperations()
     spec = SandboxSpec("busybox", "box", idle=True)
     made = await operations.sandboxes.create(spec, no_report)
@@ -83,6 +84,8 @@ async def test_a_parked_sandbox_keeps_it_only_for_its_limit() -> None:
     assert await _has_work(operations)  # type: ignore[arg-type]
     await operations.sandboxes.put(box)
     assert not await _has_work(operations)  # type: ignore[arg-type]
+    await operations.sandboxes.put(replace(box, ports=[PublishedPort(80, 8080)]))
+    assert await _has_work(operations)  # type: ignore[arg-type]
 
 
 class IdleServer:

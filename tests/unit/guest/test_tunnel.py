@@ -24,6 +24,8 @@ async def test_bytes_go_both_ways_and_ends_too(agent: FakeAgent, guest: Guest) -
             received += data
     assert bytes(received) == b"welcome\n" + payload
     assert await tunnel.read() == b""
+    await asyncio.wait_for(tunnel.finished(), 60)
+    await tunnel.finished()
     await tunnel.close()
 
 
@@ -40,3 +42,5 @@ async def test_a_closed_tunnel_wakes_its_reader(agent: FakeAgent, guest: Guest) 
     with pytest.raises(HutchError) as caught:
         await asyncio.wait_for(tunnel.read(), 60)
     assert caught.value.code == "sandbox_died"
+    with pytest.raises(HutchError):
+        await asyncio.wait_for(tunnel.finished(), 60)

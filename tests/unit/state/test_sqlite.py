@@ -11,6 +11,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.models import SandboxInfo, SandboxSpec, SandboxState, to_json
+from hutch.networking import PublishedPort
 from hutch.state.base import LayerRow
 from hutch.state.sqlite import SqliteStore, migrations
 
@@ -77,6 +78,15 @@ async def test_rows_come_back_as_they_were(store: SqliteStore, path: Path) -> No
     assert (found.slot, found.machine, found.generation) == (0, {"pid": 7}, 1)
     assert path.stat().st_mode & 0o777 == 0o600
     await again.close()
+
+
+async def test_what_is_amended_leaves_the_state_alone(store: SqliteStore) -> None:
+    await store.add_sandbox(SPEC, info("sb_1", "one"), slots=5)
+    ports = [PublishedPort(80, 8080), PublishedPort(81, 8081, error="taken")]
+    row = await store.amend("sb_1", ports=ports)
+    assert (row.info.state, row.info.ports) == (CREATED, ports)
+    assert await store.sandboxes() == [row]
+    assert await code_of(store.amend("sb_2", ports=[])) == "sandbox_not_found"
 
 
 async def test_the_beginning_of_a_start_is_one_step(store: SqliteStore) -> None:
