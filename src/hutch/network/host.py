@@ -39,6 +39,7 @@ from hutch.networking import (
     NetworkRecord,
     Reason,
 )
+from hutch.settings import Settings
 from hutch.tasks import in_thread, settle
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,13 @@ class Options:
     device: Path = tap.DEVICE
     gateway: Sequence[str] = (sys.executable, "-m", "hutch.network.gateway")
     interval: float = CHECK_INTERVAL
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Options":
+        """Return what the settings say. The gateway's user is the second past the VMs' own."""
+        jailed = settings.jail and os.geteuid() == 0
+        user = settings.uid_base + settings.uid_count + 1 if jailed else None
+        return cls(home=settings.home, runtime=settings.runtime_dir, user=user)
 
 
 @dataclass(slots=True)

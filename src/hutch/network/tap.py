@@ -5,6 +5,7 @@ to its TAP, and so is every connection that it accepts: that is what tells sandb
 of them have the same addresses.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -23,6 +24,7 @@ PREFIX: Final = "ht"
 PORT: Final = 1
 """Where a TAP's listener is bound, and TPROXY sends its TCP; a guest does not see the number."""
 BACKLOG: Final = 256
+DATAGRAMS: Final = 1024
 
 _TUNSETIFF: Final = 0x400454CA
 _TAP, _NO_PACKET_INFO, _VNET_HEADER = 0x0002, 0x1000, 0x4000
@@ -73,20 +75,24 @@ class Sockets:
             sock.close()
 
     def drain(self) -> None:
-        """Reset the connections, and drop the packets, that wait for nobody any more."""
-        while True:
-            try:
+        """Reset the connections, and drop the packets, that wait for nobody any more.
+
+        What comes at the same time may stay: a guest that floods its TAP keeps nobody here.
+        """
+        with contextlib.suppress(OSError):  # nothing waits any more
+            for _ in range(BACKLOG):
                 waiting, _ = self.tcp.accept()
-            except OSError:
-                break
-            waiting.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            waiting.close()
+                reset(waiting)
         for sock in (self.dns, self.sntp):
-            try:
-                while True:
-                    sock.recv(0, socket.MSG_TRUNC)
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):  # nothing waits any more
+                for _ in range(DATAGRAMS):
+                    sock.recv(1)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection so that its peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def sockets(name: str) -> Sockets:
