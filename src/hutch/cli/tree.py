@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "wait": "sandboxes:wait",
         "port": "ports:port",
         "network": "networks:network",
+        "policy": "policies:policy",
         "stats": "stats:stats",
         "top": "stats:top",
     },

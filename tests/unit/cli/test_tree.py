@@ -31,7 +31,7 @@ def test_the_commands_of_the_issue() -> None:
     asked = """run create start stop restart pause park resume kill rm ps exec shell attach logs cp
         upload download inspect stats top wait rename snapshot restore fork checkpoint
         checkpoints undo image kernel template pool doctor daemon config events version
-        completion diff"""
+        completion diff network policy port"""
     assert set(asked.split()) == set(NAMES)
     assert {"list", "ls", "connect", "delete", "remove", "images"} <= set(ALIASES)
 
