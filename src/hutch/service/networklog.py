@@ -22,7 +22,7 @@ from hutch.network.base import Network
 from hutch.networking import NetworkRecord
 from hutch.service.parts import Parts
 from hutch.service.registry import Entry, Registry
-from hutch.tasks import Scope, in_thread
+from hutch.tasks import Scope, in_thread, settle_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class NetworkLogs:
                 async with feed.lock:
                     pending, feed.pending = feed.pending, []
                     with contextlib.suppress(HutchError):
-                        await in_thread(
+                        await settle_in_thread(
                             feed.write, pending, size=settings.log_size, files=settings.log_files
                         )
                 feed.ring()
@@ -190,7 +190,10 @@ class _Feed:
             lines.append(json.dumps(to_json(record), separators=(",", ":")).encode() + b"\n")
             self._last = record
         try:
-            _append(self.path, b"".join(lines), size=size, files=files)
+            if lines:
+                _append(self.path, b"".join(lines), size=size, files=files)
+        except FileNotFoundError:
+            return  # the sandbox was just removed
         except OSError as failure:
             log.warning("the network log %s has a hole: %s", self.path, failure)
 

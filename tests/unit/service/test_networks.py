@@ -1,0 +1,510 @@
+"""Sandboxes and their networks: the policy is there before the first instruction, and stays."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from hutch.engine.base import ExitKind, Frozen, MachineExit, MachineSpec
+from hutch.errors import HutchError, error
+from hutch.images.base import no_report
+from hutch.models import SandboxInfo, SandboxState
+from hutch.network.base import Ability, Attachment
+from hutch.networking import Connection, NetworkChange, NetworkMode, NetworkPolicy
+from hutch.service.host import HostService
+from hutch.tasks import Scope
+from tests.unit.service.cutting import cuts, settled
+from tests.unit.service.pooling import ready, refilled, warm
+from tests.unit.service.world import World, expect, spec
+from tests.waiting import until
+
+DENY = NetworkPolicy(NetworkMode.DENY, allow=["a.example.com"])
+NONE = NetworkPolicy(NetworkMode.NONE)
+PUBLIC = NetworkPolicy()
+CLOSING = NetworkChange(mode=NetworkMode.DENY)
+
+
+@pytest.fixture
+async def service(world: World) -> AsyncIterator[HostService]:
+    async with world.service() as service:
+        yield service
+
+
+@pytest.fixture
+async def cloned(farm: World) -> AsyncIterator[HostService]:
+    async with farm.service() as service:
+        yield service
+
+
+async def run(service: HostService, **fields: Any) -> SandboxInfo:
+    info = await service.sandboxes.create(spec(idle=True, **fields), no_report)
+    return await service.sandboxes.start(info.id)
+
+
+def names(world: World, sandbox_id: str) -> str:
+    path = world.network.attached[sandbox_id].names
+    return path.read_text()
+
+
+def looked_up(service: HostService, sandbox_id: str, text: str) -> None:
+    """Leave in a sandbox's table what the gateway would have written there."""
+    service._parts.places.names(sandbox_id).write_text(text)
+
+
+# ---- every start
+
+
+Started = list[tuple[str, NetworkPolicy | None]]
+
+
+def watch(world: World, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Check each start of a VM: it has a TAP, which was made before. Returns with what policy."""
+    seen: Started = []
+    boot, clone = world.engine.boot, world.engine.clone
+
+    def note(machine: MachineSpec) -> None:
+        assert machine.tap is not None
+        assert machine.tap >= 0, "it is that of a layout"
+        assert machine.id == machine.directory.name
+        seen.append((machine.id, world.network.policies[machine.id]))
+
+    async def watched_boot(machine: MachineSpec) -> Any:
+        note(machine)
+        return await boot(machine)
+
+    async def watched_clone(machine: MachineSpec, frozen: Frozen) -> Any:
+        note(machine)
+        return await clone(machine, frozen)
+
+    monkeypatch.setattr(world.engine, "boot", watched_boot)
+    monkeypatch.setattr(world.engine, "clone", watched_clone)
+    return seen
+
+
+async def test_no_machine_starts_unattached(
+    farm: World, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    watched = watch(farm, monkeypatch)
+    async with farm.service() as service:
+        first = await run(service, name="one", network=DENY)
+        builds = [each for each in watched if each[0].startswith("tb_")]
+        assert [policy for _, policy in builds] == [None]
+        assert (first.id, DENY) in watched  # it began as a clone of that
+        assert first.template is not None
+        cold = await service.sandboxes.create(
+            spec(idle=True, name="cold", template=False, network=DENY), no_report
+        )
+        await service.sandboxes.start("cold")
+        await service.sandboxes.park("one")
+        await service.sandboxes.resume("one")
+        assert watched.count((first.id, DENY)) == 2
+        forked = await service.forks.fork("one", ["kid"])
+        snapshot = await service.snapshots.create("one", name="moment")
+        restored = await service.snapshots.restore("moment", "again")
+        disk = await service.snapshots.restore("moment", "disk", disk_only=True)
+        checkpoint = await service.checkpoints.create("one", message="")
+        await service.checkpoints.undo("one", 1)
+        with contextlib.suppress(HutchError):  # the fake guest has no /proc
+            await service.diffs.diff("one")
+        await warm(service)
+        await service.sandboxes.stop("cold")
+        await service.sandboxes.start("cold")
+        started = dict(watched)
+        assert started[cold.id] == DENY
+        # What goes on from a memory is closed until the names are there that it knows.
+        assert started[forked.children[0].id] is None
+        assert started[restored.id] is None
+        assert started[disk.id] == DENY
+        members = {each.id for each in ready(service)}
+        assert {started[each] for each in members} == {None}
+        running = {entry.info.id for entry in service._registry if entry.sandbox is not None}
+        assert (snapshot.checkpoint, checkpoint.checkpoint) == (False, True)
+        in_force = dict(farm.network.policies)
+        for member in members:
+            assert in_force.pop(member) is None
+        assert list(in_force.values()) == [DENY] * len(running)
+        for process in farm.engine.running():
+            assert process.record.directory.name in farm.network.attached
+
+
+# ---- what is in force
+
+
+async def test_the_default_and_none(world: World, service: HostService) -> None:
+    web = await run(service, name="web")
+    assert (web.network, world.network.policies[web.id]) == (PUBLIC, PUBLIC)
+    assert world.agent(web).identity["network"] is True
+    off = await run(service, name="off", network=NONE)
+    assert (off.network, world.network.policies[off.id]) == (NONE, NONE)
+    assert world.agent(off).identity["network"] is False
+
+
+async def test_a_policy_that_cannot_be_is_refused_before_an_image_is_pulled(
+    world: World, service: HostService
+) -> None:
+    bad = NetworkPolicy(allow=["*.*"])
+    await expect("bad_policy", service.sandboxes.create(spec(network=bad), no_report))
+    assert world.images.asked == []
+    assert world.leftovers() == []
+
+
+async def test_a_host_without_networks(world: World) -> None:
+    world.network.ability = Ability(taps=False, why="no tap")
+    async with world.service() as service:
+        web = await run(service, name="web")
+        assert web.network.mode is NetworkMode.NONE
+        asked = service.sandboxes.create(spec(network=DENY), no_report)
+        failure = await expect("network_missing", asked)
+        assert "no tap" in failure.message
+        assert world.engine.booted[-1].tap is None
+        await expect("network_missing", service.networks.update("web", CLOSING))
+        shown = await service.networks.show("web")
+        assert (shown.attached, shown.policy) == (False, web.network)
+    assert world.network.told == []
+
+
+async def test_gone_with_the_machine(world: World, service: HostService) -> None:
+    for end in ("stop", "kill", "park", "remove"):
+        info = await run(service, name="web")
+        assert info.id in world.network.attached
+        if end == "remove":
+            await service.sandboxes.remove("web", force=True)
+        else:
+            await getattr(service.sandboxes, end)("web")
+        await until(lambda: not world.network.attached)
+        if end != "remove":
+            await service.sandboxes.remove("web", force=True)
+    assert world.leftovers() == []
+
+
+async def test_gone_when_a_machine_dies(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    world.end_machine(info.id, MachineExit(ExitKind.CRASHED))
+    await service.sandboxes.wait("web")
+    await until(lambda: not world.network.attached)
+
+
+# ---- what fails
+
+
+async def test_an_attachment_that_fails(world: World, service: HostService) -> None:
+    await service.sandboxes.create(spec(name="web", idle=True), no_report)
+    world.network.failing["attach"] = 1
+    await expect("network_failed", service.sandboxes.start("web"))
+    assert world.engine.booted == []
+    info = await service.sandboxes.get("web")
+    assert info.state is SandboxState.FAILED
+    assert info.error is not None
+    assert info.error.code == "network_failed"
+    assert await settled(world, service) == []
+    await service.sandboxes.start("web")
+    assert world.network.policies[info.id] == PUBLIC
+
+
+async def test_an_engine_that_fails_after_it(world: World, service: HostService) -> None:
+    await service.sandboxes.create(spec(name="web", idle=True), no_report)
+    world.engine.fail_boot = error("engine_failed", "told to")
+    await expect("engine_failed", service.sandboxes.start("web"))
+    assert (world.network.attached, await settled(world, service)) == ({}, [])
+
+
+async def test_a_start_that_is_cut_off(world: World, service: HostService) -> None:
+    await service.sandboxes.create(spec(name="web", idle=True), no_report)
+    world.engine.hang_boot = True
+    async with Scope("test") as scope:
+        task = scope.start("start", service.sandboxes.start("web"))
+        await until(lambda: world.network.attached)
+        await service.sandboxes.kill("web")
+        with pytest.raises(HutchError, match="was stopped"):
+            await task
+    assert (world.network.attached, await settled(world, service)) == ({}, [])
+
+
+async def test_a_detachment_that_fails_keeps_nobody_up(world: World, service: HostService) -> None:
+    await run(service, name="web")
+    world.network.failing["detach"] = 1
+    assert (await service.sandboxes.stop("web")).state is SandboxState.STOPPED
+    await service.sandboxes.start("web")
+    assert list(world.network.policies.values()) == [PUBLIC]
+
+
+async def test_a_network_that_cannot_be_adopted(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.service() as service:
+        await run(service, name="web")
+    world.network.failing["adopt"] = 1
+    async with world.service() as service:
+        assert "are not in order" in caplog.text
+        assert (await service.sandboxes.get("web")).state is SandboxState.RUNNING
+
+
+# ---- changes
+
+
+async def test_a_change_is_on_record_and_in_force(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    world.network.open_connections[info.id] = [
+        Connection(1, "open", "a.example.com", "1.2.3.4", 443, "now", 5, 6)
+    ]
+    assert len(await service.networks.connections("web")) == 1
+    change = NetworkChange(mode=NetworkMode.DENY, allow=["b.example.com"])
+    done = await service.networks.update("web", change)
+    policy = NetworkPolicy(NetworkMode.DENY, ["b.example.com"])
+    assert (done.ended, done.network.policy, done.network.attached) == (1, policy, True)
+    assert world.network.policies[info.id] == policy
+    assert (await service.sandboxes.get("web")).network == policy
+    rows = await service._parts.store.sandboxes()
+    assert rows[0].info.network == policy
+    kinds = [each.kind for each in service._parts.events.kept(None)]
+    assert kinds[-1] == "network.changed"
+    shown = await service.networks.show("web")
+    assert (shown.name, shown.sandbox_id, shown.policy) == ("web", info.id, policy)
+
+
+async def test_on_record_before_it_is_in_force(
+    world: World, service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(service, name="web")
+    seen: list[NetworkPolicy] = []
+    update = world.network.update
+
+    async def look(sandbox_id: str, policy: NetworkPolicy | None) -> int:
+        seen.extend(row.info.network for row in await service._parts.store.sandboxes())
+        return await update(sandbox_id, policy)
+
+    monkeypatch.setattr(world.network, "update", look)
+    await service.networks.update("web", CLOSING)
+    assert seen == [NetworkPolicy(NetworkMode.DENY)]
+
+
+async def test_one_that_does_not_run(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(idle=True, name="web"), no_report)
+    done = await service.networks.update("web", CLOSING)
+    assert (done.ended, done.network.attached) == (0, False)
+    assert await service.networks.connections("web") == []
+    assert world.network.told == [("adopt", "")]  # of the daemon's start
+    await service.sandboxes.start("web")
+    assert world.network.policies[info.id].mode is NetworkMode.DENY  # type: ignore[union-attr]
+
+
+async def test_it_outlives_restart_pause_and_park(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    await service.networks.update("web", CLOSING)
+    denied = NetworkPolicy(NetworkMode.DENY)
+    await service.sandboxes.restart("web")
+    assert world.network.policies[info.id] == denied
+    await service.sandboxes.pause("web")
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.OPEN))
+    assert world.network.policies[info.id] == NetworkPolicy(NetworkMode.OPEN)
+    await service.sandboxes.resume("web")
+    await service.sandboxes.park("web")
+    await service.networks.update("web", CLOSING)
+    await service.sandboxes.resume("web")
+    assert world.network.policies[info.id] == denied
+
+
+async def test_a_change_that_cannot_be_put_in_force_closes(
+    world: World, service: HostService
+) -> None:
+    info = await run(service, name="web")
+    world.network.failing["update"] = 1
+    failure = await expect("network_failed", service.networks.update("web", CLOSING))
+    assert "nothing gets through" in failure.message
+    assert world.network.policies[info.id] is None
+    assert (await service.sandboxes.get("web")).network.mode is NetworkMode.DENY
+    await service.networks.update("web", NetworkChange())
+    assert world.network.policies[info.id] == NetworkPolicy(NetworkMode.DENY)
+
+
+async def test_a_change_that_cannot_be_changes_nothing(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    for change in (NetworkChange(allow=["1.2.3.4/99"]), NetworkChange(remove=["x"])):
+        await expect("bad_policy", service.networks.update("web", change))
+    assert world.network.policies[info.id] == PUBLIC
+    assert (await service.sandboxes.get("web")).network == PUBLIC
+
+
+async def test_changes_at_once_are_all_made(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    async with asyncio.TaskGroup() as group:
+        for number in range(8):
+            change = NetworkChange(allow=[f"n{number}.example.com"])
+            group.create_task(service.networks.update("web", change))
+    policy = (await service.sandboxes.get("web")).network
+    assert sorted(policy.allow) == [f"n{number}.example.com" for number in range(8)]
+    assert world.network.policies[info.id] == policy
+
+
+async def test_a_change_while_it_starts_is_in_force(world: World, service: HostService) -> None:
+    info = await service.sandboxes.create(spec(idle=True, name="web"), no_report)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(service.sandboxes.start("web"))
+        await until(lambda: world.network.attached)
+        await service.networks.update("web", CLOSING)
+    assert world.network.policies[info.id] == NetworkPolicy(NetworkMode.DENY)
+    assert (await service.sandboxes.get("web")).network.mode is NetworkMode.DENY
+
+
+async def test_a_change_that_is_cut_off(world: World, service: HostService) -> None:
+    info = await run(service, name="web")
+    modes = (NetworkMode.DENY, NetworkMode.OPEN)
+    turn = 0
+
+    async def change() -> None:
+        nonlocal turn
+        turn += 1
+        await service.networks.update("web", NetworkChange(mode=modes[turn % 2]))
+
+    async for moment in cuts(change):
+        assert await settled(world, service) == [], moment
+        on_record = (await service._parts.store.sandboxes())[0].info.network
+        in_memory = (await service.sandboxes.get("web")).network
+        assert on_record == in_memory == world.network.policies[info.id], moment
+
+
+async def test_the_guest_is_told_whether_there_is_a_network(
+    world: World, service: HostService
+) -> None:
+    info = await run(service, name="web")
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.NONE))
+    assert world.agent(info).identity["network"] is False
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.PUBLIC))
+    assert world.agent(info).identity["network"] is True
+
+
+async def test_a_removed_one_cannot_be_changed(service: HostService) -> None:
+    await run(service, name="web")
+    await service.sandboxes.remove("web", force=True)
+    for ask in (service.networks.update("web", CLOSING), service.networks.show("web")):
+        await expect("sandbox_not_found", ask)
+
+
+# ---- other lives
+
+
+async def test_children_have_the_policy_and_the_names(world: World, service: HostService) -> None:
+    source = await run(service, name="web", network=DENY)
+    looked_up(service, source.id, "198.18.1.1 a.example.com\n")
+    forked = await service.forks.fork("web", count=3)
+    for child in forked.children:
+        assert child.network == DENY
+        assert world.network.policies[child.id] == DENY
+        assert names(world, child.id) == "198.18.1.1 a.example.com\n"
+    looked_up(service, forked.children[0].id, "another\n")
+    assert names(world, source.id) == "198.18.1.1 a.example.com\n"
+
+
+async def test_what_is_restored_has_those_of_the_snapshot(
+    world: World, service: HostService
+) -> None:
+    source = await run(service, name="web", network=DENY)
+    looked_up(service, source.id, "198.18.1.1 a.example.com\n")
+    await service.snapshots.create("web", name="moment")
+    looked_up(service, source.id, "198.18.1.1 a.example.com\n198.18.1.2 b.example.com\n")
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.OPEN))
+    restored = await service.snapshots.restore("moment", "again")
+    assert (restored.network, world.network.policies[restored.id]) == (DENY, DENY)
+    assert names(world, restored.id) == "198.18.1.1 a.example.com\n"
+
+
+async def test_a_policy_that_is_not_put_in_force_fails_the_child(
+    world: World, service: HostService
+) -> None:
+    source = await run(service, name="web", network=DENY)
+    world.network.failing["update"] = 1
+    await expect("network_failed", service.forks.fork("web", ["kid"]))
+    assert list(world.network.attached) == [source.id]
+    assert await settled(world, service) == []
+
+
+async def test_what_is_put_back_keeps_the_policy_of_today(
+    world: World, service: HostService
+) -> None:
+    info = await run(service, name="web", network=DENY)
+    await service.checkpoints.create("web", message="")
+    looked_up(service, info.id, "198.18.1.1 a.example.com\n")
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.OPEN))
+    world.network.told.clear()
+    undone = await service.checkpoints.undo("web", 1)
+    policy = NetworkPolicy(NetworkMode.OPEN, DENY.allow)
+    assert undone.network == policy
+    assert list(world.network.policies.values()) == [policy]
+    (vm_id,) = world.network.attached
+    assert vm_id != info.id
+    assert names(world, vm_id) == "198.18.1.1 a.example.com\n"
+    # Only one of the two VMs had a network at any time.
+    what = [kind for kind, _ in world.network.told]
+    assert what == ["attach", "detach", "update"]
+    done = await service.networks.update("web", CLOSING)
+    assert done.network.attached
+    assert world.network.policies[vm_id] == done.network.policy
+
+
+async def test_a_claim(farm: World, cloned: HostService, hasty: None) -> None:
+    await warm(cloned)
+    (member,) = ready(cloned)
+    assert farm.network.policies == {member.id: None}
+    info = await run(cloned, name="web", network=DENY)
+    assert info.id == member.id
+    assert farm.network.policies[info.id] == DENY
+    assert farm.agent(info).identity["network"] is True
+    await refilled(cloned, 1)
+    await cloned.networks.update("web", NetworkChange(mode=NetworkMode.NONE))
+    assert farm.network.policies[info.id] == NetworkPolicy(NetworkMode.NONE, DENY.allow)
+
+
+async def test_a_claim_of_which_the_policy_fails(
+    farm: World, cloned: HostService, hasty: None
+) -> None:
+    await warm(cloned)
+    farm.network.failing["update"] = 1
+    info = await run(cloned, name="web", network=DENY)
+    # It has begun as others do.
+    assert farm.network.policies[info.id] == DENY
+    await refilled(cloned, 1)
+    await cloned.pools.drain()
+    assert await settled(farm, cloned) == []
+
+
+async def test_a_claimed_one_is_closed_until_its_start(
+    farm: World, cloned: HostService, hasty: None
+) -> None:
+    await warm(cloned)
+    info = await cloned.sandboxes.create(spec(idle=True, name="web", network=DENY), no_report)
+    assert farm.network.policies[info.id] is None
+    await cloned.networks.update("web", NetworkChange(allow=["b.example.com"]))
+    assert farm.network.policies[info.id] is None
+    started = await cloned.sandboxes.start("web")
+    assert farm.network.policies[info.id] == started.network
+    assert started.network.allow == ["a.example.com", "b.example.com"]
+
+
+# ---- other daemons
+
+
+async def test_another_daemon_puts_in_force_what_is_on_record(world: World) -> None:
+    async with world.service() as service:
+        info = await run(service, name="web")
+        await run(service, name="gone")
+    assert not world.network.stopped
+    world.network.policies[info.id] = NetworkPolicy(NetworkMode.OPEN)  # it died before
+    stray = Attachment("sb_ffffffffffff", "stray", world.network.attached[info.id].names)
+    world.network.attached[stray.sandbox_id] = stray
+    async with world.service() as service:
+        assert world.network.policies[info.id] == PUBLIC
+        assert stray.sandbox_id not in world.network.attached
+        assert len(world.network.attached) == 2
+        done = await service.networks.update("web", CLOSING)
+        assert done.network.attached
+        await service.system.request_stop(stop_sandboxes=True)
+    assert world.network.stopped
+    assert world.network.opened == 0
+
+
+async def test_a_daemon_without_sandboxes_ends_the_network(world: World) -> None:
+    async with world.service() as service:
+        await service.sandboxes.create(spec(idle=True), no_report)
+    assert world.network.stopped
