@@ -103,9 +103,9 @@ def show(app: App, /, reference: str) -> None:
 def check(app: App, /, words: tuple[str, ...], **options: Any) -> int:
     """Tell what a policy decides, and why.
 
-    Targets are NAME[:PORT], IP[:PORT] or URLs; the exit code is 1 if one is denied. A first word that is a path, or has no dot, is the policy; otherwise it is that of a sandbox
-    without flags. Names are not looked up: one that is allowed still has to have an address that
-    is.
+    Targets are NAME[:PORT], IP[:PORT] or URLs; the exit code is 1 if one is denied. A first word
+    that is a path, or has no dot, is the policy; otherwise it is that of a sandbox without flags.
+    Names are not looked up: one that is allowed still has to have an address that is.
     """
     if options["policy"] is None and words and _is_policy(words[0]):
         options["policy"], words = words[0], words[1:]
