@@ -51,7 +51,7 @@ SPEC = (
     ),
     Option(
         ("-p", "--publish"),
-        "publish",
+        "ports",
         "Publish a port: HOST:GUEST, IP:HOST:GUEST, a range, or GUEST on a free port.",
         "PORT",
         multiple=True,
@@ -88,12 +88,12 @@ def sandbox_spec(image: str, argv: tuple[str, ...], options: dict[str, Any]) -> 
         spec["template"] = False
     if options["publish_all"]:
         spec["publish_all"] = True
-    if options["publish"]:
+    if options["ports"]:
         from hutch.portspec import port_list
 
         spec["ports"] = [
             {"guest_port": port.guest_port, "host_port": port.host_port, "address": port.address}
-            for port in port_list(options["publish"])
+            for port in port_list(options["ports"])
         ]
     return {key: value for key, value in spec.items() if value is not None}
 

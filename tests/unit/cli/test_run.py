@@ -9,7 +9,8 @@ import pytest
 
 from hutch.cli.grammar import read
 from hutch.cli.run import RUN, SPEC, sandbox_spec
-from hutch.models import SandboxSpec
+from hutch.models import SandboxSpec, from_json
+from hutch.networking import PublishedPort
 from tests.unit.cli.conftest import Cli
 
 
@@ -113,6 +114,14 @@ def test_all_options() -> None:
 
 def test_an_empty_entrypoint_takes_the_images_away() -> None:
     assert spec_of("--entrypoint", "", "img", "sh")["entrypoint"] == []
+
+
+def test_ports_are_read() -> None:
+    spec = spec_of("-p", "8080:80", "-p[::1]:8443-8444:443-444", "-P", "img")
+    assert spec["publish_all"] is True
+    assert [port["host_port"] for port in spec["ports"]] == [8080, 8443, 8444]
+    assert from_json(SandboxSpec, spec).ports[1] == PublishedPort(443, 8443, "::1")
+    assert "ports" not in spec_of("img")
 
 
 def test_every_option_ends_in_the_spec() -> None:

@@ -1,8 +1,9 @@
 import pytest
 
 from hutch.api.operations import LogRecord
-from hutch.errors import GuestError, NotFound
+from hutch.errors import Conflict, GuestError, InvalidInput, NotFound
 from hutch.models import SandboxState
+from hutch.networking import PublishedPort
 from hutch.sdk import AsyncClient, AsyncSandbox, LogChunk
 from tests.unit.api.fake_operations import FakeOperations
 
@@ -17,6 +18,28 @@ async def test_what_create_made_is_removed(api: str, fake: FakeOperations) -> No
         assert fake.sandboxes.removed == [box.id]
         with pytest.raises(NotFound):
             await AsyncSandbox.connect("mine", client=client)
+
+
+async def test_ports(api: str) -> None:
+    async with AsyncClient(socket=api) as client:
+        made = await AsyncSandbox.create(ports=[3000, "[::1]:8080:80"], client=client)
+        async with made as box:
+            free, chosen = box.ports
+            assert chosen == PublishedPort(80, 8080, "::1")
+            assert await box.url(80) == "http://[::1]:8080"
+            assert await box.url(3000, "ws") == f"ws://127.0.0.1:{free.host_port}"
+            url = await box.url(5000)  # which publishes it
+            assert url == f"http://127.0.0.1:{box.ports[2].host_port}"
+            assert await box.publish(PublishedPort(81, 8081), 9000) == box.ports[3:]
+            await box.unpublish(8081)
+            await box.unpublish(8080, address="::1")
+            assert [port.guest_port for port in box.ports] == [3000, 5000, 9000]
+            with pytest.raises(NotFound):
+                await box.unpublish(8080)
+            with pytest.raises(Conflict):
+                await box.publish("9999:80")
+            with pytest.raises(InvalidInput):
+                await box.publish("80/udp")
 
 
 async def test_what_was_found_stays(api: str, fake: FakeOperations) -> None:

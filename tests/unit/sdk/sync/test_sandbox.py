@@ -26,6 +26,15 @@ def test_it_is_what_would_be_generated() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_ports(served: Served) -> None:
+    with Client(socket=served.path) as client:
+        with Sandbox.create(ports=["8080:80"], client=client) as box:
+            assert box.url(80) == "http://127.0.0.1:8080"
+            assert box.publish(81) == box.ports[1:]
+            box.unpublish(8080)
+            assert [port.guest_port for port in box.ports] == [81]
+
+
 def test_a_sandbox_is_removed_with_its_context(served: Served) -> None:
     with Client(socket=served.path) as client:
         with Sandbox.create("busybox", name="mine", client=client) as box:
