@@ -31,6 +31,8 @@ def policy_of(app: "App", options: dict[str, Any]) -> dict[str, Any] | None:
     policy["allow_lan"] = policy["allow_lan"] or rules["allow_lan"]
     if mode is not None:
         policy["mode"] = mode
+    if mode or any(rules.values()):
+        policy["preset"] = None  # it is more than what the name stands for
     return policy
 
 

@@ -27,6 +27,7 @@ from hutch.models import (
     TtySize,
     timestamp,
 )
+from hutch.networking import NetworkPolicy
 from hutch.reports import (
     Check,
     DaemonInfo,
@@ -41,6 +42,7 @@ from hutch.tasks import Scope
 from tests.unit.api.fake_checkpoints import FakeCheckpoints, FakeDiffs
 from tests.unit.api.fake_content import FakeImages, FakeKernels, FakeTemplates
 from tests.unit.api.fake_guest_files import EchoTunnel, FakeFiles
+from tests.unit.api.fake_networks import FakeNetworks
 from tests.unit.api.fake_pools import FakePools
 from tests.unit.api.fake_ports import FakePorts
 from tests.unit.api.fake_programs import NOW, PROGRAMS, FakeExec, FakeSession
@@ -161,6 +163,7 @@ class FakeSandboxes:
                 hostname=spec.hostname or "box",
                 created_at=NOW,
                 ports=self.owner.ports.number(spec.ports),
+                network=spec.network or NetworkPolicy(),
             )
         )
 
@@ -381,6 +384,7 @@ class FakeOperations:
         self.execs = FakeExecs(self)
         self.files = FakeFileOperations(self)
         self.ports = FakePorts(self.sandboxes)
+        self.networks = FakeNetworks(self.sandboxes)
         self.images = FakeImages()
         self.kernels = FakeKernels()
         self.templates = FakeTemplates()
