@@ -51,7 +51,6 @@ class InForce:
         self.policy: NetworkPolicy | None = None
         self.rules: Rules | None = None
         self.generation = 0
-        self.lookups = 0
         self._ports: tuple[int, ...] = ()
         self._routes = routes
         self._reserved = reserved
@@ -117,7 +116,6 @@ class InForce:
         self, decision: Decision, *, name: str, address: str | None = None, detail: str = ""
     ) -> None:
         """Record what was decided about a look-up."""
-        self.lookups += 1
         self.records.add(NetworkLayer.DNS, decision, name=name, address=address, detail=detail)
 
 

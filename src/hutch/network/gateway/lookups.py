@@ -36,6 +36,8 @@ class Lookups:
 
         Raises OSError for sockets of another interface.
         """
+        self.count = 0
+        """Questions so far."""
         self._dns = Datagrams(dns, ifindex, self._asked)
         self._clock = Datagrams(clock, ifindex, _tell_time)
         self._limit = limit
@@ -68,6 +70,7 @@ class Lookups:
         await self._scope.close()
 
     def _asked(self, packet: bytes, answer: Answer) -> bool:
+        self.count += 1
         task = self._scope.start("datagram", self._datagram(packet, answer))
         self._tasks.add(task)
         task.add_done_callback(self._answered)
@@ -94,6 +97,7 @@ class Lookups:
         """
         try:
             while (query := await self._question(guest)) is not None:
+                self.count += 1
                 resolver = self._resolver
                 if resolver is None:
                     return

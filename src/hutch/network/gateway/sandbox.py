@@ -301,7 +301,7 @@ class Sandbox:
             connections=len(live),
             connections_total=self._total,
             denied_total=self.records.denied,
-            lookups_total=in_force.lookups,
+            lookups_total=self._lookups.count,
             names=0 if in_force.names is None else len(in_force.names),
             sent=self._sent + sum(item.sent for item in live),
             received=self._received + sum(item.received for item in live),
@@ -314,6 +314,8 @@ class Sandbox:
 
     async def close(self) -> None:
         """End everything of it, connections by RST. Nothing reaches it, or leaves it, after."""
+        if self._closed:
+            return
         self._closed = True
         self._in_force.withdraw()
         self._acceptor.close()

@@ -1,0 +1,102 @@
+import itertools
+import os
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from hutch.network.dns.client import Resolver
+from hutch.network.gateway.inforce import InForce
+from hutch.network.gateway.limits import Limits
+from hutch.network.gateway.records import Records
+from hutch.network.policy import Rules
+from hutch.network.synthetic import NameTable
+from hutch.networking import Decision, NetworkLayer, NetworkMode, NetworkPolicy, Reason
+from tests.unit.network.gateway.world import Kinds
+
+LAN, OUTSIDE = ip_address("10.1.2.3"), ip_address("127.0.0.1")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[NameTable]:
+    fd = os.open(tmp_path / "names", os.O_RDWR | os.O_CREAT)
+    yield NameTable(fd)
+    os.close(fd)
+
+
+@pytest.fixture
+async def in_force() -> InForce:
+    return InForce(
+        records=Records("sb_1", lambda *_: None, sequence=itertools.count(1)),
+        resolver=Resolver([]),
+        routes=Kinds(),
+        limits=Limits(rate_up=1000),
+        reserved=lambda: [8080],
+    )
+
+
+def put(in_force: InForce, table: NameTable, policy: NetworkPolicy) -> None:
+    in_force.put(policy, Rules.of(policy), table)
+
+
+async def test_without_a_policy_all_is_denied(in_force: InForce, table: NameTable) -> None:
+    assert in_force.lookup("a.example").reason is Reason.NETWORK_DOWN
+    assert not in_force.permitted("a.example", [OUTSIDE]).allowed
+    assert not in_force.opens_host()
+    put(in_force, table, NetworkPolicy())
+    assert in_force.lookup("a.example").allowed
+    assert in_force.names is table
+    in_force.withdraw()
+    assert not in_force.lookup("a.example").allowed
+    assert in_force.names is None
+    assert in_force.generation == 2
+
+
+async def test_a_name_needs_one_address_that_is_permitted(
+    in_force: InForce, table: NameTable
+) -> None:
+    put(in_force, table, NetworkPolicy())
+    assert in_force.permitted("a.example", [LAN, OUTSIDE]).allowed
+    assert in_force.permitted("a.example", [LAN]).reason is Reason.ADDRESS_LAN
+    assert not in_force.permitted("a.example", []).allowed
+
+
+async def test_any_port_will_do(in_force: InForce, table: NameTable) -> None:
+    put(in_force, table, NetworkPolicy(mode=NetworkMode.DENY, allow=["a.example:2222"]))
+    assert in_force.permitted("a.example", [OUTSIDE]).allowed
+    policy = NetworkPolicy(mode=NetworkMode.DENY, allow=["a.example:22", "10.1.2.3:22/tcp"])
+    put(in_force, table, policy)
+    assert in_force.permitted("a.example", [LAN]).allowed
+
+
+async def test_the_host_is_open_by_its_own_list(in_force: InForce, table: NameTable) -> None:
+    put(in_force, table, NetworkPolicy())
+    assert not in_force.opens_host()
+    put(in_force, table, NetworkPolicy(allow_host=[80]))
+    assert in_force.opens_host()
+    put(in_force, table, NetworkPolicy(mode=NetworkMode.NONE, allow_host=[80]))
+    assert not in_force.opens_host()
+    assert in_force.is_reserved(8080)
+    assert not in_force.is_reserved(80)
+
+
+async def test_what_fails_is_a_denial(
+    in_force: InForce, table: NameTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    put(in_force, table, NetworkPolicy())
+    monkeypatch.setattr(Rules, "lookup", fail)
+    monkeypatch.setattr(Kinds, "kind", fail)
+    assert not in_force.lookup("a.example").allowed
+    assert not in_force.permitted("a.example", [OUTSIDE]).allowed
+
+
+async def test_look_ups_are_recorded_and_rates_shared(in_force: InForce) -> None:
+    in_force.looked_up(Decision(True, Reason.ALLOWED), name="a.example", detail="A")
+    ((_, record),) = in_force.records.since(0)
+    assert (record.layer, record.name, record.detail) == (NetworkLayer.DNS, "a.example", "A")
+    assert in_force.up is not None
+    assert in_force.down is None
