@@ -25,7 +25,7 @@ class NetworkMode(StrEnum):
 
     PUBLIC = "public"  # public addresses, but neither the host nor its networks
     DENY = "deny"  # nothing
-    OPEN = "open"  # everything but metadata services
+    OPEN = "open"  # everything but the host and metadata services
     NONE = "none"  # nothing, whatever the rules say: its network is down
 
 

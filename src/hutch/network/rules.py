@@ -19,7 +19,7 @@ RULE_MAX = 400
 """The longest a rule may be: a name of 253 letters outside ASCII fits."""
 
 _PORT = re.compile(r"\*|[0-9]{1,5}")
-_PROTOCOL = re.compile(r"/(tcp|udp|icmp|any)", re.IGNORECASE)
+_PROTOCOL = re.compile(r"/(tcp|udp|icmp|any)")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](/[0-9]{1,3})?")
 _V4_MAPPED = IPv6Network("::ffff:0:0/96")
 _EXAMPLES = "write it like example.com, *.example.com, example.com:22, 10.1.0.0/16 or [2001:db8::1]"
@@ -45,18 +45,19 @@ def parse_rule(text: str, *, allow: bool) -> Rule:
 
     Raises InvalidInput (bad_policy), naming the rule.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise _bad(text, allow, "it is empty" if text == "" else "it is no text")
+    if not isinstance(text, str):
+        raise _bad(text, allow, "it is no text")
+    if not text or text != text.strip():
+        raise _bad(text, allow, "it has spaces around it" if text else "it is empty")
     if len(text) > RULE_MAX:
         raise _bad(text, allow, "it is too long")
     if "://" in text:
         raise _bad(text, allow, "it is a URL", "write its host alone, with `:PORT` if need be")
-    written = text.strip()
-    rest, raw = _without_protocol(written, allow)
-    target, port = _split(rest, written, allow)
+    rest, raw = _without_protocol(text, allow)
+    target, port = _split(rest, text, allow)
     if raw and port is None:
         raise _bad(text, allow, "/tcp needs a port before it", "write it like example.com:443/tcp")
-    network = _network(target, written, allow)
+    network = _network(target, text, allow)
     ports: tuple[int, ...] = ()
     if port is not None and port != "*":
         ports = (int(port),)
@@ -65,9 +66,9 @@ def parse_rule(text: str, *, allow: bool) -> Rule:
     elif port is None and network is None and allow:
         ports = WEB_PORTS
     if network is not None:
-        return Rule(written, None, False, network, ports, raw)
-    name = _name(target.removeprefix("*."), written, allow)
-    return Rule(written, name, target.startswith("*."), None, ports, raw)
+        return Rule(text, None, False, network, ports, raw)
+    name = _name(target.removeprefix("*."), text, allow)
+    return Rule(text, name, target.startswith("*."), None, ports, raw)
 
 
 def _bad(text: object, allow: bool, what: str, hint: str = _EXAMPLES) -> HutchError:
@@ -86,7 +87,7 @@ def _without_protocol(text: str, allow: bool) -> tuple[str, bool]:
     rest, slash, protocol = text.rpartition("/")
     if not slash or not _PROTOCOL.fullmatch(slash + protocol):
         return text, False
-    if protocol.lower() != "tcp":
+    if protocol != "tcp":
         raise _bad(text, allow, "only TCP leaves a sandbox", "leave the protocol away")
     if not allow:
         raise _bad(text, allow, "what is denied is so for every protocol", "leave the /tcp away")

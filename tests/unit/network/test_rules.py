@@ -3,6 +3,8 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hutch.errors import InvalidInput
 from hutch.network.rules import Rule, RuleSet, parse_rule
@@ -17,16 +19,15 @@ from hutch.network.rules import Rule, RuleSet, parse_rule
         ("example.com:22", "example.com", False, (22,), False),
         ("*.example.com:*", "example.com", True, (), False),
         ("example.com:443/tcp", "example.com", False, (443,), True),
-        ("example.com:*/TCP", "example.com", False, (), True),
+        ("example.com:*/tcp", "example.com", False, (), True),
         ("bücher.example", "xn--bcher-kva.example", False, (80, 443), False),
         ("*.bücher.example", "xn--bcher-kva.example", True, (80, 443), False),
-        ("  example.com ", "example.com", False, (80, 443), False),
         ("nas", "nas", False, (80, 443), False),
     ],
 )
 def test_names(text: str, name: str, below: bool, ports: tuple[int, ...], raw: bool) -> None:
     rule = parse_rule(text, allow=True)
-    assert rule == Rule(text.strip(), name, below, None, ports, raw)
+    assert rule == Rule(text, name, below, None, ports, raw)
     if not raw:
         denied = parse_rule(text, allow=False)
         assert denied.ports == (() if ports == (80, 443) else ports)
@@ -61,7 +62,9 @@ def test_networks(text: str, network: str, ports: tuple[int, ...], raw: bool) ->
     ("text", "what"),
     [
         ("", "it is empty"),
-        ("   ", "it is no text"),
+        ("   ", "spaces around"),
+        ("example.com ", "spaces around"),
+        ("example.com:443/TCP", "is no port"),
         (None, "it is no text"),
         (443, "it is no text"),
         ("x" * 500, "it is too long"),
@@ -111,6 +114,27 @@ def test_what_is_no_rule(text: str, what: str) -> None:
     assert "`allow`" in caught.value.message
     assert caught.value.hint
     assert len(caught.value.message) < 300
+
+
+@given(st.text(max_size=60) | st.from_regex(r"[\[\]*./:0-9a-f%]{0,40}(/tcp|:[0-9]{1,5})?"))
+def test_whatever_is_written_is_a_rule_or_told_to_be_none(text: str) -> None:
+    try:
+        rule = parse_rule(text, allow=True)
+    except InvalidInput as cause:
+        told = cause
+    else:
+        told = None
+    if told is not None:
+        assert told.code == "bad_policy"
+        assert told.hint
+        return
+    assert rule.text == text
+    assert (rule.name is None) != (rule.network is None)
+    assert all(0 < port < 65536 for port in rule.ports)
+    again = rule.name if rule.network is None else str(rule.network)
+    assert again is not None
+    found = parse_rule("*." * rule.below + again, allow=True)
+    assert (found.name, found.below, found.network) == (rule.name, rule.below, rule.network)
 
 
 def test_the_message_in_full() -> None:

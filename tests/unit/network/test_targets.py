@@ -3,6 +3,8 @@
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hutch.errors import InvalidInput
 from hutch.network.addresses import Address, AddressKind, special
@@ -57,6 +59,16 @@ def test_what_is_no_target(text: str) -> None:
     assert caught.value.code == "bad_request"
     assert caught.value.hint
     assert len(caught.value.message) < 200
+
+
+@given(st.text(max_size=60) | st.from_regex(r"[a-z+]{0,8}://[\[\]@.:0-9a-f%?#/]{0,40}"))
+def test_whatever_is_asked_is_a_target_or_told_to_be_none(text: str) -> None:
+    try:
+        found = parse_target(text)
+    except InvalidInput:
+        return
+    assert (found.name is None) != (found.address is None)
+    assert 0 < found.port < 65536
 
 
 @pytest.mark.parametrize(
