@@ -138,7 +138,8 @@ class Gate:
     @property
     def fin_upstream(self) -> bool:
         """Whether nothing more goes upstream once it has what there is."""
-        return self._guest_ended and self.hears_guest
+        unread = self._held is not None or bool(self._asked)
+        return self._guest_ended and (self.hears_guest or not unread)
 
     @property
     def over(self) -> bool:
@@ -409,6 +410,8 @@ class Gate:
             return
         if self._refusal is not None:
             self._finish()
+        elif self._answered and not self._open:
+            self._over = True  # it cannot be the answer to what was not asked yet
         else:
             self._ask()
 
