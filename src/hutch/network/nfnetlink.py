@@ -1,7 +1,6 @@
 """The filter of a TAP's frames: a chain of its own that jumps to the constant rules.
 
-As nfnetlink messages, since the program `nft` would take 5 ms for each. The kernel removes the
-chain with its TAP.
+As nfnetlink messages, since the program `nft` would take 5 ms for each.
 """
 
 import errno
@@ -15,7 +14,7 @@ from typing import Final
 _NETFILTER: Final = 12
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NFTABLES: Final = 10
-_NEW_CHAIN, _NEW_RULE = 3, 6
+_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE = 3, 5, 6
 _NETDEV: Final = 5
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _GOTO: Final = -4
@@ -46,7 +45,7 @@ def _nested(kind: int, *content: bytes) -> bytes:
 
 
 def frame_filter(name: str) -> bytes:
-    """Return the messages that filter the frames of a TAP; the chain goes when the TAP does."""
+    """Return the messages that filter the frames of a TAP."""
     chain = (
         _text(_CHAIN_TABLE, "hutch")
         + _text(_CHAIN_NAME, name)
@@ -70,13 +69,22 @@ def frame_filter(name: str) -> bytes:
         ),
     )
     rule = _text(_RULE_TABLE, "hutch") + _text(_RULE_CHAIN, name) + _nested(_RULE_EXPRESSIONS, jump)
-    return b"".join(
-        (
-            _message(_BATCH_BEGIN, 0, 1, b"", family=0, resource=_NFTABLES),
-            _message(_NFTABLES << 8 | _NEW_CHAIN, _CREATE | _ACK, 2, chain),
-            _message(_NFTABLES << 8 | _NEW_RULE, _CREATE | _APPEND | _ACK, 3, rule),
-            _message(_BATCH_END, 0, 4, b"", family=0, resource=_NFTABLES),
-        )
+    return _batch(
+        _message(_NFTABLES << 8 | _NEW_CHAIN, _CREATE | _ACK, 2, chain),
+        _message(_NFTABLES << 8 | _NEW_RULE, _CREATE | _APPEND | _ACK, 3, rule),
+    )
+
+
+def frame_filter_removal(name: str) -> bytes:
+    """Return the messages that remove the filter of a TAP."""
+    chain = _text(_CHAIN_TABLE, "hutch") + _text(_CHAIN_NAME, name)
+    return _batch(_message(_NFTABLES << 8 | _DELETE_CHAIN, _ACK, 2, chain))
+
+
+def _batch(*messages: bytes) -> bytes:
+    begin = _message(_BATCH_BEGIN, 0, 1, b"", family=0, resource=_NFTABLES)
+    return (
+        begin + b"".join(messages) + _message(_BATCH_END, 0, 9, b"", family=0, resource=_NFTABLES)
     )
 
 
@@ -115,9 +123,22 @@ class FrameFilter:
 
     def add(self, name: str) -> None:
         """Filter the frames of a TAP. Raises OSError."""
-        self._sock.send(frame_filter(name))
+        if code := self._refusal(frame_filter(name), 2):
+            raise OSError(code, f"the filter of {name}: {os.strerror(code)}")
+
+    def remove(self, name: str) -> None:
+        """Filter them no longer; older kernels did so by themselves when the TAP went.
+
+        Raises OSError.
+        """
+        code = self._refusal(frame_filter_removal(name), 1)
+        if code not in (0, errno.ENOENT):
+            raise OSError(code, f"the filter of {name}: {os.strerror(code)}")
+
+    def _refusal(self, messages: bytes, count: int) -> int:
+        """Have messages taken; return the first error that they were answered with, or 0."""
+        self._sock.send(messages)
         answered: dict[int, int] = {}
-        while len(answered) < 2:
+        while len(answered) < count:
             answered |= _refusals(self._sock.recv(1 << 16))
-            if code := next((code for code in answered.values() if code), 0):
-                raise OSError(code, f"the filter of {name}: {os.strerror(code or errno.EPROTO)}")
+        return next((code for code in answered.values() if code), 0)

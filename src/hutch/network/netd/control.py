@@ -134,6 +134,8 @@ class Netd:
         for owner, link in list(self._taps.items()):
             if link.index not in there:
                 self._forget(owner)
+                if self._frames is not None:
+                    self._frames.remove(link.name)
 
     async def _create(self, values: Values, fds: list[int]) -> Reply:
         owner = str(values["sandbox_id"])
@@ -201,6 +203,8 @@ class Netd:
         self._forget(owner)
         try:
             await settle_in_thread(rtnetlink.remove_link, link.index)
+            if self._frames is not None:
+                self._frames.remove(link.name)
         except OSError as cause:
             raise error("network_failed", f"{link.name} cannot be removed: {cause}") from cause
 

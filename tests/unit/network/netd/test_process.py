@@ -1,0 +1,74 @@
+"""The life of netd: how it ends, and what it leaves."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hutch.network import channel
+from hutch.network.netd import namespace
+from hutch.network.netd.process import arguments
+from hutch.network.processes import GATEWAY_ID, remember
+from hutch.process import ProcessId
+from tests.unit.network.netspace import Netd, needs_taps
+
+pytestmark = needs_taps
+
+
+def test_told_to_end_it_leaves_nothing(tmp_path: Path) -> None:
+    netd = Netd(tmp_path / "netd")
+    place = netd.create("sb_one")
+    netd.call("end")
+    assert netd.process.wait(60) == 0
+    assert not (netd.directory / "ns").exists()
+    place.close()
+    netd.close()
+
+
+@pytest.mark.parametrize("with_tap", [True, False])
+def test_terminated_it_leaves_the_namespace_if_a_tap_needs_it(
+    tmp_path: Path, with_tap: bool
+) -> None:
+    netd = Netd(tmp_path / "netd")
+    netd.call("hello")
+    if with_tap:
+        netd.create("sb_one")
+    else:
+        netd.control.close()
+    netd.process.send_signal(signal.SIGTERM)
+    assert netd.process.wait(60) == 0
+    assert with_tap == namespace.pinned(netd.directory / "ns")
+    netd.close()
+
+
+def test_nobody_needs_it_so_it_ends_and_ends_the_gateway(tmp_path: Path) -> None:
+    directory = tmp_path / "netd"
+    directory.mkdir()
+    gateway = subprocess.Popen(["sleep", "600"])
+    found = ProcessId.of(gateway.pid)
+    assert found is not None
+    remember(directory / GATEWAY_ID, found)
+    listener = channel.listen(directory / "netd.sock")
+    given = arguments(listener.fileno(), directory, interval=0.05)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hutch.network.netd", *given],
+        pass_fds=(listener.fileno(),),
+        cwd="/",
+        stderr=subprocess.DEVNULL,
+    )
+    listener.close()
+    assert process.wait(60) == 0
+    assert gateway.wait(60) == -signal.SIGTERM
+    assert not (directory / "ns").exists()
+
+
+def test_what_is_missing_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
+    netd = Netd(tmp_path / "netd", device=tmp_path / "no-tun")
+    values, fds = netd.call("hello")
+    assert values["why"]["code"] == "network_missing"
+    assert "no-tun" in values["why"]["message"]
+    netd.close()
+    for fd in fds:
+        namespace.os.close(fd)
