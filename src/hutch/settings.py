@@ -105,6 +105,32 @@ def parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_server(text: str) -> tuple[str, int]:
+    """Return address and port (53 if none is given) of `IP`, `IP:PORT` or `[IPV6]:PORT`.
+
+    Raises InvalidInput (bad_setting).
+    """
+    import ipaddress  # here: it costs the CLI 5 ms, and few need it
+
+    host, _, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port or "53")
+    except ValueError:
+        number = 0
+    if not 0 < number < 1 << 16:
+        raise error("bad_setting", f"{text!r} is no server", hint="write it like 9.9.9.9:53")
+    return str(address), number
+
+
+def parse_servers(text: str) -> tuple[str, ...]:
+    """Return comma-separated servers, as `parse_server` reads each. Raises the same."""
+    servers = parse_list(text)
+    for server in servers:
+        parse_server(server)
+    return servers
+
+
 def default_home() -> Path:
     """Return where data lives: /var/lib/hutch as root, else `$XDG_DATA_HOME/hutch`."""
     if os.geteuid() == 0:
@@ -263,7 +289,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _row(
         "dns_servers",
-        parse_list,
+        parse_servers,
         (),
         "servers, as IP or IP:PORT, that sandboxes' names are asked of; none: the host's own",
     ),

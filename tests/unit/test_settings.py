@@ -25,6 +25,8 @@ from hutch.settings import (
     parse_factor,
     parse_list,
     parse_reserve,
+    parse_server,
+    parse_servers,
     parse_size,
     resolve_settings,
 )
@@ -247,7 +249,8 @@ def test_every_default_has_the_type_of_its_field() -> None:
     settings = load_settings(None, {"HUTCH_CONFIG": "/nonexistent"})
     for field in fields(Settings):
         value: Any = getattr(settings, field.name)
-        expected = tuple if field.name.startswith(("registry_mirrors", "plain_")) else field.type
+        lists = ("registry_mirrors", "plain_", "dns_servers")
+        expected = tuple if field.name.startswith(lists) else field.type
         assert isinstance(value, expected), field.name  # type: ignore[arg-type]
 
 
@@ -272,3 +275,25 @@ def test_paths_of_root_and_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/r")
     assert default_home() == Path("/d/hutch")
     assert default_runtime_base() == Path("/r/hutch")
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("9.9.9.9", ("9.9.9.9", 53)),
+        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
+        ("2620:fe::fe", ("2620:fe::fe", 53)),
+        ("[2620:fe::fe]:5353", ("2620:fe::fe", 5353)),
+    ],
+)
+def test_a_server(text: str, server: tuple[str, int]) -> None:
+    assert parse_server(text) == server
+    assert parse_servers(f"{text}, {text}") == (text, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["dns.example", "1.2.3", "1.2.3.4:0", "1.2.3.4:x", "1.2.3.4:70000"]
+)
+def test_no_server(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no server"):
+        parse_servers(text)

@@ -18,8 +18,8 @@ from hutch.images.disk import base_disk
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
-from hutch.network.absent import NoNetwork
 from hutch.network.base import Network
+from hutch.network.host import HostNetwork, Options
 from hutch.service.capacity import Capacity
 from hutch.service.capture import Captures
 from hutch.service.checkpoints import Checkpoints
@@ -39,13 +39,15 @@ from hutch.service.sandboxes import HostExecs, HostFiles, HostSandboxes
 from hutch.service.snapshots import Snapshots
 from hutch.service.spec import HostSize
 from hutch.service.system import HostSystem
-from hutch.settings import SETTINGS, Settings, resolve_settings
+from hutch.settings import SETTINGS, Settings, parse_server, resolve_settings
 from hutch.state.base import Store
 from hutch.state.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
 DATABASE = "hutch.db"
+
+_GATEWAY_USER = 1000
 
 
 class HostService:
@@ -138,6 +140,16 @@ class HostService:
             await self._parts.store.close()
 
 
+def host_network(settings: Settings) -> HostNetwork:
+    """Return the network of this host's sandboxes, not yet opened."""
+    # Past the users of sandboxes' VMs, of canaries and of templates' VMs.
+    user = settings.uid_base + settings.uid_count + _GATEWAY_USER
+    servers = [parse_server(text) for text in settings.dns_servers]
+    return HostNetwork(
+        Options(settings.home, settings.runtime_dir, user=user, servers=servers or None)
+    )
+
+
 @contextlib.asynccontextmanager
 async def open_host(
     settings: Settings, origins: Mapping[str, str] | None = None
@@ -156,7 +168,7 @@ async def open_host(
         kernels=KernelStore(settings.home, settings),
         connect_guest=connect_guest,
         base_disk=base_disk,
-        network=NoNetwork(),
+        network=host_network(settings),
     )
     async with service:
         yield service

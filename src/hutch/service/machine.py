@@ -21,7 +21,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, Identity
 from hutch.images.base import no_report
 from hutch.models import SandboxInfo, TemplatePoint
-from hutch.networking import NetworkMode
+from hutch.networking import GATEWAY_ADDRESS, NetworkMode
 from hutch.service.boot import Boots, Late, Order, Stalled, boards
 from hutch.service.build import Builder, mount_disk, mount_root, nobody
 from hutch.service.layers import Layers
@@ -383,6 +383,8 @@ def _identity(info: SandboxInfo, generation: int) -> Identity:
         nonce=secrets.token_bytes(16),
         generation=generation,
         hosts=[("127.0.1.1", info.hostname)],
+        # Where there is no network it is never asked, and fails at once.
+        nameservers=[GATEWAY_ADDRESS],
         network=info.network.mode is not NetworkMode.NONE,
     )
 
