@@ -14,7 +14,7 @@ from hutch.network.channel import Channel
 from hutch.network.gateway import accept, control
 from hutch.network.gateway.control import Control, policy_of
 from hutch.networking import NetworkMode, NetworkPolicy
-from tests.unit.network.gateway.world import LO, TIME, Kinds, bound
+from tests.unit.network.gateway.world import LO, TIME, Kinds, bound, knock
 
 PUBLIC = asdict(NetworkPolicy())
 
@@ -64,12 +64,7 @@ class Daemon:
 
     async def knock(self, sandbox_id: str = "sb_1") -> None:
         """Connect as a guest, and be reset."""
-        loop = asyncio.get_running_loop()
-        with socket.socket() as caller:
-            caller.setblocking(False)
-            await loop.sock_connect(caller, self.listening[sandbox_id])
-            with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(loop.sock_recv(caller, 1), TIME)
+        assert await knock(self.listening[sandbox_id])
 
     async def close(self) -> None:
         for channel in self.channels:

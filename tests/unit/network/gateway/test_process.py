@@ -18,7 +18,7 @@ from hutch.network.channel import Channel, connect, listen
 from hutch.network.gateway.limits import Limits
 from hutch.network.gateway.process import Settings, take_files
 from hutch.networking import NetworkPolicy
-from tests.unit.network.gateway.world import LO, bound
+from tests.unit.network.gateway.world import LO, bound, knock
 
 TIME = 60.0
 ROOT = os.geteuid() == 0
@@ -110,14 +110,10 @@ async def test_it_has_no_rights_left(path: Path, start: Start, tmp_path: Path) -
     dns, clock = bound(socket.SOCK_DGRAM), bound(socket.SOCK_DGRAM)
     values = {"sandbox_id": "sb_1", "name": "b\xfccher", "interface": "lo", "ifindex": LO}
     policy = asdict(NetworkPolicy(deny=["b\xfccher.example"]))
-    with listener, dns, clock, socket.socket() as caller:
+    with listener, dns, clock:
         fds = [listener.fileno(), dns.fileno(), clock.fileno(), names]
         await channel.call("attach", values | {"policy": policy}, fds, timeout=TIME)
-        caller.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(caller, listener.getsockname())
-        with pytest.raises(ConnectionResetError):  # to itself, which is not public
-            await asyncio.wait_for(loop.sock_recv(caller, 1), TIME)
+        assert await knock(listener.getsockname())  # to itself, which is not public
     os.close(names)
     told, _ = await channel.call("records", {"since": 0}, timeout=TIME)
     assert [record["reason"] for record in told["records"]] == ["address_host"]

@@ -195,3 +195,17 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+async def knock(address: tuple[str, int]) -> bool:
+    """Connect and tell whether that ends by a RST; which may come while it connects."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as caller:
+        caller.setblocking(False)
+        try:
+            async with asyncio.timeout(TIME):
+                await loop.sock_connect(caller, address)
+                await loop.sock_recv(caller, 1)
+        except ConnectionResetError:
+            return True
+    return False
