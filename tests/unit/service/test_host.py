@@ -1,17 +1,22 @@
 """The service put together: what entering and leaving it do, and that it is what the API needs."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
 from hutch.api import operations
 from hutch.errors import error
+from hutch.network.absent import NoNetwork
+from hutch.service import host
 from hutch.service.host import open_host
 from hutch.settings import Settings
 from tests.unit.service.world import World, expect
 
+PARTS = ["sandboxes", "execs", "files", "images", "kernels", "networks", "system"]
 
-@pytest.mark.parametrize("part", ["sandboxes", "execs", "files", "images", "kernels", "system"])
+
+@pytest.mark.parametrize("part", PARTS)
 async def test_it_has_all_operations(world: World, part: str) -> None:
     async with world.service() as service:
         protocol = getattr(operations, part.capitalize())
@@ -22,7 +27,10 @@ async def test_it_has_all_operations(world: World, part: str) -> None:
                 assert list(inspect.signature(method).parameters) == parameters, name
 
 
-async def test_the_real_one_opens_on_an_empty_home(settings: Settings) -> None:
+async def test_the_real_one_opens_on_an_empty_home(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "host_network", lambda settings: NoNetwork())
     async with open_host(settings) as service:
         assert (await service.system.info()).sandboxes == 0
         assert await service.images.list() == []
@@ -34,3 +42,13 @@ async def test_a_store_that_does_not_open(world: World) -> None:
             raise error("daemon_version", "too new")
 
     await expect("daemon_version", world.service(store=Broken()).__aenter__())
+
+
+def test_the_network_of_a_host(settings: Settings) -> None:
+    network = host.host_network(replace(settings, dns_servers=("127.0.0.1:5353",)))
+    assert not network.ability.taps
+    assert network._options.servers == [("127.0.0.1", 5353)]
+    user = network._options.user
+    assert user is not None
+    assert user > settings.uid_base + settings.uid_count
+    assert host.host_network(settings)._options.servers is None
