@@ -1,8 +1,9 @@
 //! The machine's network card: up, with the address that all machines have, or down.
 //!
 //! A machine is told of its network by a word on the kernel's command line, and takes it up at once:
-//! what is frozen later has it, and a clone need not do anything. Nothing is asked of the host's side,
-//! not even its hardware address, so that nothing can be answered wrongly or late.
+//! what is frozen later has it, and a clone need not do anything. One that was frozen where there was
+//! none hears of it by its identity. Nothing is asked of the host's side, not even its hardware
+//! address, so that nothing can be answered wrongly or late.
 
 use std::fs;
 use std::io;
@@ -21,26 +22,22 @@ const OWN: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const GATEWAY_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x68, 0x75, 0x00];
 
-/// The network of a machine: none until [`Network::start`] has found it.
+/// The network of a machine: none until it is taken up for the first time.
 #[derive(Default)]
-pub struct Network(Mutex<Option<Card>>);
+pub struct Network(Mutex<State>);
 
-#[derive(Clone, Copy)]
-struct Card {
-    index: u32,
+#[derive(Default)]
+struct State {
+    /// The number of the card, once it is prepared.
+    card: Option<u32>,
     up: bool,
 }
 
 impl Network {
-    /// Takes the network up, if the host has said that there is one. Failures are logged: a machine
-    /// without is still of use.
+    /// Takes the network up, if the host has said that there is one.
     pub fn start(&self) {
-        if !init::has_word(WORD) {
-            return;
-        }
-        match find().and_then(|index| prepare(index).map(|()| Card { index, up: true })) {
-            Ok(card) => *self.lock() = Some(card),
-            Err(error) => log(format_args!("there is no network: {error}")),
+        if init::has_word(WORD) {
+            self.set(true);
         }
     }
 
@@ -48,44 +45,56 @@ impl Network {
     /// logged: a program may have taken the card away, and what may leave is the host's affair.
     pub fn set(&self, up: bool) -> bool {
         let mut state = self.lock();
-        let Some(card) = state.as_mut().filter(|card| card.up != up) else { return false };
-        let done = if up { take_up(card.index) } else { take_down(card.index) };
-        match done {
-            Ok(()) => card.up = up,
+        if state.up == up {
+            return false;
+        }
+        match state.change(up) {
+            Ok(()) => state.up = up,
             Err(error) => log(format_args!("the network cannot be changed: {error}")),
         }
-        card.up == up
+        state.up == up
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Card>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn find() -> io::Result<u32> {
-    let text = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))?;
-    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+impl State {
+    fn change(&mut self, up: bool) -> io::Result<()> {
+        let kernel = Netlink::open(libc::NETLINK_ROUTE)?;
+        let index = match self.card {
+            Some(index) => index,
+            None => prepare(&kernel)?,
+        };
+        self.card = Some(index);
+        if up {
+            take_up(&kernel, index)
+        } else {
+            take_down(&kernel, index)
+        }
+    }
 }
 
-fn prepare(index: u32) -> io::Result<()> {
+/// Gives the card its address, and its number to us.
+fn prepare(kernel: &Netlink) -> io::Result<u32> {
+    let text = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))?;
+    let index = text.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     // There is none: no address of it may make programs believe so. A kernel may not have it at all.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{CARD}/disable_ipv6"), "1");
-    let kernel = Netlink::open(libc::NETLINK_ROUTE)?;
     for request in [address(index), up(index), neighbour(index)] {
         kernel.ask(&request)?;
     }
-    take_up(index)
+    Ok(index)
 }
 
-fn take_up(index: u32) -> io::Result<()> {
-    let kernel = Netlink::open(libc::NETLINK_ROUTE)?;
+fn take_up(kernel: &Netlink, index: u32) -> io::Result<()> {
     let make = |body: &Vec<u8>| kernel.ask(&message(libc::RTM_NEWROUTE, MAKE, body));
     routes(index).iter().try_for_each(make)
 }
 
 /// Only the routes go: to take the card itself down would cost a clone four times as much.
-fn take_down(index: u32) -> io::Result<()> {
-    let kernel = Netlink::open(libc::NETLINK_ROUTE)?;
+fn take_down(kernel: &Netlink, index: u32) -> io::Result<()> {
     for body in routes(index) {
         match kernel.ask(&message(libc::RTM_DELROUTE, NLM_F_ACK, &body)) {
             // A program has taken it away.
@@ -151,19 +160,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_without_a_network_stays_without() {
-        let network = Network::default();
-        assert!(!network.set(true) && !network.set(false));
-    }
-
-    #[test]
     fn what_is_so_already_is_left_alone_and_what_fails_is_not_so() {
+        assert!(!Network::default().set(false));
         // No kernel knows this card: nothing can be asked of it.
-        let gone = |up| Network(Mutex::new(Some(Card { index: u32::MAX >> 1, up })));
-        assert!(!gone(true).set(true) && !gone(false).set(false));
+        let gone = |up| Network(Mutex::new(State { card: Some(u32::MAX >> 1), up }));
+        assert!(!gone(true).set(true));
         let network = gone(false);
         assert!(!network.set(true));
-        assert!(network.lock().is_some_and(|card| !card.up));
+        assert!(!network.lock().up);
     }
 
     #[test]

@@ -361,3 +361,18 @@ async def test_what_has_a_network_is_not_taken_up_without(
         # The TAP is still the caller's.
         async with cloned(engine, spec, template) as (_, guest):
             assert await reaches(guest, peer) == "word\n"
+
+
+async def test_what_was_frozen_without_a_network_gets_one(
+    engine: QemuEngine, kernel: Kernel, busybox: Image, short_tmp: Path
+) -> None:
+    (short_tmp / "old").mkdir()
+    old = await build(short_tmp / "old", kernel, busybox, MachineType.MICROVM)
+    async with new_peer() as peer:
+        spec = replace(clone_spec(engine, old, short_tmp, "a"), tap=peer.tap)
+        async with cloned(engine, spec, old) as (_, guest):
+            assert "unreachable" in await reaches(guest, peer)
+            assert await guest.identify(replace(identity("a"), network=True))
+            assert await reaches(guest, peer) == "word\n"
+            assert await reaches(guest, peer, FAR_ADDRESS) == "word\n"
+    await engine.drop(old.frozen)

@@ -96,9 +96,9 @@ class MachineSpec:
     Sizes are bytes. `directory` is private to the VM: its sockets are made there.
 
     `tap` is a descriptor of the TAP that its network card is joined to, made with IFF_VNET_HDR and
-    not attached otherwise: the VM gets a copy, and the caller's stays the caller's to close.
-    None: the card leads nowhere. What has been frozen with the one is never given to the other;
-    which TAP it is does not matter.
+    not attached otherwise: the VM gets a copy, and the caller's stays the caller's to close. None:
+    the card leads nowhere. What has been frozen with a TAP goes on with any other, and not without;
+    what has been frozen without one goes on with or without.
 
     `uid` is the user the engine process runs as when the daemon is root (None: the daemon's own).
     A `freezable` machine has its memory where `Engine.freeze` can take it from.
@@ -363,9 +363,10 @@ class Engine(Protocol):
         """Start a VM that goes on where a frozen or captured one stopped; returns once it runs.
 
         `spec` must be that of the frozen machine but for id, directory, console log, uid, its TAP
-        (one if that had one) and the files of its drives: its writable disk is a new one over the
-        frozen machine's, or that very one if this clone is all that will ever use it. Everything in
-        the clone that was unique is not: whoever talks to its agent gives it an identity first.
+        (there must be one if that had one) and the files of its drives: its writable disk is a new
+        one over the frozen machine's, or that very one if this clone is all that will ever use it.
+        Everything in the clone that was unique is not: whoever talks to its agent gives it an
+        identity first.
 
         What it made is gone when it raises. A state or memory that is damaged, missing or does not
         fit is engine_failed with the detail `template`: true, and will never load.
@@ -387,4 +388,7 @@ class Engine(Protocol):
         """
 
     def layout(self, spec: MachineSpec) -> str:
-        """Return a text that is equal for machines that can take up each other's state."""
+        """Return a text that is equal for machines that can take up each other's state.
+
+        Which TAP a machine has does not count for it, but whether it has one.
+        """

@@ -18,6 +18,7 @@ from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxSpec, SnapshotInfo, from_json, to_json
 from hutch.service.durable import write_json
 from hutch.service.hostcpu import lacking, missing_features, other_kind
+from hutch.service.misfit import Misfit
 from hutch.service.recipe import Recipe, file_identity
 
 FORMAT: Final = 3
@@ -124,8 +125,13 @@ def _data_from(fd: int, offset: int) -> int | None:
         return None  # only holes are left
 
 
-def check_needs(manifest: Manifest, now: Needs, recipe: Recipe, engine: str) -> None:
-    """Refuse a snapshot that this host cannot take up. Raises snapshot_incompatible."""
+def check_needs(
+    manifest: Manifest, now: Needs, recipe: Recipe, engine: str, misfit: Misfit | None
+) -> None:
+    """Refuse a snapshot that this host cannot take up: `misfit` is why its VM could not.
+
+    Raises snapshot_incompatible.
+    """
     then, info, cpu = manifest.needs, manifest.snapshot, recipe.verdict.cpu
     assert then is not None
     if info.cpu is None:
@@ -135,11 +141,12 @@ def check_needs(manifest: Manifest, now: Needs, recipe: Recipe, engine: str) -> 
         "the engine's version": (info.engine_version, recipe.verdict.engine_version),
         "the accelerator": (info.accelerator, recipe.verdict.accelerator.value),
         "the engine's program": (then.program, now.program),
-        "the layout of the VM": (then.layout, now.layout),
         "the root file system": (then.files.get("root"), now.files["root"]),
         "the empty disk": (then.files.get("base"), now.files["base"]),
     }
     others = [what for what, (old, new) in pairs.items() if old != new]
+    if misfit is Misfit.DEVICES:
+        others.append("the layout of the VM")
     if not _same_rate(info.tsc_khz, recipe.verdict.tsc_khz):
         others.append(f"the clock rate ({info.tsc_khz} against {recipe.verdict.tsc_khz} kHz)")
     others += other_kind(info.cpu, cpu)
@@ -147,6 +154,9 @@ def check_needs(manifest: Manifest, now: Needs, recipe: Recipe, engine: str) -> 
     why = [f"other is {', '.join(others)}"] if others else []
     why += [lacking(missing)] if missing else []
     where = "where it was made" if others else "on a host whose CPU has them"
+    if misfit is Misfit.NETWORK:
+        why.append(misfit)
+        where = where if missing else "where `hutch doctor` finds a network"
     if why:
         raise error(
             "snapshot_incompatible",

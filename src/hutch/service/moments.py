@@ -25,6 +25,7 @@ from hutch.service.manifest import (
     needs_of,
     read_manifest,
 )
+from hutch.service.misfit import misfit
 from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import machine_spec
 from hutch.service.revival import AT_FAULT, Origin
@@ -150,7 +151,8 @@ class Moments:
             )
             spec = dataclasses.replace(spec, machine=MachineType(manifest.snapshot.machine))
             now = await in_thread(needs_of, engine, spec, recipe)
-        check_needs(manifest, now, recipe, engine.name)
+            why = await in_thread(misfit, engine, spec, manifest.needs.layout)
+        check_needs(manifest, now, recipe, engine.name, why)
 
     @contextlib.contextmanager
     def _used(self, row: SnapshotRow) -> Iterator[None]:

@@ -33,6 +33,7 @@ from hutch.service.durable import write_json
 from hutch.service.flatten import LAYERS_MAX
 from hutch.service.hostcpu import lacking, missing_features, other_kind
 from hutch.service.machine import Booter, BootRecord, identify_clone
+from hutch.service.misfit import misfit
 from hutch.service.parts import Parts, host_errors
 from hutch.service.recipe import Recipe
 from hutch.service.sandbox import Sandbox
@@ -207,8 +208,8 @@ class Parking:
         engine = self._parts.engine
         if manifest.program != await in_thread(engine.identity):
             raise _unusable(row, "another build of the engine has written its memory")
-        if manifest.layout != await in_thread(engine.layout, spec):
-            raise _unusable(row, "a VM of today would not be built as its own was")
+        if (why := await in_thread(misfit, engine, spec, manifest.layout)) is not None:
+            raise _unusable(row, why)
         identify = functools.partial(identify_clone, row.info, row.generation)
         frozen = Frozen(directory, manifest.memory)
         try:

@@ -163,5 +163,9 @@ async def test_what_has_a_tap_is_another_layout(new_spec: NewSpec, short_tmp: Pa
         await engine.clone(spec, frozen)
     assert caught.value.details["template"]
     await (await engine.clone(dataclasses.replace(spec, tap=8), frozen)).kill()
+    # A machine that had none does not mind one.
+    source_without = dataclasses.replace(new_spec("u"), freezable=True)
+    other = await engine.freeze(await engine.boot(source_without), short_tmp / "other")
+    await (await engine.clone(dataclasses.replace(new_spec("b"), tap=8), other)).kill()
     assert engine.layout(source) == engine.layout(dataclasses.replace(source, tap=ANY_TAP))
     assert engine.layout(source) != engine.layout(dataclasses.replace(source, tap=None))
