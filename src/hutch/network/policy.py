@@ -206,7 +206,9 @@ class Rules:
             if rule := self._deny.network(form, port):
                 return _denied(what, rule)
         if by_name is not None and name is not None and normal(name) == HOST_NAME:
-            return by_name if address.is_loopback else _closed(address, kind, port, name)
+            text = f"{HOST_NAME} is the host's loopback, which {address} is not"
+            unknown = Decision(False, Reason.ADDRESS_UNKNOWN, None, text)
+            return by_name if address.is_loopback else unknown
         if kind is AddressKind.PUBLIC:
             return by_name or self._public(address, port)
         for rule in self._allow.networks(address, port):
