@@ -18,6 +18,7 @@ from hutch.errors import HutchError
 from hutch.guest.base import Guest, Identity
 from hutch.images.flight import together
 from hutch.models import TemplatePoint
+from hutch.networking import GATEWAY_ADDRESS
 from hutch.service.boot import STALL_SHARE, Boots, Order
 from hutch.service.parts import TEMPLATE_DISK, Parts
 from hutch.service.plugs import Plug
@@ -157,6 +158,7 @@ def nobody() -> Identity:
         nonce=secrets.token_bytes(16),
         generation=0,
         hosts=[("127.0.1.1", NOBODY)],
+        nameservers=[GATEWAY_ADDRESS],  # as all have it: the file need not be written again
     )
 
 

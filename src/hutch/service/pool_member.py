@@ -20,7 +20,7 @@ from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, GuestExec, Identity, Output
 from hutch.images.flight import together
 from hutch.models import SandboxInfo
-from hutch.networking import NetworkPolicy
+from hutch.networking import GATEWAY_ADDRESS, NetworkPolicy
 from hutch.process import ProcessId
 from hutch.service.ahead import Ahead
 from hutch.service.boot import Late, Stalled
@@ -373,6 +373,7 @@ async def _identify(guest: Guest) -> None:
         nonce=secrets.token_bytes(16),
         generation=0,
         hosts=[("127.0.1.1", name)],
+        nameservers=[GATEWAY_ADDRESS],
     )
     if not await guest.identify(identity):
         raise Stalled("the clone did not renew its random numbers")

@@ -18,7 +18,7 @@ from hutch.images.base import Kernel, RootFs
 from hutch.models import TemplatePoint, to_json
 from hutch.settings import GIB, MIB, Settings
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 """Part of each key: raised when what a template's directory holds, or what is done before a
 machine is frozen, changes."""
 
