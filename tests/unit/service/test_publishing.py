@@ -82,6 +82,8 @@ async def is_closed(port: PublishedPort) -> bool:
         _, writer = await asyncio.open_connection(port.address, port.host_port)
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # by the guest
+        return False
     writer.close()
     return False
 
