@@ -18,15 +18,18 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from hutch.errors import error
 from hutch.network import names
+from hutch.network.addresses import Network
 from hutch.network.channel import serve
 from hutch.network.dns.client import Server
 from hutch.network.gateway.control import Control
 from hutch.network.gateway.limits import DEFAULTS, Limits
+from hutch.network.routes import Routes
 from hutch.tasks import Scope
 
 log = logging.getLogger(__name__)
@@ -43,13 +46,15 @@ class Settings:
     """What the daemon says on standard input: one JSON object.
 
     `user` and `group` are who to become (None: nobody else), `servers` the resolvers to ask (None:
-    the host's).
+    the host's), `public_routes` the routes that count as default ones.
     """
 
     user: int | None = None
     group: int | None = None
     servers: list[Server] | None = None
+    public_routes: tuple[Network, ...] = ()
     limits: Limits = DEFAULTS
+    public_routes: tuple[Network, ...] = ()
 
     @classmethod
     def read(cls, stream: IO[bytes]) -> Self:
@@ -61,7 +66,9 @@ class Settings:
                 user=values.get("user"),
                 group=values.get("group"),
                 servers=None if servers is None else [(str(ip), int(port)) for ip, port in servers],
+                public_routes=tuple(map(ip_network, values.get("public_routes") or ())),
                 limits=Limits.of(values.get("limits") or {}),
+                public_routes=tuple(map(ip_network, values.get("public_routes") or ())),
             )
         except (ValueError, TypeError, AttributeError) as cause:
             raise error("bad_setting", f"the gateway's settings cannot be read: {cause}") from cause
@@ -126,7 +133,11 @@ def _import_the_rest() -> None:
 
 async def run(listener: socket.socket, settings: Settings) -> None:
     """Serve channels on a listening socket until told to end."""
-    control = Control(limits=settings.limits, servers=settings.servers)
+    control = Control(
+        limits=settings.limits,
+        servers=settings.servers,
+        routes=Routes(settings.public_routes),
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, control.ended.set)

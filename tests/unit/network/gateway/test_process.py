@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -126,11 +127,27 @@ def test_broken_settings_end_it_before_it_begins(start: Start) -> None:
 
 
 def test_settings_are_read() -> None:
-    said = {"user": 1, "group": 2, "servers": [["9.9.9.9", 53]], "limits": {"connections": 7}}
+    said = {
+        "user": 1,
+        "group": 2,
+        "servers": [["9.9.9.9", 53]],
+        "public_routes": ["192.0.2.0/24"],
+        "limits": {"connections": 7},
+    }
     read = Settings.read(io.BytesIO(json.dumps(said).encode()))
-    assert read == Settings(1, 2, [("9.9.9.9", 53)], Limits(connections=7))
+    routes = (ip_network("192.0.2.0/24"),)
+    assert read == Settings(1, 2, [("9.9.9.9", 53)], routes, Limits(connections=7))
+    halves = Settings.read(io.BytesIO(b'{"public_routes": ["0.0.0.0/1", "8000::/1"]}'))
+    assert halves.public_routes == (ip_network("0.0.0.0/1"), ip_network("8000::/1"))
     assert Settings.read(io.BytesIO(b"")) == Settings()
-    for broken in (b"[]", b"{", b'{"servers": [1]}', b'{"servers": [["9.9.9.9", "x"]]}'):
+    for broken in (
+        b"[]",
+        b"{",
+        b'{"servers": [1]}',
+        b'{"public_routes": ["x"]}',
+        b'{"servers": [["9.9.9.9", "x"]]}',
+        b'{"public_routes": ["x"]}',
+    ):
         with pytest.raises(HutchError):
             Settings.read(io.BytesIO(broken))
 
