@@ -131,6 +131,16 @@ def parse_servers(text: str) -> tuple[str, ...]:
     return servers
 
 
+def parse_networks(text: str) -> tuple[str, ...]:
+    """Return comma-separated CIDRs as their usual notation. Raises InvalidInput (bad_setting)."""
+    from ipaddress import ip_network  # here: it costs the CLI 4 ms, and few give any
+
+    try:
+        return tuple(str(ip_network(part)) for part in parse_list(text))
+    except ValueError as cause:
+        raise error("bad_setting", str(cause), hint="write it like 128.0.0.0/1") from cause
+
+
 def default_home() -> Path:
     """Return where data lives: /var/lib/hutch as root, else `$XDG_DATA_HOME/hutch`."""
     if os.geteuid() == 0:
@@ -293,6 +303,13 @@ SETTINGS: tuple[Setting, ...] = (
         (),
         "servers, as IP or IP:PORT, that sandboxes' names are asked of; none: the host's own",
     ),
+    _row(
+        "network_public_routes",
+        parse_networks,
+        (),
+        "routes of the host, as CIDRs, that lead to the internet although they are not the default"
+        " one, like the two halves (0.0.0.0/1, 128.0.0.0/1) that some VPNs set instead",
+    ),
     _row("exec_orphan_grace", parse_duration, 30.0, "time that an exec outlives its lost client"),
     _row("log_size", parse_size, 10 * MIB, "size at which a log file is rotated"),
     _row("log_files", counted(1), 3, "rotated log files kept for each log"),
@@ -357,6 +374,7 @@ class Settings:
     checkpoint_keep: int
     network: str
     dns_servers: tuple[str, ...]
+    network_public_routes: tuple[str, ...]
     exec_orphan_grace: float
     log_size: int
     log_files: int

@@ -24,6 +24,7 @@ from hutch.settings import (
     parse_duration,
     parse_factor,
     parse_list,
+    parse_networks,
     parse_reserve,
     parse_server,
     parse_servers,
@@ -153,6 +154,8 @@ def test_neither_true_nor_false() -> None:
         ("memory_overcommit", "1e3"),
         ("memory_overcommit", "1001"),
         ("boot_timeout", "soon"),
+        ("network_public_routes", "10.0.0.1/8"),
+        ("network_public_routes", "default"),
     ],
 )
 def test_a_value_that_cannot_be_is_told_where_it_stands(key: str, text: str) -> None:
@@ -178,6 +181,12 @@ def test_words_are_read_in_any_case() -> None:
 def test_lists() -> None:
     assert parse_list(" a, b,,c ,") == ("a", "b", "c")
     assert parse_list("") == ()
+
+
+def test_networks() -> None:
+    assert parse_networks("0.0.0.0/1, 128.0.0.0/1") == ("0.0.0.0/1", "128.0.0.0/1")
+    assert parse_networks("2000:0::/3") == ("2000::/3",)
+    assert parse_networks("") == ()
 
 
 def write_config(text: str) -> dict[str, str]:
@@ -249,7 +258,7 @@ def test_every_default_has_the_type_of_its_field() -> None:
     settings = load_settings(None, {"HUTCH_CONFIG": "/nonexistent"})
     for field in fields(Settings):
         value: Any = getattr(settings, field.name)
-        lists = ("registry_mirrors", "plain_", "dns_servers")
+        lists = ("registry_mirrors", "plain_", "dns_servers", "network_public_routes")
         expected = tuple if field.name.startswith(lists) else field.type
         assert isinstance(value, expected), field.name  # type: ignore[arg-type]
 

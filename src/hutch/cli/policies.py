@@ -1,5 +1,6 @@
 """`hutch policy`: ls, show, check. All of it is done here: no daemon is asked."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def check(app: App, /, words: tuple[str, ...], **options: Any) -> int:
     )
     rules = Rules.of(found, host_domains())
     targets = [parse_target(word) for word in words]
-    routes = Routes()
+    routes = Routes([ip_network(text) for text in app.settings.network_public_routes])
     verdicts = [(target, judge(rules, routes, target)) for target in targets]
     if app.json:
         print_json(
