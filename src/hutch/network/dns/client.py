@@ -404,27 +404,6 @@ def _socket_address(
     return socket.AF_INET6, (host, server[1], 0, index)
 
 
-class HostServers:
-    """The resolvers that the host is configured with now: read again when that changes."""
-
-    def __init__(self, path: Path = RESOLV_CONF) -> None:
-        self._path = path
-        self._read: tuple[int, int] | None = None
-        self._servers: list[Server] = []
-
-    def __call__(self) -> list[Server]:
-        """Return them; what was read last while the file cannot be read."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            status = None
-        seen = None if status is None else (status.st_mtime_ns, status.st_ino)
-        if not self._servers or (seen is not None and seen != self._read):
-            self._servers = host_servers(self._path)
-            self._read = seen
-        return self._servers
-
-
 def host_servers(path: Path = RESOLV_CONF) -> list[Server]:
     """Return the resolvers that the host is configured with; its loopback when there is none."""
     servers: list[Server] = []

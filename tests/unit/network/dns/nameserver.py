@@ -25,6 +25,16 @@ Hook = Callable[[Message, bool], Reply]
 """Given a query and whether it came over TCP: an answer, bytes to send, or silence."""
 
 
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass
 class NameServer:
     """Answers from `zone`, or what `hook` says. `asked` has every query."""

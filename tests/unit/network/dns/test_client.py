@@ -11,14 +11,13 @@ import pytest
 
 from hutch.network.dns.client import (
     Answer,
-    HostServers,
     Limits,
     Resolver,
     host_domains,
     host_servers,
 )
 from hutch.network.dns.message import Code, Message, Question, Record, Type, encode, told
-from tests.unit.network.dns.nameserver import NameServer, Reply, serving
+from tests.unit.network.dns.nameserver import Clock, NameServer, Reply, serving
 
 FOUR, SIX = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 ZONE = [
@@ -35,16 +34,6 @@ ZONE = [
 # Long enough for any machine: only tests of silence wait for a limit, with limits of their own.
 PATIENT = Limits(attempt=20, total=40, other_family=20)
 SILENT = Limits(attempt=0.1, total=0.5, rounds=2)
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -378,16 +367,3 @@ def test_the_host_s_configuration(tmp_path: Path) -> None:
         "2001:db8::1",
     ]
     assert host_domains(path) == ["corp.example", "lab.example"]
-
-
-def test_a_configuration_that_changes_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "resolv.conf"
-    path.write_text("nameserver 192.0.2.1\n")
-    servers = HostServers(path)
-    assert servers() == [("192.0.2.1", 53)]
-    other = tmp_path / "other"
-    other.write_text("nameserver 192.0.2.2\n")
-    other.rename(path)
-    assert servers() == [("192.0.2.2", 53)]
-    path.unlink()
-    assert servers() == [("192.0.2.2", 53)]
