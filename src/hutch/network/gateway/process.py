@@ -54,7 +54,6 @@ class Settings:
     servers: list[Server] | None = None
     public_routes: tuple[Network, ...] = ()
     limits: Limits = DEFAULTS
-    public_routes: tuple[Network, ...] = ()
 
     @classmethod
     def read(cls, stream: IO[bytes]) -> Self:
@@ -68,7 +67,6 @@ class Settings:
                 servers=None if servers is None else [(str(ip), int(port)) for ip, port in servers],
                 public_routes=tuple(map(ip_network, values.get("public_routes") or ())),
                 limits=Limits.of(values.get("limits") or {}),
-                public_routes=tuple(map(ip_network, values.get("public_routes") or ())),
             )
         except (ValueError, TypeError, AttributeError) as cause:
             raise error("bad_setting", f"the gateway's settings cannot be read: {cause}") from cause
