@@ -208,7 +208,7 @@ async def dial(guest: Guest, name: str, peer: Peer, address: str = GATEWAY_ADDRE
 
 async def reaches(guest: Guest, peer: Peer, address: str = GATEWAY_ADDRESS) -> str:
     """Return what a program gets that connects, sends a word and waits for it."""
-    return await sh(guest, f"echo word | nc -w 20 {address} {peer.port} 2>&1")
+    return await sh(guest, f"echo word | nc -w 60 {address} {peer.port} 2>&1")
 
 
 async def test_a_clone_has_the_network_that_was_frozen(
@@ -238,7 +238,7 @@ async def test_a_clone_has_the_network_that_was_frozen(
         features = await sh(guest, "cat /sys/class/net/eth0/device/features")
         assert {features[bit] for bit in (CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4)} == {"1"}
         # As many bytes as take several of the largest packets that either side makes.
-        send = f"head -c 3000000 /dev/zero | nc -w 20 {GATEWAY_ADDRESS} {one.port} | wc -c"
+        send = f"head -c 3000000 /dev/zero | nc -w 60 {GATEWAY_ADDRESS} {one.port} | wc -c"
         assert await sh(guest, send) == "3000000\n"
         pid = machine.record.process.pid
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
