@@ -13,7 +13,11 @@ class Talk:
     def __init__(self, port: int = 80) -> None:
         self.judged: list[Request] = []
         self.refused: list[Refusal] = []
-        self.gate = Gate(port, self.judge, self.refused.append)
+        self.gate = self.another_gate(port)
+
+    def another_gate(self, port: int) -> Gate:
+        """Return a gate for another connection with the same judge."""
+        return Gate(port, self.judge, self.refused.append)
 
     def judge(self, request: Request) -> Decision:
         self.judged.append(request)
