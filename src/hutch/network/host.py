@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from hutch.errors import HutchError, error, from_json
 from hutch.network import ability, tap
@@ -48,18 +48,23 @@ RECORDS_LIMIT: Final = 10_000
 """Records that wait for whoever reads them; the oldest go first."""
 
 
+Call: TypeAlias = Callable[[str, Values, Sequence[int]], Awaitable[tuple[Values, list[int]]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a network is made with. `user` is that of the gateway, when we are root.
 
-    `servers` are the resolvers that names are asked of (None: the host's own), `limits` what a
-    sandbox may have (see the gateway). The rest is for tests.
+    `servers` are the resolvers that names are asked of (None: the host's own), `public_routes`
+    those that count as default ones, `limits` what a sandbox may have (see the gateway). The rest
+    is for tests.
     """
 
     home: Path
     runtime: Path
     user: int | None = None
     servers: Sequence[tuple[str, int]] | None = None
+    public_routes: Sequence[str] = ()
     limits: Mapping[str, Any] | None = None
     device: Path = tap.DEVICE
     gateway: Sequence[str] = (sys.executable, "-m", "hutch.network.gateway")
@@ -187,6 +192,7 @@ class HostNetwork:
             "user": user,
             "group": user,
             "servers": None if options.servers is None else [list(one) for one in options.servers],
+            "public_routes": list(options.public_routes),
             "limits": dict(options.limits or {}),
         }
         argv = [*options.gateway, "--control", str(listening)]
@@ -224,10 +230,9 @@ class HostNetwork:
 
     async def _again(self, gateway: Channel, attachment: Attachment) -> None:
         """Bring the sockets of a TAP that runs on to the gateway."""
-        netd = await self._netd.channel()
-        values, fds = await netd.call("sockets", {"sandbox_id": attachment.sandbox_id})
+        values, fds = await self._netd.call("sockets", {"sandbox_id": attachment.sandbox_id})
         try:
-            await _put(gateway, attachment, values, fds)
+            await _put(gateway.call, attachment, values, fds)
         finally:
             _close(fds)
 
@@ -241,14 +246,13 @@ class HostNetwork:
         if not self._ability.taps:
             why, hint = self._ability.why, self._ability.hint
             raise error("network_missing", f"sandboxes have no networks here: {why}", hint=hint)
-        netd, gateway = await self._netd.channel(), await self._gateway.channel()
         self._coming.add(sandbox_id)
         try:
-            values, fds = await netd.call("create", {"sandbox_id": sandbox_id})
+            values, fds = await self._netd.call("create", {"sandbox_id": sandbox_id})
             try:
-                await _put(gateway, attachment, values, fds[1:])
+                await _put(self._gateway.call, attachment, values, fds[1:])
             except BaseException:
-                await settle(self._undo(netd, gateway, sandbox_id, fds[0]))
+                await settle(self._undo(sandbox_id, fds[0]))
                 raise
             finally:
                 _close(fds[1:])
@@ -259,11 +263,8 @@ class HostNetwork:
         finally:
             self._coming.discard(sandbox_id)
 
-    async def _undo(self, netd: Channel, gateway: Channel, sandbox_id: str, fd: int) -> None:
-        with contextlib.suppress(HutchError):
-            await gateway.call("detach", {"sandbox_id": sandbox_id})
-        with contextlib.suppress(HutchError):
-            await netd.call("remove", {"sandbox_id": sandbox_id})
+    async def _undo(self, sandbox_id: str, fd: int) -> None:
+        await self._remove(sandbox_id)
         await in_thread(os.close, fd)
 
     async def adopt(self, attachments: Sequence[Attachment]) -> None:
@@ -271,31 +272,41 @@ class HostNetwork:
         self._adopted = True
         if not self._ability.taps:
             return
-        netd, gateway = await self._netd.channel(), await self._gateway.channel()
-        taps, there = await _taps(netd), await _known(gateway)
-        wanted = {attachment.sandbox_id: attachment for attachment in attachments}
-        for sandbox_id, attachment in wanted.items():
-            if (link := taps.get(sandbox_id)) is None:
-                log.error("the network of %s is lost; it has none until it starts", sandbox_id)
+        taps = await _taps(await self._netd.channel())
+        there = await _known(await self._gateway.channel())
+        for attachment in attachments:
+            if (link := taps.get(attachment.sandbox_id)) is None:
+                log.error(
+                    "the network of %s is lost; it has none until it starts again",
+                    attachment.sandbox_id,
+                )
                 continue
-            self._attached[sandbox_id] = _Attached(attachment, *link)
-            if there.get(sandbox_id) == link[1]:
-                policy = _policy_values(attachment.policy)
-                await gateway.call("update", {"sandbox_id": sandbox_id, "policy": policy})
-            else:
-                await self._again(gateway, attachment)
-        known = (taps.keys() | there.keys()) - self._attached.keys() - self._coming
+            self._attached[attachment.sandbox_id] = _Attached(attachment, *link)
+            await self._adopt(attachment, known=there.get(attachment.sandbox_id) == link[1])
+        left = (taps.keys() | there.keys()) - self._attached.keys() - self._coming
         async with asyncio.TaskGroup() as group:
-            for sandbox_id in known:
+            for sandbox_id in left:
                 group.create_task(self._remove(sandbox_id))
+
+    async def _adopt(self, attachment: Attachment, *, known: bool) -> None:
+        """Have the gateway do as an attachment says; if it cannot, the sandbox is closed."""
+        sandbox_id, policy = attachment.sandbox_id, _policy_values(attachment.policy)
+        try:
+            if known:
+                await self._gateway.call("update", {"sandbox_id": sandbox_id, "policy": policy})
+            else:
+                await self._again(await self._gateway.channel(), attachment)
+        except HutchError as cause:
+            log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
+            with contextlib.suppress(HutchError):
+                await self._gateway.call("detach", {"sandbox_id": sandbox_id})
 
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Put another policy in force."""
         attached = self._attached.get(sandbox_id)
         if attached is None:
             raise error("network_failed", f"{sandbox_id} has no network")
-        gateway = await self._gateway.channel()
-        values, fds = await gateway.call(
+        values, fds = await self._gateway.call(
             "update", {"sandbox_id": sandbox_id, "policy": _policy_values(policy)}
         )
         _close(fds)
@@ -313,8 +324,7 @@ class HostNetwork:
         """Remove what there is of a sandbox: first who answers, then the TAP."""
         for companion, method in ((self._gateway, "detach"), (self._netd, "remove")):
             try:
-                near = await companion.channel()
-                await near.call(method, {"sandbox_id": sandbox_id})
+                await companion.call(method, {"sandbox_id": sandbox_id})
             except HutchError as cause:
                 # The TAP ends with its VM, and a gateway that comes back knows nothing of it.
                 log.warning("%s is not detached from %s: %s", sandbox_id, companion.name, cause)
@@ -323,8 +333,7 @@ class HostNetwork:
         """Return what the gateway knows of a sandbox."""
         if sandbox_id not in self._attached:
             return None
-        gateway = await self._gateway.channel()
-        values, _ = await gateway.call("info", {"sandbox_id": sandbox_id})
+        values, _ = await self._gateway.call("info", {"sandbox_id": sandbox_id})
         told = values.get("info")
         if not isinstance(told, dict):
             return None
@@ -334,8 +343,7 @@ class HostNetwork:
         """Return the open connections of a sandbox."""
         if sandbox_id not in self._attached:
             return ()
-        gateway = await self._gateway.channel()
-        values, _ = await gateway.call("connections", {"sandbox_id": sandbox_id})
+        values, _ = await self._gateway.call("connections", {"sandbox_id": sandbox_id})
         return [Connection(**one) for one in values["connections"]]
 
     # What was decided
@@ -371,9 +379,7 @@ class HostNetwork:
         )
 
 
-async def _put(
-    gateway: Channel, attachment: Attachment, values: Values, fds: Sequence[int]
-) -> None:
+async def _put(call: Call, attachment: Attachment, values: Values, fds: Sequence[int]) -> None:
     """Hand a sandbox's sockets and names to the gateway. Raises bad_policy, network_failed."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -383,7 +389,7 @@ async def _put(
             "network_failed", f"{attachment.names} cannot be opened: {cause.strerror}"
         ) from cause
     try:
-        _, given = await gateway.call(
+        _, given = await call(
             "attach",
             {
                 "sandbox_id": attachment.sandbox_id,

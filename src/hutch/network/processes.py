@@ -34,6 +34,8 @@ GATEWAY_SOCKET, GATEWAY_ID = "gateway.sock", "gateway.id"
 
 HELLO_TIME: Final = 20.0
 """Seconds in which a process answers at first: it may have to load its modules from a slow disk."""
+FOUND_TIME: Final = 10.0
+"""Seconds in which one that runs already answers; then it is ended, and replaced."""
 UP_TIME: Final = 30.0
 """Seconds that a caller waits for a process that is being started."""
 END_TIME: Final = 5.0
@@ -162,6 +164,21 @@ class Companion:
             raise error("network_failed", f"{self.name} does not come up") from None
         return self._channel
 
+    async def call(
+        self, method: str, values: Values | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Values, list[int]]:
+        """Have it do something that may be done twice: if it dies meanwhile, its successor does it.
+
+        Raises network_failed, and what its handler or `met` raised.
+        """
+        near = await self.channel()
+        try:
+            return await near.call(method, values, fds)
+        except HutchError:
+            if near.open:
+                raise
+        return await (await self.channel()).call(method, values, fds)
+
     async def _news(self) -> None:
         async with Scope(self.name) as scope:
             waits = [scope.start("up", self._up.wait()), scope.start("f", self._failed.wait())]
@@ -223,7 +240,7 @@ class Companion:
         near = await self._connected()
         if near is not None:
             try:
-                answer, fds = await near.call("hello", timeout=HELLO_TIME)
+                answer, fds = await near.call("hello", timeout=FOUND_TIME)
                 if answer.get("version") == hutch.__version__:
                     return near, answer, fds
                 for fd in fds:
@@ -232,12 +249,17 @@ class Companion:
                 await near.call("end", timeout=END_TIME)
             except HutchError as cause:
                 log.error("%s: %s", self.name, cause.message)
+            except asyncio.CancelledError:
+                await near.close()
+                raise
             await near.close()
         await self._gone(recall(self._identity))
         return None
 
     async def _gone(self, identity: ProcessId | None) -> None:
         """Wait until it has ended; kill it when that takes too long."""
+        if identity is None and self._child is not None:
+            identity = ProcessId.of(self._child.pid)
         if identity is not None:
             try:
                 async with asyncio.timeout(END_TIME):
@@ -265,6 +287,9 @@ class Companion:
         near = await channel.connect(self._socket, self._handlers, name=self.name)
         try:
             answer, fds = await near.call("hello", timeout=HELLO_TIME)
+        except asyncio.CancelledError:
+            await near.close()
+            raise
         except HutchError as cause:
             await near.close()
             raise error(
