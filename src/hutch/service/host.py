@@ -146,7 +146,13 @@ def host_network(settings: Settings) -> HostNetwork:
     user = settings.uid_base + settings.uid_count + _GATEWAY_USER
     servers = [parse_server(text) for text in settings.dns_servers]
     return HostNetwork(
-        Options(settings.home, settings.runtime_dir, user=user, servers=servers or None)
+        Options(
+            settings.home,
+            settings.runtime_dir,
+            user=user,
+            servers=servers or None,
+            public_routes=settings.network_public_routes,
+        )
     )
 
 
