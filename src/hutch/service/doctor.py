@@ -4,12 +4,15 @@ Works with and without a daemon. A `fail` keeps sandboxes from running; a `warn`
 """
 
 import asyncio
+import ipaddress
 import os
 import platform
 import pwd
 import re
+import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +24,9 @@ from hutch.errors import HutchError
 from hutch.images.agent import agent_binary
 from hutch.images.base import Kernels, no_report
 from hutch.images.kernel import KernelStore
+from hutch.network.base import Ability
+from hutch.network.host import HostNetwork, Options
+from hutch.networking import SYNTHETIC_RANGE
 from hutch.reports import Check
 from hutch.service.capacity import boot_need, file_system_room
 from hutch.service.hostmemory import host_memory
@@ -36,26 +42,42 @@ SOCKET_MAX: Final = 107
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 _KVM: Final = Path("/dev/kvm")
+_ROUTES: Final = Path("/proc/net/route")
 _BUSYBOX: Final = ("/bin/busybox", "/usr/bin/busybox")
 
 
 def run_checks(settings: Settings) -> list[Check]:
     """Run all checks without a daemon; must not be called from a running event loop."""
-    engine = QemuEngine(settings)
-    return list(asyncio.run(check_host(settings, engine, KernelStore(settings.home, settings))))
+    return list(asyncio.run(_check_alone(settings)))
 
 
-async def check_host(settings: Settings, engine: Engine, kernels: Kernels) -> Sequence[Check]:
+async def _check_alone(settings: Settings) -> Sequence[Check]:
+    engine, kernels = QemuEngine(settings), KernelStore(settings.home, settings)
+    with tempfile.TemporaryDirectory(prefix="hutch-doctor-") as place:
+        # Not beside the processes of a daemon that may run.
+        elsewhere = Path(place)
+        network = HostNetwork(Options(elsewhere, elsewhere))
+        await network.open()
+        try:
+            return await check_host(settings, engine, kernels, network.ability)
+        finally:
+            await network.stop()
+
+
+async def check_host(
+    settings: Settings, engine: Engine, kernels: Kernels, ability: Ability
+) -> Sequence[Check]:
     """Run all checks, in the order of a reader who fixes them one after the other.
 
-    May boot a canary VM to find out about the accelerator, when that is not known yet.
+    `ability` is what the network of sandboxes has found out about itself. May boot a canary VM to
+    find out about the accelerator, when that is not known yet.
     """
     checks = [_python(), await _qemu(settings)]
     checks += await in_thread(_tools)
     checks += [_agent(), await _kernel(kernels), _kvm_device()]
     checks += [await _accelerator(engine, kernels)]
     checks += await in_thread(_places, settings)
-    checks += [_user_namespaces()]
+    checks += [_user_namespaces(), _network(ability), *_ranges()]
     if os.geteuid() == 0 and settings.jail:
         checks.append(_uid_range(settings))
     return checks
@@ -229,6 +251,36 @@ def _user_namespaces() -> Check:
         limit = 0
     words = "are available" if limit else "are not available; nothing needs them yet"
     return Check("user namespaces", OK, words)
+
+
+def _network(ability: Ability) -> Check:
+    name = "network"
+    if not ability.taps:
+        message = f"sandboxes have no networks: {ability.why}"
+        return Check(name, WARN, message, ability.hint or "run the daemon as root")
+    words = (
+        "connections are answered once their peers have"
+        if ability.held
+        else "connections are answered before their peers have, and reset if those refuse"
+    )
+    return Check(name, OK, f"sandboxes have networks of their own; {words}")
+
+
+def _ranges() -> list[Check]:
+    """Warn of a host that uses the addresses itself which sandboxes find names at."""
+    ours = ipaddress.ip_network(SYNTHETIC_RANGE)
+    try:
+        lines = _ROUTES.read_text("ascii").splitlines()[1:]
+        routes = [tuple(int(line.split()[i], 16) for i in (1, 7)) for line in lines]
+    except (OSError, ValueError, IndexError):
+        return []
+    for address, mask in routes:
+        route = ipaddress.ip_address(socket.ntohl(address))
+        if mask and route in ours:
+            message = f"this host routes {route}, an address of {ours}: as some proxies do"
+            fix = "have such a proxy answer with real addresses, or with another range"
+            return [Check("network addresses", WARN, message, fix)]
+    return []
 
 
 def _uid_range(settings: Settings) -> Check:

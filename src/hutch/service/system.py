@@ -59,7 +59,8 @@ class HostSystem:
     async def doctor(self) -> Sequence[Check]:
         """Check everything that Hutch needs."""
         parts = self._parts
-        return await check_host(parts.settings, parts.engine, parts.kernels)
+        ability = parts.plugs.ability
+        return await check_host(parts.settings, parts.engine, parts.kernels, ability)
 
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
         """Return each setting's value, as JSON, and its origin."""

@@ -10,6 +10,7 @@ import pytest
 from hutch import process
 from hutch.content import KernelInfo
 from hutch.errors import error
+from hutch.network.base import Ability
 from hutch.reports import Check
 from hutch.service import doctor
 from hutch.service.hostmemory import HostMemory
@@ -20,7 +21,9 @@ from tests.unit.service.world import World
 @pytest.fixture
 async def check(world: World) -> Any:
     async def check(settings: Settings = world.settings) -> Mapping[str, Check]:
-        found = await doctor.check_host(settings, world.engine, world.kernels)
+        found = await doctor.check_host(
+            settings, world.engine, world.kernels, world.network.ability
+        )
         return {check.name: check for check in found}
 
     return check
@@ -41,7 +44,7 @@ async def test_every_failure_has_a_fix(
     for name in ("image busybox", "image builds", "image debian", "kernel"):
         assert found[name].status == "warn", name
     assert all(check.fix for check in found.values() if check.status == "fail")
-    assert len(found) == len(await doctor.check_host(world.settings, world.engine, world.kernels))
+    assert len(found) == len(await check())
 
 
 async def test_an_old_qemu(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +90,11 @@ async def test_places(check: Any, world: World, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "QemuEngine", lambda settings: world.engine)
+    monkeypatch.setattr(doctor, "HostNetwork", lambda options: world.network)
     names = [check.name for check in doctor.run_checks(world.settings)]
     assert names[:2] == ["python", "qemu"]
+    assert "network" in names
+    assert world.network.stopped
     assert not (world.settings.home / "hutch.db").exists()
 
 
@@ -103,3 +109,30 @@ async def test_memory(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.status == "fail"
     assert "/sys/fs/cgroup/small" in found.message
     assert found.fix
+
+
+async def test_networks(check: Any, world: World) -> None:
+    assert (await check())["network"].status == "ok"
+    world.network.ability = Ability(taps=True)
+    assert "before their peers have" in (await check())["network"].message
+    world.network.ability = Ability(taps=False, why="no tap", hint="load it")
+    found = (await check())["network"]
+    assert (found.status, found.fix) == ("warn", "load it")
+    assert "no tap" in found.message
+
+
+@pytest.mark.parametrize(
+    ("route", "warned"), [("000012C6", True), ("000013C6", True), ("000014C6", False)]
+)
+async def test_a_host_with_our_addresses(
+    check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route: str, warned: bool
+) -> None:
+    table = tmp_path / "route"
+    head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n"
+    lines = "eth0\t00000000\t01000A0A\t0003\t0\t0\t0\t00000000\n"
+    lines += f"tun0\t{route}\t00000000\t0001\t0\t0\t0\t0000FEFF\n"
+    table.write_text(head + lines)
+    monkeypatch.setattr(doctor, "_ROUTES", table)
+    assert ("network addresses" in await check()) is warned
+    monkeypatch.setattr(doctor, "_ROUTES", tmp_path / "none")
+    assert "network addresses" not in await check()
