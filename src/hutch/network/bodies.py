@@ -30,6 +30,12 @@ class Body(Protocol):
         Raises BadHead for a framing that can be understood in two ways.
         """
 
+    def pass_by(self, count: int) -> bool:
+        """Count so many bytes as read, if all of them are in the body, and more will be.
+
+        So large bodies are not copied. False if they are to be read.
+        """
+
 
 class Counted:
     """A body of so many bytes, 0 among them."""
@@ -49,6 +55,13 @@ class Counted:
         self._left -= len(data)
         return data
 
+    def pass_by(self, count: int) -> bool:
+        """Count so many bytes as read."""
+        if count >= self._left:
+            return False
+        self._left -= count
+        return True
+
 
 class Endless:
     """A body that ends with its connection."""
@@ -60,6 +73,10 @@ class Endless:
         data = bytes(buffer)
         buffer.clear()
         return data
+
+    def pass_by(self, count: int) -> bool:
+        """Do nothing: all bytes are in the body."""
+        return True
 
 
 class Chunked:
@@ -100,6 +117,13 @@ class Chunked:
             elif not self._begin(buffer):
                 break
         return b"".join(parts)
+
+    def pass_by(self, count: int) -> bool:
+        """Count so many bytes as read, if they are all within a chunk."""
+        if count >= self._left:
+            return False
+        self._left -= count
+        return True
 
     def _begin(self, buffer: bytearray) -> bool:
         """Read the line before a chunk; False if it is not whole."""

@@ -168,6 +168,8 @@ class Gate:
         """Take bytes of the guest."""
         if self._tunnel:
             self._up.append(data)
+        elif self._asking is not None and not self._asked and self._body.pass_by(len(data)):
+            self._up.append(_chunk(data) if self._rechunk else data)
         elif self._asking is not None or not (self._closing or self._over):
             self._asked += data
             self._ask()
@@ -182,6 +184,8 @@ class Gate:
         """Take bytes of the upstream."""
         if self._tunnel:
             self._down.append(data)
+        elif self._answer is not None and not self._answered and self._answer.pass_by(len(data)):
+            self._down.append(_chunk(data) if self._answer_rechunk else data)
         elif not self._over:
             self._answered += data
             try:

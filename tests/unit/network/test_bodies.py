@@ -36,6 +36,20 @@ def test_a_body_that_ends_with_its_connection(step: int) -> None:
     assert read(Endless(), b"hello", step) == (b"hello", b"")
 
 
+def test_bytes_pass_a_body_unread_when_they_are_all_in_it() -> None:
+    counted, chunked = Counted(5), Chunked()
+    assert not chunked.pass_by(1), "its size comes first"
+    chunked.read(bytearray(b"5\r\n"))
+    for body in (counted, chunked):
+        assert not body.pass_by(6)
+        assert body.pass_by(3)
+        assert not body.pass_by(2), "the last one is to be read"
+        assert body.read(bytearray(b"lo\r\n0\r\n\r\n")) == b"lo"
+        assert body.done
+        assert not body.pass_by(1)
+    assert Endless().pass_by(1000)
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
     ("data", "inside"),
