@@ -19,7 +19,7 @@ PLAIN_LIMIT: Final = 512
 """What a datagram holds at most, for those who do not say that they take more."""
 EDNS_LIMIT: Final = 1232
 """What a datagram of ours holds at most: it is never taken to pieces on its way."""
-RECORDS: Final = 512
+RECORDS: Final = 256
 POINTERS: Final = 64
 NAME_BYTES: Final = 255
 LABEL_BYTES: Final = 63
@@ -180,6 +180,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
+        self._names: dict[int, tuple[list[str], int]] = {}
 
     def take(self, count: int, end: int) -> bytes:
         if self.at + count > end:
@@ -195,12 +196,12 @@ class _Reader:
 
     def name(self, end: int) -> str:
         """Read a name. A pointer must lead to before the labels that it ends, so that each jump
-        goes back, and the bytes of a name are limited: both bound the time.
+        goes back, and the bytes of a name are limited. What stands at a place is read once.
         """
         labels: list[str] = []
         data, at, start, size = self.data, self.at, self.at, 1
+        passed = [(at, 0, size)]  # places that pointers may lead to, and what was before them
         after: int | None = None
-        pointers = 0
         while True:
             if at >= end:
                 raise FormatError("a name ends after what holds it")
@@ -213,9 +214,13 @@ class _Reader:
                     raise FormatError("a name ends after what holds it")
                 target = (length & 0x3F) << 8 | data[at + 1]
                 after = at + 2 if after is None else after
-                pointers += 1
-                if target >= start or target < HEADER.size or pointers > POINTERS:
+                if target >= start or target < HEADER.size or len(passed) > POINTERS:
                     raise FormatError("a name has a pointer that leads forward, or too many")
+                if (known := self._names.get(target)) is not None:
+                    labels += known[0]
+                    size += known[1] - 1
+                    break
+                passed.append((target, len(labels), size))
                 at = start = target
                 end = len(data)
                 continue
@@ -226,6 +231,10 @@ class _Reader:
                 raise FormatError("a name is too long")
             labels.append(_text(data[at + 1 : at + 1 + length]))
             at += 1 + length
+        if size > NAME_BYTES:
+            raise FormatError("a name is too long")
+        for place, count, before in passed:
+            self._names[place] = labels[count:], size - before + 1
         self.at = at if after is None else after
         return ".".join(labels)
 
@@ -382,6 +391,9 @@ class _Writer:
 
     def name(self, name: str, compress: bool = True) -> None:
         """Write a name, its end as a pointer where it stands already, in the same case."""
+        if compress and (place := self._places.get(name)) is not None:
+            self.out += struct.pack("!H", 0xC000 | place)
+            return
         wire_name(name)  # checks it
         parts = name.split(".") if name else []
         for index in range(len(parts)):
