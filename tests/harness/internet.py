@@ -410,5 +410,17 @@ def _certified(directory: Path, names: Sequence[str]) -> ssl.SSLContext:
         + server.public_bytes(pem)
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslsocket_class = _Secure
     context.load_cert_chain(directory / "server.pem")
     return context
+
+
+class _Secure(ssl.SSLSocket):
+    """One that is closed when its peer had reset it before it was wrapped: Python forgets to."""
+
+    def recv(self, *arguments: Any, **more: Any) -> bytes:
+        try:
+            return super().recv(*arguments, **more)
+        except ConnectionError:
+            self.close()
+            raise

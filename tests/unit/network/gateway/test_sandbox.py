@@ -10,6 +10,7 @@ from hutch.errors import HutchError
 from hutch.network.dns import message
 from hutch.network.gateway import accept, judge
 from hutch.network.gateway.limits import Limits
+from hutch.network.gateway.records import BURST
 from hutch.network.gateway.sandbox import Ends
 from hutch.networking import NetworkLayer, NetworkMode, NetworkPolicy, Reason
 from tests.unit.network.gateway.test_serve import answer, hello, only, web
@@ -359,7 +360,7 @@ async def test_ten_thousand_attempts_leave_nothing(
     assert len(world.sandbox) == 0
     info = world.sandbox.info()
     assert info.connections_total == info.denied_total == 10_000
-    assert len(world.records) < 2500
+    assert len(world.records) == BURST
     assert len(os.listdir("/proc/self/fd")) <= before
 
 

@@ -104,7 +104,9 @@ class World:
             reserved=lambda: self.reserved,
             crowded=self._crowded,
         )
-        records = Records("sb_1", self._publish, sequence=itertools.count(1))
+        # With a clock that stands: no more records than may be made at once.
+        sequence = itertools.count(1)
+        records = Records("sb_1", self._publish, sequence=sequence, clock=lambda: 0.0)
         ends = Ends(self.listener, self.dns, self.clock, self._table)
         self.sandbox = Sandbox(Identity("sb_1", "box", "lo", LO), ends, records, around)
         if policy is not None:
