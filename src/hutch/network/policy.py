@@ -345,6 +345,9 @@ def _closed(address: Address, kind: AddressKind, port: int, name: str | None) ->
     hint = f"allow it with `--allow {endpoint}`"
     if kind is AddressKind.LAN:
         hint += ", or all such networks with `--allow-lan`"
+        if addresses.special(address) is None:
+            what = "is reached by a route of the host that is not its default one"
+            hint += "; if that leads to the internet, set `network_public_routes`"
     elif kind is AddressKind.HOST:
         hint = f"open a port of the host's loopback with `--allow-host {port}`, as {HOST_NAME}"
     elif kind is AddressKind.METADATA:

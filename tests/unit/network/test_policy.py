@@ -160,6 +160,14 @@ def test_public_leads_to_public_addresses_alone() -> None:
     assert "`--allow-lan`" in denial.hint
 
 
+def test_what_only_a_route_makes_private_is_told_so() -> None:
+    denial = rules().address(ip_address("8.8.8.8"), AddressKind.LAN, 443)
+    assert reason(denial) == "address_lan"
+    assert denial.text == "8.8.8.8 is reached by a route of the host that is not its default one"
+    assert denial.hint is not None
+    assert "`network_public_routes`" in denial.hint
+
+
 def test_open_leads_everywhere_but_to_the_host_and_metadata() -> None:
     known = rules(OPEN)
     found = {address: reason(at(known, address)) for address in KINDS}
