@@ -56,8 +56,8 @@ class Options:
     """What a network is made with. `user` is that of the gateway, when we are root.
 
     `servers` are the resolvers that names are asked of (None: the host's own), `public_routes`
-    those that count as default ones, `limits` what a sandbox may have (see the gateway). The rest
-    is for tests.
+    those that count as default ones, `dns` what guests may ask and `limits` what else a sandbox
+    may have (see the gateway). The rest is for tests.
     """
 
     home: Path
@@ -65,6 +65,7 @@ class Options:
     user: int | None = None
     servers: Sequence[tuple[str, int]] | None = None
     public_routes: Sequence[str] = ()
+    dns: Mapping[str, Any] | None = None
     limits: Mapping[str, Any] | None = None
     device: Path = tap.DEVICE
     gateway: Sequence[str] = (sys.executable, "-m", "hutch.network.gateway")
@@ -80,11 +81,12 @@ class Options:
 
 @dataclass(slots=True)
 class _Attached:
-    """A sandbox in our care, and its TAP."""
+    """A sandbox in our care, and its TAP. `number` is that of the last record about it."""
 
     attachment: Attachment
     interface: str
     ifindex: int
+    number: int = 0
 
 
 class HostNetwork:
@@ -193,6 +195,7 @@ class HostNetwork:
             "group": user,
             "servers": None if options.servers is None else [list(one) for one in options.servers],
             "public_routes": list(options.public_routes),
+            "dns": dict(options.dns or {}),
             "limits": dict(options.limits or {}),
         }
         argv = [*options.gateway, "--control", str(listening)]
@@ -223,16 +226,16 @@ class HostNetwork:
         for sandbox_id, attached in list(self._attached.items()):
             if there.get(sandbox_id) != attached.ifindex and sandbox_id in self._attached:
                 try:
-                    await self._again(gateway, attached.attachment)
+                    await self._again(gateway, attached.attachment, attached.number)
                 except HutchError as cause:
                     log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
         await self._catch_up(gateway)
 
-    async def _again(self, gateway: Channel, attachment: Attachment) -> None:
+    async def _again(self, gateway: Channel, attachment: Attachment, number: int = 0) -> None:
         """Bring the sockets of a TAP that runs on to the gateway."""
         values, fds = await self._netd.call("sockets", {"sandbox_id": attachment.sandbox_id})
         try:
-            await _put(gateway.call, attachment, values, fds)
+            await _put(gateway.call, attachment, values | {"number": number}, fds)
         finally:
             _close(fds)
 
@@ -370,6 +373,8 @@ class HostNetwork:
             more = bool(values.get("more"))
 
     def _keep(self, told: Values) -> None:
+        if (attached := self._attached.get(told["sandbox_id"])) is not None:
+            attached.number = max(attached.number, int(told["number"]))
         if self._records.full():
             self._records.get_nowait()
         self._records.put_nowait(
@@ -396,6 +401,7 @@ async def _put(call: Call, attachment: Attachment, values: Values, fds: Sequence
                 "name": attachment.name,
                 "interface": values["interface"],
                 "ifindex": values["ifindex"],
+                "number": values.get("number", 0),
                 "policy": _policy_values(attachment.policy),
             },
             [*fds, names],

@@ -79,10 +79,16 @@ def recall(path: Path) -> ProcessId | None:
     return identity if identity.alive() else None
 
 
-def terminate(path: Path) -> None:
-    """Ask the process that was written down to end; nothing happens when there is none."""
-    if (identity := recall(path)) is not None:
-        identity.kill(signal.SIGTERM)
+def dismiss(socket: Path, identity: Path) -> None:
+    """Ask a process to end that nobody needs; nothing happens when there is none.
+
+    What it is found by goes first: whoever comes now starts another one.
+    """
+    found = recall(identity)
+    socket.unlink(missing_ok=True)
+    identity.unlink(missing_ok=True)
+    if found is not None:
+        found.kill(signal.SIGTERM)
 
 
 class Companion:
@@ -147,10 +153,6 @@ class Companion:
         await self._gone(found)
         self._socket.unlink(missing_ok=True)
         self._identity.unlink(missing_ok=True)
-
-    async def there(self) -> bool:
-        """Tell whether it runs, without starting it."""
-        return recall(self._identity) is not None
 
     async def channel(self) -> Channel:
         """Return a channel to it, once it is up. Raises network_failed, or what `met` raised."""

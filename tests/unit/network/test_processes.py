@@ -14,7 +14,7 @@ import hutch
 from hutch.errors import HutchError, error
 from hutch.network import processes
 from hutch.network.channel import Channel, Values
-from hutch.network.processes import Companion, Launch, recall, remember, terminate
+from hutch.network.processes import Companion, Launch, dismiss, recall, remember
 from hutch.process import ProcessId
 from tests.unit.descriptors import descriptors
 from tests.waiting import until
@@ -215,7 +215,8 @@ async def test_one_that_was_never_there_can_be_ended(home: Home) -> None:
 def test_what_is_no_identity_is_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / "id").write_text(text)
     assert recall(tmp_path / "id") is None
-    terminate(tmp_path / "id")
+    dismiss(tmp_path / "socket", tmp_path / "id")
+    assert not (tmp_path / "id").exists()
 
 
 def test_an_identity_is_that_of_one_process_for_good(tmp_path: Path) -> None:

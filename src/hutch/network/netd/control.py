@@ -106,8 +106,10 @@ class Netd:
     def needed(self) -> bool:
         """Tell whether a daemon is connected, or a TAP still there."""
         self._channels = {channel for channel in self._channels if channel.open}
+        if self._channels:
+            return True
         self._sweep()
-        return bool(self._channels or self._taps)
+        return bool(self._taps)
 
     async def _hello(self, values: Values, fds: list[int]) -> Reply:
         """Tell what there is; with it go the namespaces, by which a successor finds the TAPs."""

@@ -23,9 +23,9 @@ from hutch.tasks import Scope
 
 log = logging.getLogger(__name__)
 
-CHECK_INTERVAL: Final = 5.0
+CHECK_INTERVAL: Final = 2.0
 """Seconds between two looks at whether netd is needed; it ends after `UNNEEDED` looks in a row."""
-UNNEEDED: Final = 3
+UNNEEDED: Final = 2
 
 
 def arguments(
@@ -108,15 +108,24 @@ async def _serve(options: argparse.Namespace, why: HutchError | None) -> None:
             terminated = scope.start("terminated", told.wait())
             unneeded = scope.start("unneeded", _unneeded(netd, options.interval))
             await asyncio.wait((ended, terminated, unneeded), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and unneeded.done():
-                log.info("no daemon came back, and no sandbox is left")
-                processes.terminate(options.directory / processes.GATEWAY_ID)
-            # Terminated while there are TAPs, it leaves the namespace for its successor.
-            if not options.rootless and (ended.done() or not netd.needed()):
-                namespace.unpin(options.directory / processes.NAMESPACE)
+            asked, unasked = ended.done(), unneeded.done()
+        # Terminated while there are TAPs, it leaves the namespace for its successor.
+        _leave(options, for_good=asked or not netd.needed(), unasked=unasked and not asked)
     finally:
         listener.close()
         await netd.close()
+
+
+def _leave(options: argparse.Namespace, *, for_good: bool, unasked: bool) -> None:
+    directory = options.directory
+    if for_good and not options.rootless:
+        namespace.unpin(directory / processes.NAMESPACE)
+    if unasked:
+        log.info("no daemon came back, and no sandbox is left")
+        processes.dismiss(directory / processes.GATEWAY_SOCKET, directory / processes.GATEWAY_ID)
+        # Last who we are: a daemon that comes now waits until we are gone.
+        for name in (processes.NETD_SOCKET, processes.NETD_ID):
+            (directory / name).unlink(missing_ok=True)
 
 
 async def _unneeded(netd: Netd, interval: float) -> None:

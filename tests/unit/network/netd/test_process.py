@@ -10,7 +10,7 @@ import pytest
 from hutch.network import channel
 from hutch.network.netd import namespace
 from hutch.network.netd.process import arguments
-from hutch.network.processes import GATEWAY_ID, remember
+from hutch.network.processes import GATEWAY_ID, GATEWAY_SOCKET, remember
 from hutch.process import ProcessId
 from tests.unit.network.netspace import Netd, needs_taps
 
@@ -50,6 +50,7 @@ def test_nobody_needs_it_so_it_ends_and_ends_the_gateway(tmp_path: Path) -> None
     found = ProcessId.of(gateway.pid)
     assert found is not None
     remember(directory / GATEWAY_ID, found)
+    (directory / GATEWAY_SOCKET).touch()
     listener = channel.listen(directory / "netd.sock")
     given = arguments(listener.fileno(), directory, interval=0.05)
     process = subprocess.Popen(
@@ -61,7 +62,7 @@ def test_nobody_needs_it_so_it_ends_and_ends_the_gateway(tmp_path: Path) -> None
     listener.close()
     assert process.wait(60) == 0
     assert gateway.wait(60) == -signal.SIGTERM
-    assert not (directory / "ns").exists()
+    assert list(directory.iterdir()) == []
 
 
 def test_what_is_missing_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
