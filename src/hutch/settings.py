@@ -304,6 +304,13 @@ SETTINGS: tuple[Setting, ...] = (
         "servers, as IP or IP:PORT, that sandboxes' names are asked of; none: the host's own",
     ),
     _row(
+        "dns_denied",
+        one_of("sinkhole", "nxdomain"),
+        "sinkhole",
+        "what sandboxes are answered for names that a rule denies: an address whose connections are"
+        " refused with the reason (sinkhole), or that the name does not exist (nxdomain)",
+    ),
+    _row(
         "network_public_routes",
         parse_networks,
         (),
@@ -374,6 +381,7 @@ class Settings:
     checkpoint_keep: int
     network: str
     dns_servers: tuple[str, ...]
+    dns_denied: str
     network_public_routes: tuple[str, ...]
     exec_orphan_grace: float
     log_size: int

@@ -152,6 +152,7 @@ def host_network(settings: Settings) -> HostNetwork:
             user=user,
             servers=servers or None,
             public_routes=settings.network_public_routes,
+            dns={"denied": settings.dns_denied},
         )
     )
 

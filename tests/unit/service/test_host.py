@@ -48,6 +48,7 @@ def test_the_network_of_a_host(settings: Settings) -> None:
     network = host.host_network(replace(settings, dns_servers=("127.0.0.1:5353",)))
     assert not network.ability.taps
     assert network._options.servers == [("127.0.0.1", 5353)]
+    assert network._options.dns == {"denied": "sinkhole"}
     user = network._options.user
     assert user is not None
     assert user > settings.uid_base + settings.uid_count

@@ -9,12 +9,13 @@ wait. It knows nothing of sockets.
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, Self
 
+from hutch.errors import error
 from hutch.network.dns.client import Address, Resolver
 from hutch.network.dns.message import (
     EDNS_LIMIT,
@@ -102,6 +103,21 @@ class GuestLimits:
     new_names: float = 30.0  # a minute, and as many at once
     answer_bytes: float = 4096.0  # a minute, and at once: of records that are passed on
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the limits that `values` say. Raises bad_setting."""
+        usual: Self = cls()
+        said: dict[str, Any] = {}
+        try:
+            for name, value in values.items():
+                kind = type(getattr(usual, name))
+                if isinstance(value, bool) or (kind is not Denied and not 0 <= value < 1e9):
+                    raise ValueError(value)
+                said[name] = kind(value)
+        except (AttributeError, TypeError, ValueError) as cause:
+            raise error("bad_setting", f"there is no limit of DNS like {values!r}") from cause
+        return cls(**said)
+
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
@@ -136,6 +152,9 @@ class _Bucket:
         return True
 
 
+DEFAULTS: Final = GuestLimits()
+
+
 class GuestResolver:
     """The resolver of one sandbox."""
 
@@ -145,7 +164,7 @@ class GuestResolver:
         names: NameTable,
         upstream: Resolver,
         record: Recorder,
-        limits: GuestLimits = GuestLimits(),
+        limits: GuestLimits = DEFAULTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy

@@ -17,7 +17,9 @@ from typing import Any, Final
 import hutch
 from hutch.errors import error
 from hutch.network.channel import Channel, Handler, Reply, Values
+from hutch.network.dns import guest as dns_guest
 from hutch.network.dns.client import Resolver, Server, host_domains, host_servers
+from hutch.network.dns.guest import GuestLimits
 from hutch.network.gateway.limits import DEFAULTS, Limits
 from hutch.network.gateway.records import Records
 from hutch.network.gateway.sandbox import Ends, Identity, Sandbox, Surroundings
@@ -39,6 +41,7 @@ class Control:
         self,
         *,
         limits: Limits = DEFAULTS,
+        dns: GuestLimits = dns_guest.DEFAULTS,
         servers: list[Server] | None = None,
         routes: Routes | None = None,
     ) -> None:
@@ -55,6 +58,7 @@ class Control:
         )
         self._around = Surroundings(
             limits=limits,
+            dns=dns,
             routes=routes or Routes(),
             resolver=lambda: Resolver(asked),
             internal=host_domains,

@@ -26,7 +26,9 @@ from hutch.errors import error
 from hutch.network import names
 from hutch.network.addresses import Network
 from hutch.network.channel import serve
+from hutch.network.dns import guest as dns_guest
 from hutch.network.dns.client import Server
+from hutch.network.dns.guest import GuestLimits
 from hutch.network.gateway.control import Control
 from hutch.network.gateway.limits import DEFAULTS, Limits
 from hutch.network.routes import Routes
@@ -46,7 +48,7 @@ class Settings:
     """What the daemon says on standard input: one JSON object.
 
     `user` and `group` are who to become (None: nobody else), `servers` the resolvers to ask (None:
-    the host's), `public_routes` the routes that count as default ones.
+    the host's), `public_routes` the routes that count as default ones, `dns` what guests may ask.
     """
 
     user: int | None = None
@@ -54,6 +56,7 @@ class Settings:
     servers: list[Server] | None = None
     public_routes: tuple[Network, ...] = ()
     limits: Limits = DEFAULTS
+    dns: GuestLimits = dns_guest.DEFAULTS
 
     @classmethod
     def read(cls, stream: IO[bytes]) -> Self:
@@ -67,6 +70,7 @@ class Settings:
                 servers=None if servers is None else [(str(ip), int(port)) for ip, port in servers],
                 public_routes=tuple(map(ip_network, values.get("public_routes") or ())),
                 limits=Limits.of(values.get("limits") or {}),
+                dns=GuestLimits.of(values.get("dns") or {}),
             )
         except (ValueError, TypeError, AttributeError) as cause:
             raise error("bad_setting", f"the gateway's settings cannot be read: {cause}") from cause
@@ -133,6 +137,7 @@ async def run(listener: socket.socket, settings: Settings) -> None:
     """Serve channels on a listening socket until told to end."""
     control = Control(
         limits=settings.limits,
+        dns=settings.dns,
         servers=settings.servers,
         routes=Routes(settings.public_routes),
     )

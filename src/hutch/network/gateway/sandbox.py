@@ -9,10 +9,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hutch.errors import error
+from hutch.network.dns import guest as dns_guest
 from hutch.network.dns.client import Resolver
 from hutch.network.dns.guest import GuestLimits, GuestResolver
 from hutch.network.gateway.accept import Acceptor, Endpoint, reset
@@ -79,8 +80,8 @@ class Ends:
 class Surroundings:
     """What a sandbox shares with others, or is given by the gateway.
 
-    `resolver` makes one for a sandbox; `internal` are the names' domains that only the host's
-    networks know; `crowded` is called when descriptors run out.
+    `resolver` makes one for a sandbox, `dns` is what guests may ask; `internal` are the names'
+    domains that only the host's networks know; `crowded` is called when descriptors run out.
     """
 
     limits: Limits
@@ -89,6 +90,7 @@ class Surroundings:
     internal: Callable[[], Collection[str]]
     reserved: Callable[[], Collection[int]]
     crowded: Callable[[], None]
+    dns: GuestLimits = dns_guest.DEFAULTS
 
 
 class Sandbox:
@@ -160,7 +162,7 @@ class Sandbox:
             return
         # What came while nobody decided is not decided on now.
         self._acceptor.drain()
-        limits = GuestLimits(in_flight=self._limits.lookups)
+        limits = replace(self._around.dns, in_flight=self._limits.lookups)
         self._lookups.resume(
             GuestResolver(in_force, names, self._resolver, in_force.looked_up, limits)
         )

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hutch.errors import HutchError
 from hutch.network.dns.client import Address, Limits, Resolver
 from hutch.network.dns.guest import Denied, GuestLimits, GuestResolver
 from hutch.network.dns.message import (
@@ -168,6 +169,25 @@ def is_absent(reply: Message) -> bool:
         0,
         [Type.SOA],
     )
+
+
+def test_limits_are_settings() -> None:
+    said = {"queries": 5, "denied": "nxdomain", "label_bytes": 0}
+    limits = GuestLimits.of(said)
+    assert limits == GuestLimits(queries=5.0, denied=Denied.NXDOMAIN, label_bytes=0)
+    assert GuestLimits.of({}) == GuestLimits()
+    for wrong in (
+        {"denied": "refused"},
+        {"denied": 1},
+        {"queries": -1},
+        {"queries": float("nan")},
+        {"queries": True},
+        {"queries": "5"},
+        {"of": 1},
+        {"nothing": 1},
+    ):
+        with pytest.raises(HutchError):
+            GuestLimits.of(wrong)
 
 
 async def test_an_allowed_name_has_an_address_of_the_sandbox(desk: Desk) -> None:

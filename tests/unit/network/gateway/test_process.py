@@ -16,6 +16,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.network.channel import Channel, connect, listen
+from hutch.network.dns.guest import Denied, GuestLimits
 from hutch.network.gateway.limits import Limits
 from hutch.network.gateway.process import Settings, take_files
 from hutch.networking import NetworkPolicy
@@ -133,10 +134,12 @@ def test_settings_are_read() -> None:
         "servers": [["9.9.9.9", 53]],
         "public_routes": ["192.0.2.0/24"],
         "limits": {"connections": 7},
+        "dns": {"denied": "nxdomain"},
     }
     read = Settings.read(io.BytesIO(json.dumps(said).encode()))
     routes = (ip_network("192.0.2.0/24"),)
-    assert read == Settings(1, 2, [("9.9.9.9", 53)], routes, Limits(connections=7))
+    dns = GuestLimits(denied=Denied.NXDOMAIN)
+    assert read == Settings(1, 2, [("9.9.9.9", 53)], routes, Limits(connections=7), dns)
     halves = Settings.read(io.BytesIO(b'{"public_routes": ["0.0.0.0/1", "8000::/1"]}'))
     assert halves.public_routes == (ip_network("0.0.0.0/1"), ip_network("8000::/1"))
     assert Settings.read(io.BytesIO(b"")) == Settings()
@@ -144,6 +147,7 @@ def test_settings_are_read() -> None:
         b"[]",
         b"{",
         b'{"servers": [1]}',
+        b'{"dns": {"denied": "refused"}}',
         b'{"public_routes": ["x"]}',
         b'{"servers": [["9.9.9.9", "x"]]}',
         b'{"public_routes": ["x"]}',
