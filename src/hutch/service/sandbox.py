@@ -288,6 +288,8 @@ class Sandbox:
     async def _watch_use(self, limit: float) -> None:
         while True:
             await self.connection.until_released()
+            if self.connection.ended:  # while it was held: it is parked, and this is over
+                return
             await self.activity.until_idle(limit)
             if not self.connection.held:
                 self._idle()

@@ -11,6 +11,7 @@ from hutch.errors import error
 from hutch.images.base import no_report
 from hutch.models import ExecSpec, IdleAction, SandboxInfo, SandboxState, StopReason
 from hutch.service.host import HostService
+from hutch.service.parking import Parking
 from tests.unit.service.world import World, expect, output, spec
 from tests.waiting import until
 
@@ -45,6 +46,23 @@ async def test_it_rests_again_and_again(service: HostService, action: IdleAction
         await reaches(service, info, RESTS[action])
         await service.sandboxes.resume(info.id)
     await reaches(service, info, RESTS[action])
+
+
+async def test_to_park_may_take_longer_than_it_is_let_idle(
+    service: HostService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Parking.write
+
+    async def slow(self: Parking, *args: Any) -> Any:
+        frozen = await write(self, *args)
+        await asyncio.sleep(3 * LIMIT)  # while nobody can use it
+        return frozen
+
+    monkeypatch.setattr(Parking, "write", slow)
+    info = await start(service, IdleAction.PARK)
+    for _ in range(2):
+        await reaches(service, info, SandboxState.PARKED)
+        await service.sandboxes.resume(info.id)
 
 
 async def test_it_is_stopped(service: HostService) -> None:
