@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -24,6 +25,9 @@ DRAIN_LIMIT: Final = 65536
 RETRY: Final = 0.5
 """Seconds until a listener is tried again after the kernel had no room for a connection."""
 
+SPARE: Final = 64
+"""Descriptors that no guest's connection may have: for the daemon, files and look-ups."""
+
 _SO_BINDTOIFINDEX: Final = 62
 _ABORT: Final = struct.pack("ii", 1, 0)
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -36,6 +40,11 @@ def reset(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
     sock.close()
+
+
+def is_spare(fd: int) -> bool:
+    """Tell whether a descriptor is one of the last that this process may have."""
+    return fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
 
 
 def bound_to(sock: socket.socket) -> int:
@@ -144,6 +153,10 @@ class Acceptor:
                 continue
             except OSError as cause:
                 self._failed(cause)
+                return
+            if is_spare(guest.fileno()):
+                reset(guest)
+                self._failed(OSError(errno.EMFILE, "there are spare descriptors only"))
                 return
             self._take(guest)
 

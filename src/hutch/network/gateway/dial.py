@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import zip_longest
 from typing import Final
 
+from hutch.network.gateway.accept import is_spare
 from hutch.networking import Reason
 
 Address = IPv4Address | IPv6Address
@@ -114,6 +115,10 @@ class _Race:
             attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as cause:
             self._failed(address, cause.errno or errno.EMFILE)
+            return
+        if is_spare(attempt.fileno()):
+            attempt.close()
+            self._failed(address, errno.EMFILE)
             return
         number = attempt.connect_ex((str(address), self._port))
         if number in (0, errno.EINPROGRESS):

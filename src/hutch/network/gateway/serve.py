@@ -38,7 +38,7 @@ class Serving:
         self._guest = guest
         self._upstream: socket.socket | None = None
         self._in_force = in_force
-        self._refusals = 0
+        self._refused = self._recorded = False
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -57,6 +57,10 @@ class Serving:
             log.exception("connection %d cannot be judged", self._connection.number)
             self._record(NetworkLayer.TCP, NOT_JUDGED)
         finally:
+            if self._upstream is not None and not self._recorded:
+                # It was connected to, though the guest never said what for.
+                allowed = Decision(True, Reason.ALLOWED, self._connection.rule)
+                self._record(NetworkLayer.TCP, allowed)
             self.abort()
 
     def abort(self) -> None:
@@ -119,7 +123,8 @@ class Serving:
 
     async def _hello(self) -> bytes:
         """Return all that the guest said up to the end of its ClientHello. Raises Refused."""
-        self._connection.phase = Phase.WAITING
+        if self._connection.phase is not Phase.REFUSING:
+            self._connection.phase = Phase.WAITING
         reader = HelloReader()
         try:
             async with asyncio.timeout(self._in_force.limits.hello_time):
@@ -169,7 +174,7 @@ class Serving:
 
         def note(told: Refusal) -> None:
             connection.phase = Phase.REFUSING
-            self._refusals += 1
+            self._refused = True
             self._record(NetworkLayer.HTTP, told.decision, detail=_line(told.request))
 
         gate = Gate(connection.port, judge, note)
@@ -192,7 +197,7 @@ class Serving:
         except Refused:
             on_tls = False
         finally:
-            if not self._refusals:
+            if not self._refused:
                 self._record(NetworkLayer.TLS if on_tls else NetworkLayer.TCP, decision)
         if on_tls:
             word = _LastWord(alert(decision.reason))
@@ -200,6 +205,7 @@ class Serving:
 
     def _record(self, layer: NetworkLayer, decision: Decision, *, detail: str = "") -> None:
         connection = self._connection
+        self._recorded = True
         self._in_force.records.add(
             layer,
             decision,

@@ -180,3 +180,23 @@ def test_a_reset_is_no_end(listener: socket.socket) -> None:
     reset(accepted)
     with client, pytest.raises(ConnectionResetError):
         client.recv(1)
+
+
+async def test_the_last_descriptors_are_not_for_guests(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.network.gateway.accept.SPARE", 1 << 30)
+    monkeypatch.setattr("hutch.network.gateway.accept.RETRY", 0.01)
+    guests = Guests()
+    acceptor = Acceptor(listener, LO, guests.admit, guests.exhausted.set)
+    acceptor.resume()
+    with call(listener) as caller:
+        await asyncio.wait_for(guests.exhausted.wait(), 30)
+        with pytest.raises(ConnectionResetError):
+            caller.recv(1)
+    assert guests.taken == []
+    monkeypatch.setattr("hutch.network.gateway.accept.SPARE", 0)
+    with call(listener):
+        await guests.count(1)
+    guests.close()
+    acceptor.close()

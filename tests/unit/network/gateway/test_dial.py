@@ -139,3 +139,14 @@ async def test_being_out_of_descriptors_is_a_limit(monkeypatch: pytest.MonkeyPat
     with pytest.raises(DialError) as caught:
         await dial([LOOPBACK], 80, timeout=30)
     assert caught.value.reason is Reason.LIMIT
+
+
+async def test_the_last_descriptors_are_not_for_connections(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.network.gateway.accept.SPARE", 1 << 30)
+    before = descriptors()
+    with pytest.raises(DialError) as caught:
+        await dial([LOOPBACK], server.getsockname()[1], timeout=30)
+    assert caught.value.reason is Reason.LIMIT
+    assert descriptors() == before

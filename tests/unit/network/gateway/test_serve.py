@@ -272,6 +272,17 @@ async def test_server_names_are_looked_at_on_any_port(worlds: Worlds) -> None:
     assert await reader.readexactly(len(said)) == said
 
 
+async def test_a_guest_that_never_says_hello_is_recorded(worlds: Worlds) -> None:
+    world = await worlds(PUBLIC)
+    world.name("a.example")
+    await world.serve(443, echo)
+    reader, writer = await world.connect("a.example", 443)
+    writer.write_eof()
+    assert await is_reset(reader)
+    record = await world.record()
+    assert (record.allowed, record.layer, record.name) == (True, NetworkLayer.TCP, "a.example")
+
+
 # HTTP
 
 
@@ -337,7 +348,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
     reader, writer = await world.connect("a.example", 80)
     writer.write(b"GET / HTTP/1.1\r\nHos")
     assert await is_reset(reader)
-    assert (await world.record()).reason is Reason.BAD_PROTOCOL
+    assert (await world.record(2)).reason is Reason.BAD_PROTOCOL
 
 
 # Ends
