@@ -184,8 +184,11 @@ class Sandbox:
     async def _judge_again(self) -> int:
         """End all connections that the policy in force denies."""
         rules = self._in_force.rules
-        ended = []
+        ended, ending = [], []
         for connection in list(self._connections.values()):
+            if connection.ending is not None:
+                ending.append(connection)
+                continue
             if connection.phase is Phase.REFUSING and rules is not None:
                 continue
             decision = connection.verdict(rules)
@@ -195,7 +198,7 @@ class Sandbox:
             text = f"the policy was changed: {decision.text}"
             self._end(connection, Decision(False, Reason.POLICY_CHANGED, decision.rule, text))
             ended.append(connection)
-        await self._gone(ended)
+        await self._gone([*ended, *ending])
         return len(ended)
 
     def _end(self, connection: Connection, why: Decision) -> None:
