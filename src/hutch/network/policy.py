@@ -44,7 +44,10 @@ _KINDS = {
 class Rules:
     """A policy, ready to judge. Made by `of`, never changed."""
 
-    __slots__ = ("_allow", "_allowed", "_deny", "_host_ports", "_internal", "policy")
+    __slots__ = (
+        *("_allow", "_allowed", "_deny", "_host_ports", "_internal", "_lan", "_mode"),
+        "policy",
+    )
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class Rules:
         internal: Collection[str],
     ) -> None:
         self.policy = policy
+        self._mode = policy.mode
+        self._lan = policy.allow_lan
         self._allowed = allow
         self._allow, self._deny = RuleSet(allow), RuleSet(deny)
         self._host_ports = frozenset(policy.allow_host)
@@ -66,26 +71,7 @@ class Rules:
         `internal` are domains that only the host's networks know: its search list and the like.
         Raises InvalidInput (bad_policy), naming the rule.
         """
-        for listed, texts in (("allow", policy.allow), ("deny", policy.deny)):
-            if len(texts) > RULES_MAX:
-                raise error(
-                    "bad_policy",
-                    f"{len(texts)} rules in `{listed}` are too many",
-                    hint=f"give {RULES_MAX} at most; `*.example.com` and CIDRs replace many",
-                )
-        if len(policy.allow_host) > HOST_PORTS_MAX:
-            raise error(
-                "bad_policy",
-                f"{len(policy.allow_host)} ports in `allow_host` are too many",
-                hint=f"give {HOST_PORTS_MAX} at most",
-            )
-        for port in policy.allow_host:
-            if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
-                raise error(
-                    "bad_policy",
-                    f"{str(port)[:20]!r} in `allow_host` is no port",
-                    hint="give ports from 1 to 65535",
-                )
+        _check(policy)
         return cls(
             policy,
             [parse_rule(text, allow=True) for text in policy.allow],
@@ -99,14 +85,14 @@ class Rules:
 
         `_service._tcp.NAME` is judged as NAME, unless a rule names it.
         """
-        if self.policy.mode is NetworkMode.NONE:
+        if self._mode is NetworkMode.NONE:
             return _DOWN
         try:
             name = normal(name)
         except ValueError as cause:
             return _no_name(name, cause, Reason.NAME_NOT_FOUND)
         owner = service_owner(name)
-        for asked in {name, owner}:
+        for asked in (name, owner):
             if rule := self._deny.whole_name(asked):
                 return _denied(name, rule)
         if name == HOST_NAME and self._host_ports:
@@ -119,7 +105,7 @@ class Rules:
 
         None is a connection to a raw address: allowed says only that `address` has to be asked.
         """
-        if self.policy.mode is NetworkMode.NONE:
+        if self._mode is NetworkMode.NONE:
             return _DOWN
         if name is None:
             return self._raw(port)
@@ -140,7 +126,7 @@ class Rules:
             return _allowed(what, rule)
         others = None if port is None else self._allow.name(name, None)
         internal = is_internal(service_owner(name), self._internal)
-        if self.policy.mode is not NetworkMode.DENY and not internal:
+        if self._mode is not NetworkMode.DENY and not internal:
             return self._of_mode(what)
         if others is not None:
             return Decision(
@@ -167,16 +153,14 @@ class Rules:
         )
 
     def _of_mode(self, what: str) -> Decision:
-        return Decision(
-            True, Reason.ALLOWED, None, f"{what} is allowed by the mode {self.policy.mode}"
-        )
+        return Decision(True, Reason.ALLOWED, None, f"{what} is allowed by the mode {self._mode}")
 
     def _raw(self, port: int) -> Decision:
-        if self.policy.mode is not NetworkMode.DENY:
+        if self._mode is not NetworkMode.DENY:
             return self._of_mode(f"port {port} of addresses")
         if rule := self._allow.any_network(port):
             return _allowed(f"port {port} of some addresses", rule)
-        if self.policy.allow_lan:
+        if self._lan:
             return Decision(True, Reason.ALLOWED, "allow_lan", "addresses of the LAN are allowed")
         return Decision(
             False,
@@ -195,7 +179,7 @@ class Rules:
 
         `kind` is what `Routes.kind` says of it.
         """
-        if self.policy.mode is NetworkMode.NONE:
+        if self._mode is NetworkMode.NONE:
             return _DOWN
         by_name = None if name is None else self.connect(name, port)
         if by_name is not None and not by_name.allowed:
@@ -214,16 +198,16 @@ class Rules:
         for rule in self._allow.networks(address, port):
             if _opens(rule, address, kind):
                 return _allowed(what, rule)
-        if kind is AddressKind.LAN and self.policy.allow_lan:
+        if kind is AddressKind.LAN and self._lan:
             return Decision(True, Reason.ALLOWED, "allow_lan", f"{what} is on the LAN")
-        if self.policy.mode is NetworkMode.OPEN and kind in (AddressKind.LAN, AddressKind.SPECIAL):
+        if self._mode is NetworkMode.OPEN and kind in (AddressKind.LAN, AddressKind.SPECIAL):
             return self._of_mode(what)
         return _closed(address, kind, port, name)
 
     def _public(self, address: Address, port: int) -> Decision:
         """Judge a raw public address that nothing denies."""
         what = _endpoint(address, port)
-        if self.policy.mode is not NetworkMode.DENY:
+        if self._mode is not NetworkMode.DENY:
             return self._of_mode(what)
         if rule := self._allow.network(address, port):
             return _allowed(what, rule)
@@ -303,7 +287,7 @@ class Rules:
 
     def host_port(self, port: int) -> Decision:
         """Judge a connection to a port of the host's loopback, by `host.hutch`."""
-        if self.policy.mode is NetworkMode.NONE:
+        if self._mode is NetworkMode.NONE:
             return _DOWN
         what = f"{HOST_NAME}:{port}"
         if rule := self._deny.name(HOST_NAME, port):
@@ -321,6 +305,35 @@ class Rules:
     def warnings(self) -> list[str]:
         """Return what in the policy opens more than it seems to, or does nothing."""
         return cautions(self.policy, self._allowed, self._deny)
+
+
+def _check(policy: NetworkPolicy) -> None:
+    """Raise InvalidInput (bad_policy) for fields of a wrong type, and lists that are too long.
+
+    The types are not taken on trust: a mode that is a mere text would be no mode, and so open.
+    """
+    if not isinstance(policy.mode, NetworkMode) or not isinstance(policy.allow_lan, bool):
+        raise error("bad_policy", "its `mode` is no mode, or `allow_lan` neither true nor false")
+    for listed, values, limit in (
+        ("allow", policy.allow, RULES_MAX),
+        ("deny", policy.deny, RULES_MAX),
+        ("allow_host", policy.allow_host, HOST_PORTS_MAX),
+    ):
+        if not isinstance(values, list):
+            raise error("bad_policy", f"`{listed}` is no list")
+        if len(values) > limit:
+            raise error(
+                "bad_policy",
+                f"{len(values)} entries of `{listed}` are too many",
+                hint=f"give {limit} at most; `*.example.com` and CIDRs replace many",
+            )
+    for port in policy.allow_host:
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+            raise error(
+                "bad_policy",
+                f"{str(port)[:20]!r} in `allow_host` is no port",
+                hint="give ports from 1 to 65535",
+            )
 
 
 def _domains(texts: Collection[str]) -> Iterator[str]:

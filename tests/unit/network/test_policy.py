@@ -345,11 +345,14 @@ def test_the_host_is_closed_unless_told(mode: NetworkMode) -> None:
     [
         (NetworkPolicy(allow=["10.0.0.1/8"]), "'10.0.0.1/8' cannot be a rule of `allow`"),
         (NetworkPolicy(deny=["*"]), "'*' cannot be a rule of `deny`: it is for everything"),
-        (NetworkPolicy(allow=["a.example"] * (RULES_MAX + 1)), "rules in `allow` are too many"),
+        (NetworkPolicy(allow=["a.example"] * (RULES_MAX + 1)), "entries of `allow` are too many"),
         (NetworkPolicy(allow_host=[0]), "'0' in `allow_host` is no port"),
         (NetworkPolicy(allow_host=[65536]), "'65536' in `allow_host` is no port"),
         (NetworkPolicy(allow_host=[True]), "'True' in `allow_host` is no port"),
-        (NetworkPolicy(allow_host=[80] * (HOST_PORTS_MAX + 1)), "ports in `allow_host`"),
+        (
+            NetworkPolicy(allow_host=[80] * (HOST_PORTS_MAX + 1)),
+            "entries of `allow_host` are too many",
+        ),
     ],
 )
 def test_broken_policies(policy: NetworkPolicy, message: str) -> None:
@@ -358,6 +361,23 @@ def test_broken_policies(policy: NetworkPolicy, message: str) -> None:
     assert caught.value.code == "bad_policy"
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        NetworkPolicy(mode="none"),  # type: ignore[arg-type]
+        NetworkPolicy(mode=None),  # type: ignore[arg-type]
+        NetworkPolicy(allow_lan="false"),  # type: ignore[arg-type]
+        NetworkPolicy(allow="a.example"),  # type: ignore[arg-type]
+        NetworkPolicy(deny=("a.example",)),  # type: ignore[arg-type]
+        NetworkPolicy(deny=None),  # type: ignore[arg-type]
+    ],
+)
+def test_fields_of_a_wrong_type_open_nothing(policy: NetworkPolicy) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Rules.of(policy)
+    assert caught.value.code == "bad_policy"
 
 
 def test_what_the_host_searches_may_be_nonsense() -> None:
