@@ -186,7 +186,7 @@ class Netlink:
         """Return all interfaces. Raises OSError."""
         self._number += 1
         self._sock.send(self._packed(_GET_LINK, _DUMP, _link(0)))
-        found = []
+        found: list[Link] = []
         while True:
             for kind, number, body in self._answers():
                 if number != self._number:

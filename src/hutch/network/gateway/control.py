@@ -222,28 +222,33 @@ class Control:
 
 
 def policy_of(values: object) -> NetworkPolicy | None:
-    """Return the policy that a message has. Raises bad_policy."""
+    """Return the policy that a message has, with all its fields. Raises bad_policy.
+
+    A field that was lost on its way here is an error: no default may open what it closed.
+    """
     if values is None:
         return None
     if not isinstance(values, dict):
         raise error("bad_policy", "a policy must be an object")
     try:
-        mode = NetworkMode(values.get("mode", NetworkMode.PUBLIC))
+        mode = NetworkMode(str(values.get("mode")))
     except ValueError as cause:
-        raise error("bad_policy", f"there is no network mode {values['mode']!r}") from cause
-    preset = values.get("preset")
+        raise error("bad_policy", f"there is no network mode {values.get('mode')!r}") from cause
+    allow_lan, preset = values.get("allow_lan"), values.get("preset")
+    if not isinstance(allow_lan, bool):
+        raise error("bad_policy", "`allow_lan` of a policy must be true or false")
     return NetworkPolicy(
         mode=mode,
         allow=_list_of(values, "allow", str),
         deny=_list_of(values, "deny", str),
         allow_host=_list_of(values, "allow_host", int),
-        allow_lan=values.get("allow_lan") is True,
+        allow_lan=allow_lan,
         preset=preset if isinstance(preset, str) else None,
     )
 
 
 def _list_of(values: Mapping[str, Any], name: str, kind: type) -> list[Any]:
-    content = values.get(name, [])
+    content = values.get(name)
     if not isinstance(content, list) or not all(type(item) is kind for item in content):
         raise error("bad_policy", f"`{name}` of a policy must be a list")
     return list(content)

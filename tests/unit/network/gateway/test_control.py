@@ -214,4 +214,8 @@ def test_policies_cross_as_they_are() -> None:
     )
     assert policy_of(asdict(policy)) == policy
     assert policy_of(None) is None
-    assert policy_of({}) == NetworkPolicy()
+    for lost in ("mode", "allow", "deny", "allow_host", "allow_lan"):
+        left = {key: value for key, value in asdict(policy).items() if key != lost}
+        with pytest.raises(HutchError) as caught:
+            policy_of(left)
+        assert caught.value.code == "bad_policy", "no default takes its place"
