@@ -4,7 +4,7 @@ import struct
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.network import sntp
@@ -79,6 +79,7 @@ def test_what_is_no_request_gets_nothing(packet: bytes) -> None:
     assert sntp.answer(packet, NOW) is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=80), st.integers(0, 2**63 - 1))
 def test_an_answer_is_never_longer_than_what_was_asked(packet: bytes, now: int) -> None:
     reply = sntp.answer(packet, now)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import HutchError
@@ -149,7 +149,7 @@ def whole(path: Path, count: int) -> bytes:
 
 
 @given(cut=st.integers(0, 400))
-@settings(max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_what_a_crash_left_of_a_line_is_dropped(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:

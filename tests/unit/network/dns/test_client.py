@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -54,11 +54,13 @@ async def resolver(server: NameServer, clock: Clock) -> AsyncIterator[Resolver]:
     await made.close()
 
 
-def closed_port() -> int:
-    """Return a port of loopback that nobody has: one that a moment ago was ours alone."""
+@pytest.fixture
+def refusing() -> Iterator[tuple[str, int]]:
+    """A server that refuses: a port that is ours, and hears nobody but itself."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        sock.connect(sock.getsockname())
+        yield sock.getsockname()
 
 
 async def test_addresses_of_both_families(resolver: Resolver) -> None:
@@ -287,8 +289,10 @@ async def test_another_server_is_asked_and_remembered(
     assert answer == Answer((), 0, Code.SERVFAIL, f"answered {said}")
 
 
-async def test_a_server_that_is_not_there_is_passed_by(server: NameServer) -> None:
-    resolver = Resolver([("127.0.0.1", closed_port()), server.place], PATIENT)
+async def test_a_server_that_is_not_there_is_passed_by(
+    server: NameServer, refusing: tuple[str, int]
+) -> None:
+    resolver = Resolver([refusing, server.place], PATIENT)
     assert (await resolver.addresses("four.test")).addresses == (FOUR,)
 
 
@@ -343,8 +347,8 @@ async def test_what_is_no_name_is_a_failure(
     assert server.asked == []
 
 
-async def test_servers_may_change(server: NameServer) -> None:
-    servers = [("127.0.0.1", closed_port())]
+async def test_servers_may_change(server: NameServer, refusing: tuple[str, int]) -> None:
+    servers = [refusing]
     resolver = Resolver(lambda: servers, PATIENT)
     assert (await resolver.query("four.test", Type.A)).code == Code.SERVFAIL
     servers[:] = [server.place]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.unit.network.dns.desk import ZONE, Rules
 
 from hutch.network.dns.client import Limits, Resolver
 from hutch.network.dns.guest import GuestResolver
@@ -19,7 +20,6 @@ from hutch.network.synthetic import NameTable
 from hutch.networking import GATEWAY_ADDRESS, HOST_ADDRESS
 from tests.harness.namespaces import Namespace
 from tests.unit.network.dns.nameserver import NameServer, serving
-from tests.unit.network.dns.test_guest import ZONE, Rules
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces")
 
@@ -84,8 +84,8 @@ async def answering(namespace: Namespace, resolver: GuestResolver) -> AsyncItera
 @pytest.mark.parametrize("way", ["udp", "tcp"])
 async def test_glibc_understands(tmp_path: Path, way: str) -> None:
     configuration = tmp_path / "resolv.conf"
-    option = "options use-vc edns0\n" if way == "tcp" else ""
-    configuration.write_text(f"nameserver {GATEWAY_ADDRESS}\n{option}")
+    option = "use-vc edns0" if way == "tcp" else "attempts:2"
+    configuration.write_text(f"nameserver {GATEWAY_ADDRESS}\noptions timeout:20 {option}\n")
     rules = Rules(denied={"denied.test"}, host=True)
     asked = ["web.test", "six.test", "denied.test", "inside.test", "within.test", "no.test"]
     argv = [sys.executable, "-I", "-c", ASK, *asked, "host.hutch"]
