@@ -6,8 +6,10 @@ policies: what looks at the bytes stands `Between`. A FIN is handed on as FIN, a
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +21,10 @@ LINGER_TIME: Final = 5.0
 """Seconds that a guest has to take its last answer, and to end its side too."""
 LINGER_BYTES: Final = 1024 * 1024
 """Bytes that it may go on to send meanwhile: they are dropped."""
+DRAIN_TIME: Final = 60.0
+"""Seconds without any progress in which a guest takes what was sent before the upstream's reset."""
 
+_DRAIN_POLL: Final = 0.02
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() resets
 _SMALL_READ: Final = 1400
 """Bytes for which a bucket makes nobody wake up earlier: a segment, about."""
@@ -172,6 +177,7 @@ class Carry:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._resetting = False  # the guest is reset as soon as it has what is on its way
         self._dropped = 0  # bytes that came after the last answer
         self._closed = False
 
@@ -277,7 +283,7 @@ class Carry:
 
     def _finish(self, side: _Side, other: _Side) -> bool:
         """Send a side our FIN if it is time for it; False if that ended everything."""
-        if side.finished or side.pending or side.sock is None:
+        if side.finished or side.pending or side.sock is None or self._resetting:
             return True
         between = self._between
         if between is None:
@@ -403,16 +409,47 @@ class Carry:
         """
         side.pending = b""
         side.deaf = side.finished = True
-        if side.ended or (self._between is not None and side is self._guest):
+        if self._between is not None and side is self._guest:
             self.abort()
+        elif side.ended:
+            self._broke_off(side)
         else:
             self._settle()
 
     def _broke_off(self, side: _Side) -> None:
         """Note that a side has reset its connection, and that all it said was read."""
-        if self._between is None or side is self._guest or self._between.over:
+        if side is self._guest or self._resetting:
             self.abort()
+        elif self._between is None:
+            self._release(side)
+            self._resetting = True
+            self._settle()
+            self._drain()
+        elif self._between.over:
+            self._release(side)
+        else:
+            self._between.upstream_ended(reset=True)
+            self._release(side)
+            self._settle()
+
+    def _drain(self, last: int = 0, since: float = 0.0) -> None:
+        """Reset the guest when it has all that the upstream sent before its own reset.
+
+        Without us that would be in the guest's kernel by now; a reset drops what is in ours.
+        """
+        if self._closed or self._loop is None or self._guest.sock is None:
             return
-        self._between.upstream_ended(reset=True)
-        self._release(side)
-        self._settle()
+        left = len(self._guest.pending) + _unacknowledged(self._guest.sock)
+        now = self._loop.time()
+        if left != last:
+            last, since = left, now
+        if not left or now - since > DRAIN_TIME:
+            self.abort()
+        else:
+            self._linger = self._loop.call_later(_DRAIN_POLL, self._drain, last, since)
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the kernel has sent, or has yet to send, that have not arrived."""
+    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+    return int(struct.unpack("i", answer)[0])

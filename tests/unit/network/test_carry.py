@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 import random
 import socket
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.network import carry as carrying
-from hutch.network.carry import BUFFER, Between, Bucket, Carry
+from hutch.network.carry import BUFFER, Bucket, Carry
 from hutch.tasks import Scope
 from tests.unit.descriptors import descriptors
+from tests.unit.network.ends import Ends, connected, is_reset, reset, rest, send, stall, take
 from tests.waiting import until
 
 
@@ -21,90 +21,6 @@ from tests.waiting import until
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may take longer than any guest should."""
     monkeypatch.setattr(carrying, "LINGER_TIME", 600.0)
-
-
-def connected(small: bool = False) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection; `small`: with as little room in the kernel as there may be."""
-    with socket.socket() as listener:
-        one = socket.socket()
-        if small:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        one.connect(listener.getsockname())
-        other, _ = listener.accept()
-    for end in (one, other):
-        end.setblocking(False)
-        if small:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return one, other
-
-
-class Ends:
-    """A carry that runs, and the far ends of its two connections."""
-
-    def __init__(
-        self,
-        *,
-        small: bool = False,
-        alone: bool = False,
-        first: bytes = b"",
-        between: Between | None = None,
-        up: Bucket | None = None,
-        down: Bucket | None = None,
-    ) -> None:
-        self.guest, near = connected(small)
-        self.server, far = connected(small)
-        if alone:
-            far.close()
-        self.carry = Carry(
-            near, None if alone else far, first=first, between=between, up=up, down=down
-        )
-        self.scope = Scope("carry")
-        self.task = self.scope.start("run", self.carry.run())
-
-    async def __aenter__(self) -> "Ends":
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.scope.close()
-        self.guest.close()
-        self.server.close()
-
-
-async def send(end: socket.socket, data: bytes) -> None:
-    await asyncio.get_running_loop().sock_sendall(end, data)
-
-
-async def take(end: socket.socket, count: int) -> bytes:
-    """Receive exactly that many bytes."""
-    loop, data = asyncio.get_running_loop(), b""
-    while len(data) < count:
-        more = await loop.sock_recv(end, count - len(data))
-        assert more, f"it ended after {len(data)} bytes"
-        data += more
-    return data
-
-
-async def rest(end: socket.socket) -> bytes:
-    """Receive all to the FIN. Raises ConnectionResetError if it ends with a reset."""
-    loop, parts = asyncio.get_running_loop(), []
-    while more := await loop.sock_recv(end, 1 << 16):
-        parts.append(more)
-    return b"".join(parts)
-
-
-def reset(end: socket.socket) -> None:
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    end.close()
-
-
-async def is_reset(end: socket.socket) -> bool:
-    with contextlib.suppress(ConnectionResetError):
-        await rest(end)
-        return False
-    return True
 
 
 async def test_bytes_go_both_ways_and_are_counted() -> None:
@@ -211,6 +127,43 @@ async def test_what_a_server_says_before_it_resets_arrives() -> None:
         await ends.task
 
 
+async def test_what_is_on_its_way_to_the_guest_arrives_before_a_reset_does() -> None:
+    async with Ends(small=True) as ends:
+        # The guest reads nothing for now: the carry and the kernel hold much of it.
+        said = await stall(ends.server, ends.carry._guest)
+        reset(ends.server)
+        assert len(await take(ends.guest, said)) == said
+        assert await is_reset(ends.guest)
+        await ends.task
+
+
+async def test_what_is_on_its_way_arrives_before_a_reset_after_an_end_too() -> None:
+    async with Ends(small=True) as ends:
+        said = await stall(ends.server, ends.carry._guest)
+        ends.server.close()
+        assert len(await take(ends.guest, said - 1)) == said - 1
+        await send(ends.guest, b"to nobody")
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while not ends.carry._resetting:
+                await send(ends.guest, b"to nobody")
+                await asyncio.sleep(0)
+        assert len(await take(ends.guest, 1)) == 1
+        await ends.task
+
+
+async def test_a_guest_that_takes_nothing_is_reset_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carrying, "DRAIN_TIME", 0.05)
+    async with Ends(small=True) as ends:
+        await stall(ends.server, ends.carry._guest)
+        reset(ends.server)
+        with contextlib.suppress(ConnectionResetError):
+            while not ends.carry._resetting:
+                await take(ends.guest, 512)  # until the carry notices
+        await ends.task
+
+
 async def test_an_abort_resets_both_sides_at_once() -> None:
     async with Ends() as ends:
         await send(ends.guest, b"x")
@@ -283,10 +236,7 @@ async def test_a_reader_that_stops_stops_the_writer() -> None:
 
 async def test_a_reset_is_noticed_while_the_other_side_reads_nothing() -> None:
     async with Ends(small=True) as ends:
-        while not ends.carry._upstream.pending:
-            with contextlib.suppress(BlockingIOError):
-                ends.guest.send(bytes(4096))
-            await asyncio.sleep(0)
+        await stall(ends.guest, ends.carry._upstream)
         reset(ends.server)
         assert await is_reset(ends.guest)
         await ends.task
@@ -376,146 +326,6 @@ def test_a_bucket_gives_no_more_than_its_rate(
         gone += count
         assert bucket.wait() > 0
     assert gone <= limit + (clock.now - 100.0) * rate + 1
-
-
-class Shouting:
-    """Sends all in capitals; the guest's `.` is answered at once, and ends it all."""
-
-    def __init__(self) -> None:
-        self.up = self.down = b""
-        self.guest_gone = self.upstream_gone = self.over = self.broken = False
-        self.was_reset: bool | None = None
-        self.hears_guest = self.hears_upstream = True
-
-    def from_guest(self, data: bytes) -> None:
-        if b"." in data:
-            self.down, self.over = b"bye", True
-        elif b"!" in data:
-            self.broken = True
-        else:
-            self.up += data.upper()
-
-    def from_upstream(self, data: bytes) -> None:
-        self.down += data.upper()
-
-    def guest_ended(self) -> None:
-        self.guest_gone = True
-
-    def upstream_ended(self, reset: bool) -> None:
-        self.upstream_gone, self.was_reset = True, reset
-
-    def for_guest(self) -> bytes:
-        data, self.down = self.down, b""
-        return data
-
-    def for_upstream(self) -> bytes:
-        data, self.up = self.up, b""
-        return data
-
-    @property
-    def fin_guest(self) -> bool:
-        return self.upstream_gone
-
-    @property
-    def fin_upstream(self) -> bool:
-        return self.guest_gone
-
-
-async def test_what_stands_between_sees_and_says_all() -> None:
-    async with Ends(between=Shouting(), first=b"a") as ends:
-        await send(ends.guest, b"b")
-        assert await take(ends.server, 2) == b"AB"
-        await send(ends.server, b"cd")
-        assert await take(ends.guest, 2) == b"CD"
-        ends.guest.shutdown(socket.SHUT_WR)
-        assert await rest(ends.server) == b""
-        await send(ends.server, b"e")
-        ends.server.close()
-        assert await rest(ends.guest) == b"E"
-        await ends.task
-        assert (ends.carry.sent, ends.carry.received) == (2, 3)
-
-
-async def test_much_goes_through_what_stands_between() -> None:
-    async with Ends(between=Shouting(), small=True) as ends:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(send(ends.guest, b"x" * 300_000))
-            group.create_task(send(ends.server, b"y" * 300_000))
-            up = group.create_task(take(ends.server, 300_000))
-            down = group.create_task(take(ends.guest, 300_000))
-        assert set(up.result()) == set(b"X")
-        assert set(down.result()) == set(b"Y")
-
-
-async def test_when_all_is_said_the_guest_has_its_answer_whatever_it_goes_on_to_send() -> None:
-    async with Ends(between=Shouting()) as ends:
-        await send(ends.guest, b"one.")
-        assert await rest(ends.server) == b""
-        await send(ends.guest, b"still talking" * 1000)
-        assert await rest(ends.guest) == b"bye"
-        ends.guest.close()
-        await ends.task
-
-
-async def test_an_answer_needs_no_upstream() -> None:
-    async with Ends(between=Shouting(), first=b"one.", alone=True) as ends:
-        assert await rest(ends.guest) == b"bye"
-        ends.guest.close()
-        await ends.task
-
-
-async def test_a_guest_that_does_not_stop_talking_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(carrying, "LINGER_BYTES", 10_000)
-    async with Ends(between=Shouting()) as ends:
-        await send(ends.guest, b"one.")
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            await talk(ends.guest)
-        await ends.task
-
-
-async def talk(end: socket.socket) -> None:
-    while True:
-        await send(end, bytes(10_000))
-
-
-async def test_a_guest_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(carrying, "LINGER_TIME", 0.01)
-    async with Ends(between=Shouting()) as ends:
-        await send(ends.guest, b"one.")
-        await ends.task
-
-
-async def test_what_stands_between_may_break_it_off() -> None:
-    async with Ends(between=Shouting()) as ends:
-        await send(ends.guest, b"!")
-        assert await is_reset(ends.guest)
-        assert await is_reset(ends.server)
-        await ends.task
-
-
-@pytest.mark.parametrize("ended", ["fin", "reset"])
-async def test_what_stands_between_learns_how_the_upstream_ended(ended: str) -> None:
-    between = Shouting()
-    async with Ends(between=between) as ends:
-        await send(ends.guest, b"a")
-        await take(ends.server, 1)
-        if ended == "fin":
-            ends.server.shutdown(socket.SHUT_WR)
-        else:
-            reset(ends.server)
-        assert await rest(ends.guest) == b""
-        assert between.was_reset == (ended == "reset")
-
-
-async def test_a_guest_that_breaks_off_breaks_off_the_upstream() -> None:
-    async with Ends(between=Shouting()) as ends:
-        await send(ends.guest, b"a")
-        await take(ends.server, 1)
-        reset(ends.guest)
-        assert await is_reset(ends.server)
-        await ends.task
 
 
 async def test_idle_connections_hold_no_buffers() -> None:

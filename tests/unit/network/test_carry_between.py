@@ -1,0 +1,155 @@
+"""The pump, when something stands between its two sides."""
+
+import asyncio
+import socket
+
+import pytest
+
+from hutch.network import carry as carrying
+from tests.unit.network.ends import Ends, is_reset, reset, rest, send, take
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer than any guest should."""
+    monkeypatch.setattr(carrying, "LINGER_TIME", 600.0)
+
+
+class Shouting:
+    """Sends all in capitals; the guest's `.` is answered at once, and ends it all."""
+
+    def __init__(self) -> None:
+        self.up = self.down = b""
+        self.guest_gone = self.upstream_gone = self.over = self.broken = False
+        self.was_reset: bool | None = None
+        self.hears_guest = self.hears_upstream = True
+
+    def from_guest(self, data: bytes) -> None:
+        if b"." in data:
+            self.down, self.over = b"bye", True
+        elif b"!" in data:
+            self.broken = True
+        else:
+            self.up += data.upper()
+
+    def from_upstream(self, data: bytes) -> None:
+        self.down += data.upper()
+
+    def guest_ended(self) -> None:
+        self.guest_gone = True
+
+    def upstream_ended(self, reset: bool) -> None:
+        self.upstream_gone, self.was_reset = True, reset
+
+    def for_guest(self) -> bytes:
+        data, self.down = self.down, b""
+        return data
+
+    def for_upstream(self) -> bytes:
+        data, self.up = self.up, b""
+        return data
+
+    @property
+    def fin_guest(self) -> bool:
+        return self.upstream_gone
+
+    @property
+    def fin_upstream(self) -> bool:
+        return self.guest_gone
+
+
+async def test_what_stands_between_sees_and_says_all() -> None:
+    async with Ends(between=Shouting(), first=b"a") as ends:
+        await send(ends.guest, b"b")
+        assert await take(ends.server, 2) == b"AB"
+        await send(ends.server, b"cd")
+        assert await take(ends.guest, 2) == b"CD"
+        ends.guest.shutdown(socket.SHUT_WR)
+        assert await rest(ends.server) == b""
+        await send(ends.server, b"e")
+        ends.server.close()
+        assert await rest(ends.guest) == b"E"
+        await ends.task
+        assert (ends.carry.sent, ends.carry.received) == (2, 3)
+
+
+async def test_much_goes_through_what_stands_between() -> None:
+    async with Ends(between=Shouting(), small=True) as ends:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send(ends.guest, b"x" * 300_000))
+            group.create_task(send(ends.server, b"y" * 300_000))
+            up = group.create_task(take(ends.server, 300_000))
+            down = group.create_task(take(ends.guest, 300_000))
+        assert set(up.result()) == set(b"X")
+        assert set(down.result()) == set(b"Y")
+
+
+async def test_when_all_is_said_the_guest_has_its_answer_whatever_it_goes_on_to_send() -> None:
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"one.")
+        assert await rest(ends.server) == b""
+        await send(ends.guest, b"still talking" * 1000)
+        assert await rest(ends.guest) == b"bye"
+        ends.guest.close()
+        await ends.task
+
+
+async def test_an_answer_needs_no_upstream() -> None:
+    async with Ends(between=Shouting(), first=b"one.", alone=True) as ends:
+        assert await rest(ends.guest) == b"bye"
+        ends.guest.close()
+        await ends.task
+
+
+async def test_a_guest_that_does_not_stop_talking_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carrying, "LINGER_BYTES", 10_000)
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"one.")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await talk(ends.guest)
+        await ends.task
+
+
+async def talk(end: socket.socket) -> None:
+    while True:
+        await send(end, bytes(10_000))
+
+
+async def test_a_guest_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrying, "LINGER_TIME", 0.01)
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"one.")
+        await ends.task
+
+
+async def test_what_stands_between_may_break_it_off() -> None:
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"!")
+        assert await is_reset(ends.guest)
+        assert await is_reset(ends.server)
+        await ends.task
+
+
+@pytest.mark.parametrize("ended", ["fin", "reset"])
+async def test_what_stands_between_learns_how_the_upstream_ended(ended: str) -> None:
+    between = Shouting()
+    async with Ends(between=between) as ends:
+        await send(ends.guest, b"a")
+        await take(ends.server, 1)
+        if ended == "fin":
+            ends.server.shutdown(socket.SHUT_WR)
+        else:
+            reset(ends.server)
+        assert await rest(ends.guest) == b""
+        assert between.was_reset == (ended == "reset")
+
+
+async def test_a_guest_that_breaks_off_breaks_off_the_upstream() -> None:
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"a")
+        await take(ends.server, 1)
+        reset(ends.guest)
+        assert await is_reset(ends.server)
+        await ends.task
