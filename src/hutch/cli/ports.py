@@ -44,7 +44,10 @@ def port() -> None:
 @click.argument("guest_port", type=int, required=False)
 @pass_app
 def list_ports(app: App, name: str, guest_port: int | None) -> None:
-    """List what a sandbox publishes; of one port of it, where on the host it is."""
+    """List what a sandbox publishes.
+
+    With a port of the sandbox, only where on the host that is.
+    """
     answer = app.client.call("GET", sandbox_path(name, "ports"))
     ports = [from_json(PublishedPort, item) for item in answer]
     if guest_port is not None:
@@ -77,10 +80,10 @@ def list_ports(app: App, name: str, guest_port: int | None) -> None:
 @click.argument("ports", nargs=-1, required=True, metavar="[[IP:]HOST:]GUEST...")
 @pass_app
 def publish(app: App, name: str, ports: tuple[str, ...]) -> None:
-    """Publish more ports of a sandbox: at once if it runs, else from its next start on.
+    """Publish more ports of a sandbox.
 
-    GUEST alone means any free port of the host, which is printed. Without an IP it is the host's
-    loopback.
+    At once if it runs, else from its next start on. GUEST alone means any free port of the host,
+    which is printed. Without an IP it is the host's loopback.
     """
     body = {"ports": to_json(port_list(ports))}
     answer = app.client.call("POST", sandbox_path(name, "ports"), json=body)
