@@ -247,8 +247,10 @@ class Companion:
                     return near, answer, fds
                 for fd in fds:
                     os.close(fd)
-                log.info("%s is of version %s", self.name, answer.get("version"))
-                await near.call("end", timeout=END_TIME)
+                log.info("%s is of version %s, and is replaced", self.name, answer.get("version"))
+                # Not told to end, which would be for good: what it keeps is its successor's.
+                if (found := recall(self._identity)) is not None:
+                    found.kill(signal.SIGTERM)
             except HutchError as cause:
                 log.error("%s: %s", self.name, cause.message)
             except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import hutch
 from hutch.errors import HutchError
 from hutch.network.base import Attachment
 from hutch.network.host import HostNetwork, Options
@@ -270,6 +271,21 @@ async def test_a_lost_namespace_is_told_and_new_sandboxes_have_another(
     await second.adopt([host.attachment("sb_one")])
     assert "the network of sb_one is lost" in caplog.text
     assert answer(await host.attach(second, "sb_one")) == b"sb_one 93.184.215.14:22\n"
+
+
+@needs_taps
+async def test_a_daemon_of_another_version_replaces_both_and_keeps_the_taps(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await host.daemon()
+    guest = await host.attach(first, "sb_one")
+    processes = host.netd(), host.gateway()
+    await first.close()
+    monkeypatch.setattr(hutch, "__version__", "another")
+    second = await host.daemon()
+    await second.adopt([host.attachment("sb_one")])
+    assert answer(guest) == b"sb_one 93.184.215.14:22\n"
+    assert [process.alive() for process in processes] == [False, False]
 
 
 @needs_taps

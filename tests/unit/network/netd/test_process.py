@@ -1,5 +1,6 @@
 """The life of netd: how it ends, and what it leaves."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,14 @@ from hutch.process import ProcessId
 from tests.unit.network.netspace import Netd, needs_taps
 
 pytestmark = needs_taps
+
+
+def test_it_may_open_as_much_as_it_is_allowed(tmp_path: Path) -> None:
+    netd = Netd(tmp_path / "netd")
+    netd.call("list")
+    soft, hard = resource.prlimit(netd.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
+    netd.close()
 
 
 def test_told_to_end_it_leaves_nothing(tmp_path: Path) -> None:
