@@ -166,11 +166,13 @@ class Gate:
 
     def from_guest(self, data: bytes) -> None:
         """Take bytes of the guest."""
+        if self._over:
+            return
         if self._tunnel:
             self._up.append(data)
         elif self._asking is not None and not self._asked and self._body.pass_by(len(data)):
             self._up.append(_chunk(data) if self._rechunk else data)
-        elif self._asking is not None or not (self._closing or self._over):
+        elif self._asking is not None or not self._closing:
             self._asked += data
             self._ask()
 
@@ -182,17 +184,19 @@ class Gate:
 
     def from_upstream(self, data: bytes) -> None:
         """Take bytes of the upstream."""
+        if self._over:
+            return
         if self._tunnel:
             self._down.append(data)
         elif self._answer is not None and not self._answered and self._answer.pass_by(len(data)):
             self._down.append(_chunk(data) if self._answer_rechunk else data)
-        elif not self._over:
+        else:
             self._answered += data
             try:
                 while self._hear():
                     pass
             except BadHead as bad:
-                self._bad_answer(f"The server's answer cannot be forwarded: {bad}.")
+                self._bad_answer(f"the server's answer is no sound HTTP: {bad}")
 
     def upstream_ended(self, reset: bool) -> None:
         """Learn that the upstream sends no more, and maybe that it broke the connection off."""
@@ -206,7 +210,7 @@ class Gate:
             self._broken = reset or not isinstance(self._answer, Endless)
             self._over = not self._broken
         elif self._answered:
-            self._bad_answer("The server ended the connection within the head of its answer.")
+            self._bad_answer("the server ended the connection within the head of its answer")
         else:
             self._broken = reset and bool(self._open)
             self._finish()
@@ -228,8 +232,7 @@ class Gate:
             while not self._over and self._ask_once():
                 pass
         except BadHead as bad:
-            text = f"It cannot be understood in just one way: {bad}."
-            self._refuse(bad.status, Decision(False, Reason.BAD_PROTOCOL, text=text))
+            self._refuse(bad.status, self._no_http(f"the request is no sound HTTP: {bad}"))
         if self._guest_ended and not self._open and not self._held and not self._refusal:
             self._over = True  # a request that is not whole by now will never be
 
@@ -265,7 +268,7 @@ class Gate:
             answers.wants_json(",".join(values(head.fields, "accept"))),
         )
         if head.port not in (None, self._port):
-            text = f"Its Host field names port {head.port}, its connection is to {self._port}."
+            text = f"its Host field names port {head.port}, its connection is to {self._port}"
             self._refuse(403, Decision(False, Reason.HOST_MISMATCH, text=text), request)
         elif request.upgrade and self._open:
             self._held = head, request
@@ -282,7 +285,7 @@ class Gate:
             decision = self._judge(request)
         except Exception:
             log.exception("a request could not be judged")
-            decision = Decision(False, Reason.NOT_ALLOWED, text="The request cannot be judged.")
+            decision = Decision(False, Reason.NOT_ALLOWED, text="the request cannot be judged")
         if not decision.allowed:
             self._refuse(answers.status_of(decision.reason), decision, request)
             return
@@ -329,6 +332,10 @@ class Gate:
         elif asking is not None:
             self._open.pop()  # it will never be whole
         self._finish()
+
+    def _no_http(self, text: str) -> Decision:
+        hint = f"allow what is not HTTP with a rule like `NAME:{self._port}/tcp`"
+        return Decision(False, Reason.BAD_PROTOCOL, text=text, hint=hint)
 
     def _finish(self) -> None:
         """Say what is left to say, and end, if no answer is due from the upstream any more."""
@@ -441,7 +448,7 @@ class Gate:
 
     def _bad_answer(self, text: str) -> None:
         """End because of an answer that is none; say so, unless the guest has some of it."""
-        decision = Decision(False, Reason.BAD_PROTOCOL, text=text)
+        decision = self._no_http(text)
         exchange = self._open[0]
         self._closing = True
         if exchange.begun:
