@@ -2,7 +2,11 @@
 
 import asyncio
 import os
+import shutil
+import stat
+import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -286,6 +290,36 @@ async def test_a_daemon_of_another_version_replaces_both_and_keeps_the_taps(
     await second.adopt([host.attachment("sb_one")])
     assert answer(guest) == b"sb_one 93.184.215.14:22\n"
     assert [process.alive() for process in processes] == [False, False]
+
+
+@needs_taps
+def test_an_ordinary_user_has_it_too_where_the_device_may_be_opened() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    try:
+        directory.chmod(0o755)
+        device = directory / "tun"
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        device.chmod(0o666)
+        own = directory / "own"
+        own.mkdir()
+        os.chown(own, 65534, 65534)
+        # A checkout that only root may look into is read all the same, and nothing else is lent.
+        user = ["--reuid=65534", "--regid=65534", "--clear-groups"]
+        look = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        program = [sys.executable, "-m", "tests.unit.network.ordinary_user", str(own), str(device)]
+        ran = subprocess.run(
+            ["setpriv", *user, *look, *program],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[3],
+            timeout=110,
+            check=False,
+        )
+        if ran.stdout.startswith("refused:"):
+            pytest.skip(f"NO NETWORK WITHOUT ROOT HERE, SO IT IS NOT TESTED: {ran.stdout}")
+        assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
+    finally:
+        shutil.rmtree(directory)
 
 
 @needs_taps

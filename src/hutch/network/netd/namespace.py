@@ -32,9 +32,11 @@ def make(*, user: bool) -> None:
     uid, gid = os.geteuid(), os.getegid()
     _checked(_libc.unshare(_NEW_NET | (_NEW_USER if user else 0)), "no network namespace")
     if user:
-        Path("/proc/self/setgroups").write_text("deny", "ascii")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1", "ascii")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1", "ascii")
+        # Bytes, as from here on not even a codec may be there to be loaded: rights to read that
+        # were lent to this process end at the user namespace.
+        Path("/proc/self/setgroups").write_bytes(b"deny")
+        Path("/proc/self/uid_map").write_bytes(b"0 %d 1" % uid)
+        Path("/proc/self/gid_map").write_bytes(b"0 %d 1" % gid)
 
 
 def enter(net: int, user: int | None = None) -> None:

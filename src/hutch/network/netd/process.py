@@ -6,6 +6,8 @@ with it, so that nothing stays behind a daemon that never came back.
 
 import argparse
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - now: see `namespace.make` on what can be loaded later
+import encodings.ascii  # noqa: F401
 import logging
 import os
 import resource
