@@ -5,13 +5,14 @@ between, and nothing leaves the peer's namespace.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from tests.waiting import until
 
 FAR_ADDRESS = "203.0.113.7"
 """What a machine reaches by way of its router only."""
+BUSY = 2_000_000
+"""Bytes that keep a connection busy: an emulated nc takes a kilobyte at a time."""
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000
 CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4 = 0, 1, 7, 11
 """Features of virtio-net, by their bit."""
@@ -59,48 +62,79 @@ def open_tap() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other side of a TAP: a server that echoes, and a name server."""
+    """The other side of a TAP: servers, one of them for names.
+
+    What listens at `port` echoes, that at `bulk` takes all and then gives back as much.
+    """
 
     tap: int
     port: int
+    bulk: int
     connections: list[asyncio.StreamWriter]
 
 
 @asynccontextmanager
 async def new_peer() -> AsyncIterator[Peer]:
-    with Namespace() as space:
+    async with AsyncExitStack() as stack:
+        space = stack.enter_context(Namespace())
         tap = space.call(open_tap)
+        stack.callback(os.close, tap)
+        set_up(space)
+        connections: list[asyncio.StreamWriter] = []
+        port = await serve(stack, space, _echo, connections)
+        bulk = await serve(stack, space, _give_back, [])
+        names = space.call(name_server)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(_Names, sock=names)
+        stack.callback(transport.close)
+        yield Peer(tap, port, bulk, connections)
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def serve(
+    stack: AsyncExitStack,
+    space: Namespace,
+    work: Serve,
+    connections: list[asyncio.StreamWriter],
+) -> int:
+    """Serve on a port of a namespace, and close all in the end; `connections` are the open ones."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
         try:
-            set_up(space)
-            connections: list[asyncio.StreamWriter] = []
-
-            async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                connections.append(writer)
-                try:
-                    while data := await reader.read(1 << 16):
-                        writer.write(data)
-                        await writer.drain()
-                except ConnectionError:
-                    pass
-                finally:
-                    connections.remove(writer)
-                    writer.close()
-
-            stream = space.call(lambda: socket.create_server(("0.0.0.0", 0)))
-            packets = space.call(name_server)
-            loop = asyncio.get_running_loop()
-            transport, _ = await loop.create_datagram_endpoint(_Names, sock=packets)
-            server = await asyncio.start_server(echo, sock=stream)
-            try:
-                yield Peer(tap, stream.getsockname()[1], connections)
-            finally:
-                server.close()
-                transport.close()
-                for writer in connections:
-                    writer.transport.abort()
-                await until_none(connections)
+            with contextlib.suppress(ConnectionError):
+                await work(reader, writer)
         finally:
-            os.close(tap)
+            connections.remove(writer)
+            writer.close()
+
+    async def close() -> None:
+        server.close()
+        for writer in connections:
+            writer.transport.abort()
+        await until(lambda: not connections, what="the peer's connections are gone")
+
+    listener = space.call(lambda: socket.create_server(("0.0.0.0", 0)))
+    server = await asyncio.start_server(one, sock=listener)
+    stack.push_async_callback(close)
+    port: int = listener.getsockname()[1]
+    return port
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+
+
+async def _give_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    count = 0
+    while data := await reader.read(1 << 16):
+        count += len(data)
+    writer.write(bytes(count))
+    await writer.drain()
 
 
 def set_up(space: Namespace) -> None:
@@ -132,13 +166,6 @@ class _Names(asyncio.DatagramProtocol):
         counts = struct.pack(">4H", 1, wants_address, 0, 0)
         head = data[:2] + b"\x81\x80" + counts
         self._transport.sendto(head + data[12:] + (answer if wants_address else b""), addr)
-
-
-async def until_none(connections: list[asyncio.StreamWriter]) -> None:
-    async def none() -> bool:
-        return not connections
-
-    await until(none, what="the peer's connections are gone")
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +265,8 @@ async def test_a_clone_has_the_network_that_was_frozen(
         features = await sh(guest, "cat /sys/class/net/eth0/device/features")
         assert {features[bit] for bit in (CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4)} == {"1"}
         # As many bytes as take several of the largest packets that either side makes.
-        send = f"head -c 3000000 /dev/zero | nc -w 60 {GATEWAY_ADDRESS} {one.port} | wc -c"
-        assert await sh(guest, send) == "3000000\n"
+        send = f"head -c 1000000 /dev/zero | nc -w 60 {GATEWAY_ADDRESS} {one.bulk} | wc -c"
+        assert await sh(guest, send) == "1000000\n"
         pid = machine.record.process.pid
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         assert Path(f"/proc/{pid}/net/dev").read_text().count(":") == 1, "more than a loopback"
@@ -281,16 +308,20 @@ async def test_a_connection_outlives_a_pause(
         await line.say("again")
 
 
-async def test_a_fork_loses_the_connections_that_its_source_keeps(
-    engine: QemuEngine, new_spec: NewSpec, template: Template, short_tmp: Path
+@pytest.mark.parametrize("kept", [False, True], ids=["forked", "restored"])
+async def test_a_child_loses_the_connections_that_its_source_keeps(
+    engine: QemuEngine, new_spec: NewSpec, template: Template, short_tmp: Path, kept: bool
 ) -> None:
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(new_peer()) for _ in range(2)]
         spec = new_spec("source", one)
         machine, guest = await stack.enter_async_context(cloned(engine, spec, template))
         line = await dial(guest, "line", one)
+        # One that never stands still: its packets are on their way when the memory is taken.
+        busy = f"head -c {BUSY} /dev/zero | nc {GATEWAY_ADDRESS} {one.bulk} | wc -c >/run/bytes"
+        await guest.spawn_exec(GuestExec("busy", ["sh", "-c", busy]))
         child, child_guest = await stack.enter_async_context(
-            forked(engine, machine, guest, spec, short_tmp, two)
+            forked(engine, machine, guest, spec, short_tmp, two, kept)
         )
         assert await child_guest.identify(replace(identity("child"), generation=2, network=True))
         await child_guest.thaw()
@@ -299,13 +330,17 @@ async def test_a_fork_loses_the_connections_that_its_source_keeps(
         assert await theirs.heard() == "hello\n"
         await line.say("again")
         assert not await line.ended()
-        assert (len(one.connections), two.connections) == (1, [])
+        assert two.connections == []
         # Each reaches a peer of its own from now on.
-        other = await dial(child_guest, "other", two)
-        assert (len(one.connections), len(two.connections)) == (1, 1)
+        await dial(child_guest, "other", two)
+        assert len(two.connections) == 1
         await child.kill()
         await line.say("still")
-        del other
+
+        async def arrived() -> bool:
+            return await sh(guest, "cat /run/bytes") == f"{BUSY}\n"
+
+        await until(arrived, what="all bytes came back")
 
 
 @asynccontextmanager
@@ -316,8 +351,9 @@ async def forked(
     source: MachineSpec,
     directory: Path,
     peer: Peer,
+    kept: bool,
 ) -> AsyncIterator[tuple[Machine, Guest]]:
-    """A child of a running machine, which has not been given its identity yet."""
+    """A child of a running machine, from memory or `kept` on disk, that has no identity yet."""
     root, disk = source.drives
     below, beside = directory / "next.qcow2", directory / "child.qcow2"
     for path in (below, beside):
@@ -325,6 +361,9 @@ async def forked(
     await guest.freeze(timeout=30)
     frozen = await engine.capture(machine, directory / "captured", next_disk=below)
     await guest.thaw()
+    if kept:
+        await engine.keep(frozen)
+        await engine.drop(frozen)
     spec = replace(
         source,
         id="child",
