@@ -7,6 +7,7 @@ policies: what looks at the bytes stands `Between`. A FIN is handed on as FIN, a
 import asyncio
 import contextlib
 import fcntl
+import logging
 import socket
 import struct
 import termios
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
+
+log = logging.getLogger(__name__)
 
 BUFFER: Final = 64 * 1024
 """Bytes that at most wait for one side of a connection, besides those in the kernel."""
@@ -243,14 +246,22 @@ class Carry:
         if loop is None or sock is None:
             return
         if reading and not side.reading:
-            loop.add_reader(sock, self._arrived, side)
+            loop.add_reader(sock, self._guarded, self._arrived, side)
         elif side.reading and not reading:
             loop.remove_reader(sock)
         if writing and not side.writing:
-            loop.add_writer(sock, self._drained, side)
+            loop.add_writer(sock, self._guarded, self._drained, side)
         elif side.writing and not writing:
             loop.remove_writer(sock)
         side.reading, side.writing = reading, writing
+
+    def _guarded(self, act: Callable[[_Side], None], side: _Side) -> None:
+        """Do what the loop calls for; a failure ends the connection, not just the callback."""
+        try:
+            act(side)
+        except Exception:
+            log.exception("a connection cannot be carried on")
+            self.abort()
 
     def _settle(self) -> None:
         """After anything that happened: move what can be moved, end what is at its end."""
@@ -380,12 +391,11 @@ class Carry:
     def _wait(self, side: _Side, bucket: Bucket) -> None:
         """Leave a side unread until its bucket has something again."""
         assert self._loop is not None
+        side.throttle = self._loop.call_later(bucket.wait(), self._guarded, self._go_on, side)
+        self._settle()
 
-        def again() -> None:
-            side.throttle = None
-            self._settle()
-
-        side.throttle = self._loop.call_later(bucket.wait(), again)
+    def _go_on(self, side: _Side) -> None:
+        side.throttle = None
         self._settle()
 
     def _ended(self, side: _Side) -> None:

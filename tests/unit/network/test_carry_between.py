@@ -29,6 +29,8 @@ class Shouting:
             self.down, self.over = b"bye", True
         elif b"!" in data:
             self.broken = True
+        elif b"?" in data:
+            raise RuntimeError("a bug")
         else:
             self.up += data.upper()
 
@@ -122,6 +124,17 @@ async def test_a_guest_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPa
     async with Ends(between=Shouting()) as ends:
         await send(ends.guest, b"one.")
         await ends.task
+
+
+async def test_a_failure_of_what_stands_between_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Ends(between=Shouting()) as ends:
+        await send(ends.guest, b"?")
+        assert await is_reset(ends.guest)
+        assert await is_reset(ends.server)
+        await ends.task
+    assert "a connection cannot be carried on" in caplog.text
 
 
 async def test_what_stands_between_may_break_it_off() -> None:
