@@ -29,6 +29,7 @@ DRAIN_TIME: Final = 60.0
 
 _DRAIN_POLL: Final = 0.02
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() resets
+_ORDERLY: Final = struct.pack("ii", 0, 0)
 _SMALL_READ: Final = 1400
 """Bytes for which a bucket makes nobody wake up earlier: a segment, about."""
 
@@ -234,9 +235,11 @@ class Carry:
         side.pending = b""
         side.ended = side.finished = side.deaf = True
         if side.sock is not None:
-            if reset:
-                with contextlib.suppress(OSError):  # of another family than TCP, in tests
-                    side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            # Said in either case: whoever made the socket may have had it reset by our death.
+            with contextlib.suppress(OSError):  # of another family than TCP, in tests
+                side.sock.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET if reset else _ORDERLY
+                )
             side.sock.close()
             side.sock = None
 

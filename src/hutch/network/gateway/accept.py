@@ -30,15 +30,31 @@ SPARE: Final = 64
 
 _SO_BINDTOIFINDEX: Final = 62
 _ABORT: Final = struct.pack("ii", 1, 0)
+_ORDERLY: Final = struct.pack("ii", 0, 0)
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _USER_TIMEOUT: Final = 2**31 - 1
 """Milliseconds for which bytes may wait for a guest's answer: it may be paused for days."""
 
 
-def reset(sock: socket.socket) -> None:
-    """End a connection with a RST, so that nobody takes what is missing for the end."""
-    with contextlib.suppress(OSError):
+def arm(sock: socket.socket) -> None:
+    """Have a connection end with a RST when it is closed, by whatever: by our death, too.
+
+    A FIN would make what is missing look like the end. Who ends it in order calls `finish`.
+    """
+    with contextlib.suppress(OSError):  # of another family, or closed
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+
+
+def reset(sock: socket.socket) -> None:
+    """End a connection with a RST; nothing happens to one that has ended."""
+    arm(sock)
+    sock.close()
+
+
+def finish(sock: socket.socket) -> None:
+    """End a connection in order: what was sent arrives, and then its end."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY)
     sock.close()
 
 
@@ -170,6 +186,7 @@ class Acceptor:
     def _take(self, guest: socket.socket) -> None:
         try:
             guest.setblocking(False)
+            arm(guest)
             if bound_to(guest) != self._ifindex:
                 raise OSError(errno.EINVAL, "a connection of another interface")
             destination = destination_of(guest)

@@ -11,7 +11,7 @@ from typing import Final
 
 from hutch.network import sntp
 from hutch.network.dns.guest import GuestResolver
-from hutch.network.gateway.accept import reset
+from hutch.network.gateway.accept import finish, reset
 from hutch.network.gateway.datagrams import Answer, Datagrams
 from hutch.tasks import Scope
 
@@ -107,7 +107,7 @@ class Lookups:
                 async with asyncio.timeout(self._message_time):
                     data = len(reply).to_bytes(_LENGTH) + reply
                     await asyncio.get_running_loop().sock_sendall(guest, data)
-            guest.close()
+            finish(guest)
         finally:
             reset(guest)
 

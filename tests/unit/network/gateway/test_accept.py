@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from hutch.network.gateway.accept import Acceptor, Endpoint, bound_to, drain, reset
+from hutch.network.gateway.accept import (
+    Acceptor,
+    Endpoint,
+    arm,
+    bound_to,
+    drain,
+    finish,
+    reset,
+)
 
 LO = socket.if_nametoindex("lo")
 
@@ -200,3 +208,22 @@ async def test_the_last_descriptors_are_not_for_guests(
         await guests.count(1)
     guests.close()
     acceptor.close()
+
+
+def test_our_death_is_no_end_either(listener: socket.socket) -> None:
+    listener.setblocking(True)
+    for end, said in ((finish, b"all"), (socket.socket.close, None)):
+        client = call(listener)
+        accepted, _ = listener.accept()
+        arm(accepted)
+        accepted.sendall(b"all")
+        with client:
+            if said is None:
+                assert client.recv(10) == b"all"
+            end(accepted)
+            if said is None:
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+            else:
+                assert client.recv(10) == b"all"
+                assert client.recv(10) == b""
