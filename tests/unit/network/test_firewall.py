@@ -75,11 +75,8 @@ def test_equal_tuples_of_two_guests_reach_their_own_listeners(pair: tuple[Place,
         assert stream.receive() == place.interface.encode()
         stream.send(b"to " + place.interface.encode())
         assert sock.recv(100) == b"to " + place.interface.encode()
-    for place, sock in zip(pair, accepted, strict=True):
-        assert sock is not None
-        others = [frame for frame in place.guest.waiting() if frame.protocol == 6]
-        assert all(not frame.segment.payload for frame in others)
-        sock.close()
+    for place, other in (pair, pair[::-1]):
+        assert all(other.interface.encode() not in frame.raw for frame in place.guest.waiting())
 
 
 @pytest.mark.parametrize("port", [1, 53, 80, 443, 8443, 65535])
@@ -87,7 +84,8 @@ def test_every_tcp_port_of_every_address_is_taken(pair: tuple[Place, Place], por
     for to in ("198.18.0.1", "198.18.0.2", "127.0.0.1", "10.0.0.1", "169.254.169.254", OUTSIDE):
         # The kernel takes the one from nobody outside, and would have to forward the other.
         if to in ("127.0.0.1", "198.18.0.2"):
-            assert pair[0].guest.answers(ethernet(ipv4(tcp(to, port, SYN), 6, to))) == []
+            told = pair[0].guest.answers(ethernet(ipv4(tcp(to, port, SYN), 6, to)))
+            assert to not in [answer.source for answer in told]  # others may be sent again
         else:
             pair[0].guest.connect(to, port)
             sock = pair[0].accept()

@@ -102,9 +102,9 @@ async def test_a_sandbox_is_attached_changed_and_detached(host: Host) -> None:
     stream = other.connect(OUTSIDE, 22)
     assert stream.receive() == b"sb_other 93.184.215.14:22\n"
     one.send(ethernet(ipv4(udp(b"asked ", "8.8.8.8", 53), 17, "8.8.8.8")))
-    assert [frame.datagram[1] for frame in [one.next()] if frame.source == "8.8.8.8"] == [
-        b"asked sb_one 8.8.8.8:53\n"
-    ]
+    while (frame := one.next()).protocol != 17:
+        pass  # TCP says something again when the host is slow
+    assert (frame.source, frame.datagram[1]) == ("8.8.8.8", b"asked sb_one 8.8.8.8:53\n")
     info = await network.info("sb_other")
     assert info is not None
     assert (info.attached, info.connections, info.policy) == (True, 1, NetworkPolicy())
