@@ -104,15 +104,22 @@ def test_what_is_sent_arrives_both_ways(web: Hutch) -> None:
 def test_many_at_once(web: Hutch) -> None:
     answers: dict[int, bytes] = {}
     parts = {number: os.urandom(100_000 + number) for number in range(PARALLEL)}
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in parts:  # one after the other: the guest's server lets but one or two wait
+            client = stack.enter_context(connect(web, "web", ECHO))
+            client.sendall(b"x")
+            assert client.recv(10) == b"x"
+            clients.append(client)
 
-    def one(number: int) -> None:
-        answers[number] = echo(web, "web", parts[number])
+        def one(number: int) -> None:
+            answers[number] = through(clients[number], parts[number])
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in parts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+        threads = [threading.Thread(target=one, args=(number,)) for number in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert answers == parts
 
 
@@ -165,10 +172,14 @@ def test_connections_keep_it_awake_and_wake_it(hutch: Hutch) -> None:
         client.sendall(b"2")
         assert client.recv(10) == b"2"
     wait_until(lambda: rested(hutch, "parked"), what="it is parked")
-    assert echo(hutch, "box", b"woken") == b"woken"
-    hutch.run("pause", "box")
-    assert rested(hutch, "paused")
-    assert echo(hutch, "box", b"again") == b"again"
+    with connect(hutch, "box", ECHO) as client:
+        client.sendall(b"3")
+        assert client.recv(10) == b"3"
+        hutch.run("pause", "box")  # while that keeps it from being parked
+        assert rested(hutch, "paused")
+        assert echo(hutch, "box", b"again") == b"again"
+        client.sendall(b"4")
+        assert client.recv(10) == b"4"
     # The next daemon listens where the last one did, and wakes what rests.
     wait_until(lambda: rested(hutch, "parked"), what="it is parked again")
     before = numbers(hutch, "box")
