@@ -12,8 +12,7 @@ from hutch.guest.session import connect_guest
 from hutch.images.disk import base_disk
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
-from hutch.network.absent import NoNetwork
-from hutch.service.host import DATABASE, HostService
+from hutch.service.host import DATABASE, HostService, host_network
 from hutch.settings import Settings, load_settings
 from hutch.state.sqlite import SqliteStore
 from tests.harness.stores import SharedStore
@@ -37,7 +36,7 @@ async def serving(
         kernels=KernelStore(home, settings),
         connect_guest=connect,
         base_disk=base_disk,
-        network=NoNetwork(),
+        network=host_network(settings),
     )
     try:
         async with service:

@@ -13,6 +13,7 @@ from hutch.cli.options import command, pass_app, sandbox_argument
 from hutch.cli.render import age, duration, print_json, size, table
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState, from_json, parse_timestamp, to_json
+from hutch.networking import NetworkPolicy
 from hutch.portspec import show_ports
 from hutch.reports import HostUsage, SandboxUsage
 
@@ -99,6 +100,10 @@ def ps(
     ports = any(info.ports for info in infos)
     if ports:
         headers[-1:-1] = ["PORTS"]
+    # What all have unless they were asked for something else is not worth a column.
+    networks = any(info.network != NetworkPolicy() for info in infos)
+    if networks:
+        headers[-1:-1] = ["NETWORK"]
     table(
         headers,
         [
@@ -113,6 +118,7 @@ def ps(
                 age(info.created_at),
                 *(_taken(usage.get(info.id)) if sizes else ()),
                 *((show_ports(info.ports) or "-",) if ports else ()),
+                *((_network(info.network),) if networks else ()),
                 _command(info),
             )
             for info in infos
@@ -129,6 +135,12 @@ def _usage(app: App) -> dict[str, SandboxUsage]:
 def _taken(usage: SandboxUsage | None) -> tuple[str, str]:
     # None: it was removed while we looked.
     return ("-", "-") if usage is None else (size(usage.memory or None), size(usage.disk))
+
+
+def _network(policy: NetworkPolicy) -> str:
+    rules = len(policy.allow) + len(policy.deny) + len(policy.allow_host) + policy.allow_lan
+    name = policy.preset or policy.mode.value
+    return f"{name} + {rules} rules" if rules and not policy.preset else name
 
 
 def _command(info: SandboxInfo) -> str:

@@ -93,3 +93,12 @@ def test_run_passes_a_policy_on(hutch: Cli) -> None:
     )
     hutch("run", "-d", "--name", "three", "busybox", "hang")
     assert policy(hutch, "three")["mode"] == "public"
+
+
+def test_ps_tells_of_it(hutch: Cli) -> None:
+    hutch("create", "--name", "listed", "--allow", "a.example.com", "--deny", "1.2.3.4", "busybox")
+    hutch("create", "--name", "plain", "busybox")
+    lines = hutch("ps", "-a", "--no-trunc").stdout.decode().splitlines()
+    assert "NETWORK" in lines[0]
+    assert "deny + 2 rules" in next(line for line in lines if " listed " in line)
+    assert "  public  " in next(line for line in lines if " plain " in line)
