@@ -159,25 +159,28 @@ async def load() -> bool:
 
     What was there of ours is replaced. Raises Missing (tool_missing), HutchError (network_missing).
     """
+    if not await _refusal(RULES + RULES_IPV6 + RULES_FRAMES, "ip", "arp", "ip6", "netdev"):
+        return True
+    if text := await _refusal(RULES, "ip", "arp"):
+        raise error(
+            "network_missing",
+            f"the kernel does not take the rules for sandboxes' networks: {text}",
+            hint="it needs nf_tables with TPROXY (nft_tproxy) and ARP (nf_tables_arp)",
+        )
+    if text := await _refusal(RULES_IPV6, "ip6"):
+        log.warning("no rules for IPv6: %s", text)
+    if text := await _refusal(RULES_FRAMES, "netdev"):
+        log.warning("no rules for frames: %s", text)
+    return not text
+
+
+async def _refusal(rules: str, *families: str) -> str:
+    """Load rules, all of them or none; return what `nft` says against them, if anything."""
     program = process.require("nft", "nftables")
-    families = [("arp", RULES), ("ip6", RULES_IPV6), ("netdev", RULES_FRAMES)]
-    loaded = []
-    for family, rules in families:
-        fresh = "".join(
-            f"table {name} hutch\ndelete table {name} hutch\n"
-            for name in (["ip", "arp"] if rules is RULES else [family])
-        )
-        done = await process.run(
-            [program, "-f", "-"], timeout=30, stdin=(fresh + rules).encode(), check=False
-        )
-        loaded.append(done.code == 0)
-        if done.code:
-            text = done.stderr.decode(errors="replace").strip()[:500]
-            if rules is RULES:
-                raise error(
-                    "network_missing",
-                    f"the kernel does not take the rules for sandboxes' networks: {text}",
-                    hint="it needs nf_tables with TPROXY (nft_tproxy) and ARP (nf_tables_arp)",
-                )
-            log.warning("no rules of the family %s: %s", family, text)
-    return loaded[-1]
+    # Made first, so that there is something to delete.
+    fresh = "".join(f"table {name} hutch\ndelete table {name} hutch\n" for name in families)
+    done = await process.run(
+        [program, "-f", "-"], timeout=30, stdin=(fresh + rules).encode(), check=False
+    )
+    said = done.stderr.decode(errors="replace").strip()[:500]
+    return (said or f"exit code {done.code}") if done.code else ""

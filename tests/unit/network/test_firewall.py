@@ -313,16 +313,18 @@ def test_rules_that_the_kernel_does_not_take_are_told(
     program = tmp_path / "nft"
     monkeypatch.setattr(process, "require", lambda *_: str(program))
 
-    def takes(what: str) -> None:
-        script = f"#!/bin/sh\nif grep -q '{what}'; then exit 0; fi\necho 'Error: no' >&2; exit 1\n"
-        program.write_text(script)
+    def refuses(word: str) -> None:
+        script = f"case $(cat) in *'{word}'*) echo 'Error: no' >&2; exit 1;; esac"
+        program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
 
-    takes("table")
+    refuses("nothing of the kind")
     assert asyncio.run(firewall.load())
-    takes("tproxy")
+    refuses("table netdev")
     assert not asyncio.run(firewall.load())
-    takes("nothing of the kind")
+    refuses("table ip6")
+    assert asyncio.run(firewall.load())
+    refuses("tproxy")
     with pytest.raises(HutchError, match="does not take the rules") as told:
         asyncio.run(firewall.load())
     assert told.value.code == "network_missing"
