@@ -103,7 +103,7 @@ def ps(
     # What all have unless they were asked for something else is not worth a column.
     networks = any(info.network != NetworkPolicy() for info in infos)
     if networks:
-        headers[-1:-1] = ["NETWORK"]
+        headers[5:5] = ["NETWORK"]
     table(
         headers,
         [
@@ -113,12 +113,12 @@ def ps(
                 info.image,
                 status(info),
                 limits(info),
+                *((_network(info.network),) if networks else ()),
                 str(info.cpus),
                 size(info.memory),
                 age(info.created_at),
                 *(_taken(usage.get(info.id)) if sizes else ()),
                 *((show_ports(info.ports) or "-",) if ports else ()),
-                *((_network(info.network),) if networks else ()),
                 _command(info),
             )
             for info in infos
