@@ -50,7 +50,6 @@ class Control:
         """Set when the daemon wants the gateway to end."""
         self._sandboxes: dict[str, Sandbox] = {}
         self._listening: set[Channel] = set()
-        self._reserved: frozenset[int] = frozenset()
         self._sequence = itertools.count(1)
         self._place = 0
         asked: list[Server] | Callable[[], list[Server]] = (
@@ -62,7 +61,6 @@ class Control:
             routes=routes or Routes(),
             resolver=lambda: Resolver(asked),
             internal=host_domains,
-            reserved=lambda: self._reserved,
             crowded=self._crowded,
         )
 
@@ -82,7 +80,6 @@ class Control:
             "list": self._list,
             "info": self._info,
             "connections": self._connections,
-            "reserve": self._reserve,
             "records": records,
             "end": self._end,
         }
@@ -206,14 +203,6 @@ class Control:
             channel.notify("record", values)
 
     # The process
-
-    async def _reserve(self, values: Values, fds: list[int]) -> Reply:
-        _none(fds)
-        ports = values.get("ports")
-        if not isinstance(ports, list) or not all(isinstance(port, int) for port in ports):
-            raise error("network_failed", "ports must be a list of numbers")
-        self._reserved = frozenset(ports)
-        return Reply()
 
     async def _end(self, values: Values, fds: list[int]) -> Reply:
         _none(fds)

@@ -7,7 +7,7 @@ connections.
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from hutch.network.addresses import Address, AddressKind
@@ -38,9 +38,7 @@ class InForce:
         resolver: Resolver,
         routes: Routes,
         limits: Limits,
-        reserved: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        """`reserved` are ports of the host's loopback that no policy opens."""
         self.records = records
         self.names: NameTable | None = None
         self.resolver = resolver
@@ -53,7 +51,6 @@ class InForce:
         self.generation = 0
         self._ports: tuple[int, ...] = ()
         self._routes = routes
-        self._reserved = reserved
 
     def put(self, policy: NetworkPolicy, rules: Rules, names: NameTable) -> None:
         """Put a policy in force, and the names that stand for addresses under it."""
@@ -69,10 +66,6 @@ class InForce:
     def kind(self, address: Address) -> AddressKind:
         """Return where an address leads from the host, now."""
         return self._routes.kind(address)
-
-    def is_reserved(self, port: int) -> bool:
-        """Tell whether a port of the host's loopback is not for guests."""
-        return port in self._reserved()
 
     # What the guest's resolver asks
 

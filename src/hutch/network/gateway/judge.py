@@ -25,7 +25,6 @@ _LOOPBACK: Final = (
     (IPv4Address("127.0.0.1"), AddressKind.HOST),
     (IPv6Address("::1"), AddressKind.HOST),
 )
-_OWN_PORT: Final = Decision(False, Reason.NOT_ALLOWED, text="that port of the host is Hutch's own")
 
 
 class Refused(Exception):
@@ -125,8 +124,6 @@ def _permitted(
 ) -> tuple[tuple[Address, AddressKind], ...]:
     """Return the addresses that may be tried, and where each leads. Raises Refused."""
     if connection.place is Place.HOST:
-        if in_force.is_reserved(connection.port):
-            raise Refused(_OWN_PORT)
         return _LOOPBACK
     if connection.place is not Place.NAME and connection.place is not Place.RAW:
         raise Refused(unknown(connection.address))

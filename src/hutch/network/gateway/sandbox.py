@@ -88,7 +88,6 @@ class Surroundings:
     routes: Routes
     resolver: Callable[[], Resolver]
     internal: Callable[[], Collection[str]]
-    reserved: Callable[[], Collection[int]]
     crowded: Callable[[], None]
     dns: GuestLimits = dns_guest.DEFAULTS
 
@@ -119,7 +118,6 @@ class Sandbox:
             resolver=self._resolver,
             routes=around.routes,
             limits=self._limits,
-            reserved=around.reserved,
         )
         self._loop = asyncio.get_running_loop()
         self._scope = Scope(identity.sandbox_id)

@@ -201,13 +201,6 @@ async def test_who_has_most_makes_room(daemon: Daemon, monkeypatch: pytest.Monke
     assert shed == ["sb_2"]
 
 
-async def test_ports_of_the_host_are_reserved(daemon: Daemon) -> None:
-    await daemon.call("reserve", ports=[8080])
-    assert daemon.control._around.reserved() == {8080}
-    with pytest.raises(HutchError):
-        await daemon.call("reserve", ports="all")
-
-
 def test_policies_cross_as_they_are() -> None:
     policy = NetworkPolicy(
         mode=NetworkMode.DENY, allow=["a"], deny=["b"], allow_host=[1], allow_lan=True, preset="p"

@@ -32,7 +32,6 @@ async def in_force() -> InForce:
         resolver=Resolver([]),
         routes=Kinds(),
         limits=Limits(rate_up=1000),
-        reserved=lambda: [8080],
     )
 
 
@@ -77,8 +76,6 @@ async def test_the_host_is_open_by_its_own_list(in_force: InForce, table: NameTa
     assert in_force.opens_host()
     put(in_force, table, NetworkPolicy(mode=NetworkMode.NONE, allow_host=[80]))
     assert not in_force.opens_host()
-    assert in_force.is_reserved(8080)
-    assert not in_force.is_reserved(80)
 
 
 async def test_what_fails_is_a_denial(

@@ -86,7 +86,6 @@ class World:
         self.dialled: list[int] = []
         self.records: list[NetworkRecord] = []
         self.recorded = asyncio.Event()
-        self.reserved: list[int] = []
         self.crowded = 0
         self._table = os.open(directory / "names", os.O_RDWR | os.O_CREAT)
         self._destinations: dict[tuple[str, int], tuple[str, int]] = {}
@@ -101,7 +100,6 @@ class World:
             routes=self.kinds,
             resolver=lambda: self.names,
             internal=tuple,
-            reserved=lambda: self.reserved,
             crowded=self._crowded,
         )
         # With a clock that stands: no more records than may be made at once.
