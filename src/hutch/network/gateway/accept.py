@@ -34,6 +34,9 @@ _ORDERLY: Final = struct.pack("ii", 0, 0)
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _USER_TIMEOUT: Final = 2**31 - 1
 """Milliseconds for which bytes may wait for a guest's answer: it may be paused for days."""
+_TCP_RTO_MAX_MS: Final = 44
+_RTO_MAX: Final = 2000
+"""Milliseconds after which a guest that was paused gets, at the latest, what it missed."""
 
 
 def arm(sock: socket.socket) -> None:
@@ -194,6 +197,8 @@ class Acceptor:
             # No keepalive to a guest: a paused one must find its connections as they were. That it
             # has ended is not for the kernel to find out, the daemon says so.
             guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
+            with contextlib.suppress(OSError):  # before Linux 6.15 it is two minutes
+                guest.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX)
         except OSError as cause:
             log.warning("interface %d: a connection is refused: %s", self._ifindex, cause)
             reset(guest)
