@@ -138,6 +138,26 @@ async def test_a_name_is_looked_up_and_connected_to(host: Host) -> None:
     assert {each.address for each in host.internet.came("greeter")} == {ADDRESS}
 
 
+async def test_any_resolver_and_any_clock_are_ours(host: Host) -> None:
+    guest = await host.attach("sb_1", NetworkPolicy())
+    query = b"\0\7\1\0\0\1\0\0\0\0\0\0\5files\7harbour\3net\0\0\1\0\1"
+
+    def ask() -> None:
+        address = guest.look_up(SITE)
+        assert address is not None
+        assert socket.inet_aton(address) in guest.ask(query, "8.8.8.8")
+        with guest.connect("8.8.4.4", 53) as peer:
+            peer.sendall(len(query).to_bytes(2) + query)
+            peer.shutdown(socket.SHUT_WR)
+            assert socket.inet_aton(address) in read_all(peer)
+        request = bytes([4 << 3 | 3]) + bytes(47)
+        assert len(guest.ask(request, "5.9.7.7", 123)) == 48
+
+    await in_thread(ask)
+    left = {each.destination for each in host.internet.packets}
+    assert not left & {"8.8.8.8", "8.8.4.4", "5.9.7.7"}
+
+
 async def test_what_is_not_public_cannot_be_reached(host: Host) -> None:
     guest = await host.attach("sb_1", NetworkPolicy())
 
