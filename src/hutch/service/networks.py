@@ -47,7 +47,7 @@ class HostNetworks:
         """Find or start what carries the networks; where that cannot be, sandboxes have none."""
         try:
             await self._network.open()
-        except HutchError as failure:
+        except (HutchError, OSError) as failure:
             log.error("sandboxes cannot be attached to the network: %s", failure)
         if not self._network.ability.taps:
             log.warning("sandboxes have no networks: %s", self._network.ability.why)
@@ -78,7 +78,7 @@ class HostNetworks:
                 await self._network.stop()
             else:
                 await self._network.close()
-        except HutchError as failure:
+        except (HutchError, OSError) as failure:
             log.error("the processes of the network are left: %s", failure)
 
     # ---- what can be asked for

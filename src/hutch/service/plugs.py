@@ -175,3 +175,5 @@ class Plugs:
                 for vm_id, plug in plugs.items()
             ]
         )
+        for vm_id in plugs.keys() - self._held.keys():
+            await self._network.detach(vm_id)  # it has ended meanwhile

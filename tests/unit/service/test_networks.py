@@ -508,3 +508,16 @@ async def test_a_daemon_without_sandboxes_ends_the_network(world: World) -> None
     async with world.service() as service:
         await service.sandboxes.create(spec(idle=True), no_report)
     assert world.network.stopped
+
+
+async def test_a_network_that_does_not_open(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    world.network.ability = Ability(taps=False, why="it has not been looked for yet")
+    monkeypatch.setattr(world.network, "open", fail)
+    async with world.service() as service:
+        assert "No space left" in caplog.text
+        assert (await run(service, name="web")).network.mode is NetworkMode.NONE

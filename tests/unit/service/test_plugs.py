@@ -189,3 +189,14 @@ async def test_adopted_with_the_policy_on_record(
     records.policies["sb_1"] = OPEN
     await again.changed("sb_1")
     assert network.policies == {"sb_vm": OPEN}
+
+
+async def test_one_that_ends_while_it_is_adopted(
+    plugs: Plugs, network: FakeNetwork, tmp_path: Path
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(plugs.adopt({"sb_1": plug(tmp_path)}))
+        await asyncio.sleep(0)
+        group.create_task(plugs.detach("sb_1"))
+    assert network.attached == {}
+    assert plugs.none
