@@ -14,6 +14,7 @@ from hutch.network.channel import Channel
 from hutch.network.gateway import accept, control
 from hutch.network.gateway.control import Control, policy_of
 from hutch.networking import NetworkMode, NetworkPolicy
+from tests.unit.descriptors import descriptors
 from tests.unit.network.gateway.world import LO, TIME, Kinds, bound, knock
 
 PUBLIC = asdict(NetworkPolicy())
@@ -88,7 +89,7 @@ async def test_it_says_who_it_is(daemon: Daemon) -> None:
 
 
 async def test_sandboxes_are_attached_and_detached(daemon: Daemon) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     assert await daemon.attach() == {"generation": 1}
     await daemon.attach("sb_2", None)
     told = (await daemon.call("list"))["sandboxes"]
@@ -103,7 +104,7 @@ async def test_sandboxes_are_attached_and_detached(daemon: Daemon) -> None:
         assert await daemon.call("detach", sandbox_id=sandbox_id) == {}
     assert (await daemon.call("list"))["sandboxes"] == []
     assert (await daemon.call("info", sandbox_id="sb_1")) == {"info": None}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(daemon.listening["sb_1"])
 
@@ -135,16 +136,16 @@ async def test_policies_are_changed(daemon: Daemon) -> None:
     [{"mode": "none of it"}, {"allow": "a.example"}, {"allow_host": ["80"]}, [], {"allow": ["?"]}],
 )
 async def test_bad_policies_attach_nothing(daemon: Daemon, policy: object) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(HutchError) as caught:
         await daemon.attach(policy=policy)
     assert caught.value.code == "bad_policy"
     assert (await daemon.call("list"))["sandboxes"] == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_broken_requests_leave_nothing(daemon: Daemon) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     null = os.open("/dev/null", os.O_RDWR)
     for fds in ([], [null], [null] * 4, [null] * 5):
         with pytest.raises(HutchError):
@@ -155,7 +156,7 @@ async def test_broken_requests_leave_nothing(daemon: Daemon) -> None:
             await daemon.attach(**wrong)
         assert caught.value.code == "network_failed"
     assert (await daemon.call("list"))["sandboxes"] == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_records_are_told_in_pages_and_pushed(

@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -9,6 +8,7 @@ import pytest
 
 from hutch.network.gateway.dial import ATTEMPTS, DialError, dial, interleaved
 from hutch.networking import Reason
+from tests.unit.descriptors import descriptors
 
 LOOPBACK = ip_address("127.0.0.1")
 
@@ -43,10 +43,6 @@ def deaf() -> Iterator[int]:
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.2", port))
         yield port
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_addresses_take_turns_and_are_bounded() -> None:

@@ -13,6 +13,7 @@ from hutch.network.gateway.limits import Limits
 from hutch.network.gateway.records import BURST
 from hutch.network.gateway.sandbox import Ends
 from hutch.networking import NetworkLayer, NetworkMode, NetworkPolicy, Reason
+from tests.unit.descriptors import descriptors
 from tests.unit.network.gateway.test_serve import answer, hello, only, web
 from tests.unit.network.gateway.world import LO, TIME, Stream, World, bound, echo, is_reset
 
@@ -346,7 +347,7 @@ async def test_ten_thousand_attempts_leave_nothing(
 ) -> None:
     world = await worlds(DENY)
     monkeypatch.setattr(accept, "destination_of", lambda guest: ("10.0.0.1", 22))
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     loop = asyncio.get_running_loop()
     for _ in range(100):
         callers = [socket.socket() for _ in range(100)]
@@ -361,7 +362,7 @@ async def test_ten_thousand_attempts_leave_nothing(
     info = world.sandbox.info()
     assert info.connections_total == info.denied_total == 10_000
     assert len(world.records) == BURST
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert descriptors() <= before
 
 
 async def test_sockets_of_another_interface_are_refused(worlds: Worlds) -> None:
