@@ -1,4 +1,4 @@
-"""The network that the tests of the service use does what its Protocol says, and fails when told."""
+"""The network that the tests of the service use does as its Protocol says, and fails when told."""
 
 import os
 from pathlib import Path

@@ -38,7 +38,7 @@ def test_a_host_without_networks(settings: Settings, caplog: pytest.LogCaptureFi
 
 
 def test_a_rule_that_cannot_be_is_named() -> None:
-    with pytest.raises(HutchError, match="1.2.3.4/99") as caught:
+    with pytest.raises(HutchError, match=r"1\.2\.3\.4/99") as caught:
         checked(NetworkPolicy(allow=["1.2.3.4/99"]), CAN)
     assert caught.value.code == "bad_policy"
 
