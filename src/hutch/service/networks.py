@@ -164,7 +164,8 @@ class HostNetworks:
         """Let the programs of a running sandbox see whether there is a network."""
         sandbox = entry.sandbox
         if sandbox is None or entry.info.state is not RUNNING:
-            return  # it is told with its next identity
+            entry.network_up = up  # in case it is paused; others are told with their next identity
+            return
         try:
             await (await sandbox.connection.get()).set_network(up)
         except HutchError as failure:

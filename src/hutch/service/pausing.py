@@ -170,6 +170,7 @@ class Pauses:
             except BaseException:
                 await self._pause_again(entry)
                 raise
+            await _tell_of_network(entry, sandbox)
         self._records.emit("sandbox.resumed", entry)
 
     async def _rest_idle(self, entry: Entry) -> None:
@@ -354,6 +355,14 @@ def _running(entry: Entry) -> Sandbox:
     if sandbox.ending:
         raise wrong_state(entry.info, "running")
     return sandbox
+
+
+async def _tell_of_network(entry: Entry, sandbox: Sandbox) -> None:
+    """Let a guest know of a change of its network that came about while it was paused."""
+    up, entry.network_up = entry.network_up, None
+    if up is not None:
+        with contextlib.suppress(HutchError):  # what gets through is decided outside
+            await (await sandbox.connection.get()).set_network(up)
 
 
 async def _if_unused(

@@ -373,6 +373,11 @@ async def test_the_guest_is_told_whether_there_is_a_network(
     assert world.agent(info).identity["network"] is False
     await service.networks.update("web", NetworkChange(mode=NetworkMode.PUBLIC))
     assert world.agent(info).identity["network"] is True
+    await service.sandboxes.pause("web")
+    await service.networks.update("web", NetworkChange(mode=NetworkMode.NONE))
+    assert world.agent(info).identity["network"] is True
+    await service.sandboxes.resume("web")
+    assert world.agent(info).identity["network"] is False
 
 
 async def test_a_removed_one_cannot_be_changed(service: HostService) -> None:
