@@ -186,6 +186,13 @@ def _in_use(world: World, service: HostService) -> Iterator[str]:
             yield f"sandbox {entry.info.name}"
         if (entry.sandbox is not None) != entry.info.state.has_machine:
             yield f"sandbox {entry.info.name}, which is {entry.info.state}"
+    for sandbox_id, publication in service.ports._published.items():
+        owner = registry.by_id(sandbox_id)
+        if owner is None or owner.info.state in (SandboxState.STOPPED, SandboxState.FAILED):
+            yield f"the ports of {sandbox_id}"
+        elif publication.connections:
+            yield f"connections to {sandbox_id}"
+    yield from (f"ports for {each.name}" for each in service.ports._reserved)
     known = world.templates()
     yield from (f"the memory for {path}" for path in world.engine._memories if path not in known)
     alive = {f"sandbox {e.info.name}" for e in registry if e.sandbox is not None}
