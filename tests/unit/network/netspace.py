@@ -55,14 +55,20 @@ class Netd:
     """A netd of its own, spoken to by plain blocking calls."""
 
     def __init__(
-        self, directory: Path, *, net: int | None = None, device: Path = tap.DEVICE
+        self,
+        directory: Path,
+        *,
+        net: int | None = None,
+        device: Path = tap.DEVICE,
+        state: Path | None = None,
     ) -> None:
+        """`state` is where it keeps its namespace, if not beside its socket."""
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.places: list[Place] = []
         listener = channel.listen(directory / "netd.sock")
         argv = [sys.executable, "-m", "hutch.network.netd"]
-        argv += arguments(listener.fileno(), directory, net=net, device=device)
+        argv += arguments(listener.fileno(), state or directory, net=net, device=device)
         inherited = (listener.fileno(),) if net is None else (listener.fileno(), net)
         self.process = subprocess.Popen(argv, pass_fds=inherited, cwd="/")
         listener.close()

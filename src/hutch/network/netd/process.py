@@ -91,7 +91,11 @@ def _settle_in(options: argparse.Namespace) -> None:
     if options.net is None:
         namespace.make(user=options.rootless)
         if not options.rootless:
-            namespace.pin(options.directory / processes.NAMESPACE)
+            try:
+                namespace.pin(options.directory / processes.NAMESPACE)
+            except OSError as cause:
+                # In many a container nothing may be mounted. It is found as without root, then.
+                log.warning("the namespace is lost if netd and the daemon die at once: %s", cause)
         return
     namespace.enter(options.net, options.user)
     for fd in (options.net, options.user):

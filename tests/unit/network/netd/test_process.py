@@ -1,5 +1,6 @@
 """The life of netd: how it ends, and what it leaves."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -23,6 +24,18 @@ def test_it_may_open_as_much_as_it_is_allowed(tmp_path: Path) -> None:
     netd.call("list")
     soft, hard = resource.prlimit(netd.process.pid, resource.RLIMIT_NOFILE)
     assert soft == hard
+    netd.close()
+
+
+def test_where_nothing_can_be_mounted_it_does_without(tmp_path: Path) -> None:
+    netd = Netd(tmp_path / "netd", state=tmp_path / "missing")
+    values, fds = netd.call("hello")
+    assert values["why"] is None
+    for fd in fds:
+        os.close(fd)
+    netd.create("sb_one").guest.connect("93.184.215.14", 22)
+    netd.call("end")
+    assert netd.process.wait(60) == 0
     netd.close()
 
 
@@ -81,4 +94,4 @@ def test_what_is_missing_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
     assert "no-tun" in values["why"]["message"]
     netd.close()
     for fd in fds:
-        namespace.os.close(fd)
+        os.close(fd)
