@@ -86,7 +86,7 @@ def web(hutch: Hutch, name: str, where: str) -> str:
 
 def talks(hutch: Hutch, name: str, where: str, port: int) -> str:
     """Return what a port answers to `hello`."""
-    return sh(hutch, name, f"{LOOK_UP} echo hello | nc -w 5 $(at {where}) {port}")
+    return sh(hutch, name, f"{LOOK_UP} echo hello | nc -w 60 $(at {where}) {port}")
 
 
 def reaches(hutch: Hutch, name: str, where: str) -> bool:
@@ -99,6 +99,17 @@ def reaches(hutch: Hutch, name: str, where: str) -> bool:
 def arrived(internet: Internet, address: str) -> bool:
     came = [each for each in internet.arrivals if each.address == address]
     return bool(came or internet.left_for(address))
+
+
+def echoing(hutch: Hutch, name: str) -> list[dict[str, Any]]:
+    """Return what is open to that port; others may still be about to close."""
+    found = hutch.json("network", "connections", name)
+    return [each for each in found if each["port"] == ECHO]
+
+
+def visits(internet: Internet) -> int:
+    """Return how many connections arrived; a resolver may still ask for what was looked up."""
+    return len([each for each in internet.arrivals if each.service != "dns"])
 
 
 def denials(hutch: Hutch, name: str, since: int = 0) -> list[dict[str, Any]]:
@@ -144,11 +155,10 @@ def test_a_change_holds_at_once(internet: Internet, hutch: Hutch, box: str) -> N
     talk = hutch.start("exec", "-i", box, "sh", "-c", script)
     assert talk.stdout is not None
     assert talk.stdout.readline() == b"one\n"
-    (open_one,) = hutch.json("network", "connections", box)
-    assert (open_one["name"], open_one["port"]) == (SITE, ECHO)
+    assert [each["name"] for each in echoing(hutch, box)] == [SITE]
     changed = hutch.json("network", "update", "--remove", f"{SITE}:{ECHO}", box)
     assert changed["ended"] == 1
-    assert hutch.json("network", "connections", box) == []
+    assert echoing(hutch, box) == []
     assert "hello" not in talks(hutch, box, SITE, ECHO)
     assert reaches(hutch, box, SITE)
     hutch.run("network", "update", "--net", "public", box)
@@ -161,10 +171,10 @@ def test_a_change_holds_at_once(internet: Internet, hutch: Hutch, box: str) -> N
 
 def test_none(internet: Internet, hutch: Hutch, box: str) -> None:
     hutch.run("network", "update", "--net", "none", box)
-    count = len(internet.arrivals)
+    before = visits(internet)
     assert not reaches(hutch, box, SITE)
     assert not reaches(hutch, box, SITE_AT)
-    assert len(internet.arrivals) == count
+    assert visits(internet) == before
     hutch.run("network", "update", "--net", "deny", box)
     assert reaches(hutch, box, SITE)
 
@@ -208,7 +218,7 @@ def test_it_goes_with_the_sandbox(internet: Internet, hutch: Hutch, box: str) ->
 
 def test_no_sandbox_begins_without_its_policy(internet: Internet, hutch: Hutch, box: str) -> None:
     """Nothing of the first program of a sandbox gets through, cold, cloned or claimed."""
-    before = len(internet.arrivals)
+    before = visits(internet)
     hutch.run("pool", "warm", "busybox")
     script = f"{LOOK_UP} {WGET} http://{SITE_AT}/; at {OTHER}; echo over"
     for options in ([], ["--no-template"]):
@@ -216,4 +226,4 @@ def test_no_sandbox_begins_without_its_policy(internet: Internet, hutch: Hutch, 
         done = hutch.run("run", "--rm", "--net", "deny", *options, *program)
         assert done.stdout.endswith(b"over\n")
     hutch.run("pool", "drain", "--all")
-    assert internet.arrivals[before:] == []
+    assert visits(internet) == before
