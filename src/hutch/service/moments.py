@@ -27,6 +27,7 @@ from hutch.service.manifest import (
 )
 from hutch.service.misfit import misfit
 from hutch.service.parts import Parts, host_errors
+from hutch.service.policies import without_holes
 from hutch.service.recipe import machine_spec
 from hutch.service.revival import AT_FAULT, Origin
 from hutch.service.sealing import Key, check_useful
@@ -80,6 +81,8 @@ class Moments:
                 check_useful(key, f"the snapshot {row.info.name}")
                 opened = self._plain(row, manifest, directory, memory=memory)
             async with opened as moment:
+                if not row.info.sandbox_id:
+                    moment = _from_elsewhere(moment)
                 try:
                     yield moment
                 except HutchError as cause:
@@ -171,3 +174,11 @@ def _ports(row: SnapshotRow, manifest: Manifest) -> list[PublishedPort]:
     if row.info.sandbox_id:
         return [dataclasses.replace(port, error=None) for port in manifest.info.ports]
     return [PublishedPort(port.guest_port) for port in manifest.info.ports]
+
+
+def _from_elsewhere(moment: Moment) -> Moment:
+    """Return an imported moment whose sandbox may reach no more than names of the internet."""
+    source = moment.origin.source
+    info = dataclasses.replace(source.info, network=without_holes(source.info.network))
+    source = dataclasses.replace(source, info=info)
+    return dataclasses.replace(moment, origin=dataclasses.replace(moment.origin, source=source))

@@ -12,6 +12,7 @@ from hutch.errors import HutchError, error
 from hutch.models import SandboxSpec
 from hutch.network.base import Ability
 from hutch.network.policy import Rules
+from hutch.network.rules import parse_rule
 from hutch.networking import NetworkChange, NetworkMode, NetworkPolicy
 from hutch.settings import Settings
 
@@ -72,6 +73,20 @@ def changed(policy: NetworkPolicy, change: NetworkChange) -> NetworkPolicy:
         allow_lan=before.allow_lan if change.allow_lan is None else change.allow_lan,
     )
     return after if after == before else dataclasses.replace(after, preset=None)
+
+
+def without_holes(policy: NetworkPolicy) -> NetworkPolicy:
+    """Return a policy without what it opens of this host and its networks, and without addresses.
+
+    For one that comes from elsewhere: what is whose address there is not known. Raises bad_policy.
+    """
+    return dataclasses.replace(
+        policy,
+        mode=NetworkMode.PUBLIC if policy.mode is NetworkMode.OPEN else policy.mode,
+        allow=[rule for rule in policy.allow if parse_rule(rule, allow=True).name is not None],
+        allow_host=[],
+        allow_lan=False,
+    )
 
 
 def _joined(before: Iterable[T], removed: Iterable[T], added: Iterable[T]) -> list[T]:

@@ -64,6 +64,28 @@ async def test_what_is_restored_has_those_of_the_snapshot(
     assert names(world, restored.id) == "198.18.1.1 a.example.com\n"
 
 
+async def test_what_was_imported_opens_nothing_of_this_host(
+    world: World, service: HostService
+) -> None:
+    policy = NetworkPolicy(NetworkMode.OPEN, ["a.example.com", "10.0.0.1"], [], [22], True)
+    source = await run(service, name="web", network=policy)
+    looked_up(service, source.id, "198.18.1.1 a.example.com\n")
+    await service.snapshots.create("web", name="moment")
+    file = [piece async for piece in service.snapshots.export("moment")]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in file:
+            yield piece
+
+    await service.snapshots.load(pieces(), "imported")
+    restored = await service.snapshots.restore("imported", "again")
+    narrow = NetworkPolicy(NetworkMode.PUBLIC, ["a.example.com"])
+    assert (restored.network, world.network.policies[restored.id]) == (narrow, narrow)
+    assert names(world, restored.id) == "198.18.1.1 a.example.com\n"
+    ours = await service.snapshots.restore("moment", "ours")
+    assert ours.network == policy
+
+
 async def test_a_policy_that_is_not_put_in_force_fails_the_child(
     world: World, service: HostService
 ) -> None:

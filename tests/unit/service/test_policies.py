@@ -8,7 +8,7 @@ from hutch.errors import HutchError
 from hutch.models import SandboxSpec
 from hutch.network.base import Ability
 from hutch.networking import NetworkChange, NetworkMode, NetworkPolicy
-from hutch.service.policies import changed, checked, policy_of
+from hutch.service.policies import changed, checked, policy_of, without_holes
 from hutch.settings import Settings
 
 CAN, CANNOT = Ability(taps=True), Ability(taps=False, why="there is no tap", hint="load it")
@@ -75,3 +75,18 @@ def test_a_rule_that_is_not_there() -> None:
     with pytest.raises(HutchError, match="no rule 'z'") as caught:
         changed(BASE, NetworkChange(remove=["z"]))
     assert caught.value.code == "bad_policy"
+
+
+def test_without_holes() -> None:
+    wide = NetworkPolicy(
+        NetworkMode.OPEN,
+        ["a.example.com", "*.b.example.com:22", "10.0.0.1", "9.9.9.9:53", "[fd00::1]:80"],
+        ["10.0.0.0/8"],
+        [8080],
+        allow_lan=True,
+    )
+    assert without_holes(wide) == NetworkPolicy(
+        NetworkMode.PUBLIC, ["a.example.com", "*.b.example.com:22"], ["10.0.0.0/8"]
+    )
+    for mode in (NetworkMode.DENY, NetworkMode.NONE, NetworkMode.PUBLIC):
+        assert without_holes(NetworkPolicy(mode)) == NetworkPolicy(mode)
