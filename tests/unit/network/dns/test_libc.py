@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.unit.network.dns.desk import ZONE, Rules
 
 from hutch.network.dns.client import Limits, Resolver
 from hutch.network.dns.guest import GuestResolver
@@ -19,6 +18,7 @@ from hutch.network.dns.message import framed
 from hutch.network.synthetic import NameTable
 from hutch.networking import GATEWAY_ADDRESS, HOST_ADDRESS
 from tests.harness.namespaces import Namespace
+from tests.unit.network.dns.desk import ZONE, Rules
 from tests.unit.network.dns.nameserver import NameServer, serving
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces")
