@@ -1,6 +1,6 @@
 """The network of a host that can have none: nobody is attached, and it says why."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from hutch.errors import HutchError, error
 from hutch.network.base import Ability, Attachment
@@ -33,6 +33,9 @@ class NoNetwork:
 
     async def adopt(self, attachments: Sequence[Attachment]) -> None:
         """Do nothing: what ran before cannot have had one."""
+
+    async def reserve(self, ports: Collection[int]) -> None:
+        """Do nothing: nobody reaches anything."""
 
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Refuse. Raises network_missing."""

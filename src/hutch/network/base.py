@@ -5,7 +5,7 @@ the daemon. Two processes outlive the daemon: `netd` owns the namespace with all
 judges and carries every connection. Without either, nothing leaves a sandbox.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,12 @@ class Network(Protocol):
         """Put another policy in force, for what is open, too.
 
         Returns how many connections were ended. Raises bad_policy, network_failed.
+        """
+
+    async def reserve(self, ports: Collection[int]) -> None:
+        """Keep these ports of the host's loopback, and no others, from all sandboxes, whatever
+        their policies open. Raises network_failed; what was asked for last comes into force all the
+        same, before anything is attached again.
         """
 
     async def detach(self, sandbox_id: str) -> None:

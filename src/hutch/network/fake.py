@@ -5,7 +5,7 @@ long. It fails where it is told to, and carries nothing.
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from hutch.errors import HutchError, error
 from hutch.network.base import Ability, Attachment
@@ -26,6 +26,7 @@ class FakeNetwork:
         self.policies: dict[str, NetworkPolicy | None] = {}
         self.told: list[tuple[str, str]] = []
         self.failing: Counter[str] = Counter()
+        self.reserved: frozenset[int] = frozenset()
         self.opened = 0
         self.stopped = False
         self.open_connections: dict[str, list[Connection]] = {}
@@ -68,6 +69,11 @@ class FakeNetwork:
             raise error("network_failed", f"{sandbox_id} is not attached")
         self.policies[sandbox_id] = policy
         return len(self.open_connections.pop(sandbox_id, ()))
+
+    async def reserve(self, ports: Collection[int]) -> None:
+        """Remember which ports no sandbox reaches."""
+        self.reserved = frozenset(ports)
+        await self._asked("reserve", "")
 
     async def detach(self, sandbox_id: str) -> None:
         """Detach, if it is attached."""

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -122,6 +122,7 @@ class HostNetwork:
         self._attached: dict[str, _Attached] = {}
         self._coming: set[str] = set()
         self._adopted = False
+        self._reserved: frozenset[int] | None = None
         self._records: asyncio.Queue[NetworkRecord] = asyncio.Queue(RECORDS_LIMIT)
         self._since = 0
         self._gateway_was = 0
@@ -222,6 +223,8 @@ class HostNetwork:
         _close(fds)
         if answer.get("pid") != self._gateway_was:
             self._gateway_was, self._since = int(answer["pid"]), 0
+        if self._reserved is not None:  # else what it knows of an earlier daemon is right
+            await gateway.call("reserve", {"ports": sorted(self._reserved)})
         there = await _known(gateway)
         for sandbox_id, attached in list(self._attached.items()):
             if there.get(sandbox_id) != attached.ifindex and sandbox_id in self._attached:
@@ -315,6 +318,12 @@ class HostNetwork:
         _close(fds)
         attached.attachment = replace(attached.attachment, policy=policy)
         return int(values.get("ended", 0))
+
+    async def reserve(self, ports: Collection[int]) -> None:
+        """Keep ports of the host from all sandboxes."""
+        self._reserved = reserved = frozenset(ports)
+        if self._ability.taps:
+            await self._gateway.call("reserve", {"ports": sorted(reserved)})
 
     async def detach(self, sandbox_id: str) -> None:
         """End all connections, then remove the TAP."""

@@ -45,7 +45,7 @@ class Rules:
     """A policy, ready to judge. Made by `of`, never changed."""
 
     __slots__ = (
-        *("_allow", "_allowed", "_deny", "_host_ports", "_internal", "_lan", "_mode"),
+        *("_allow", "_allowed", "_deny", "_host_ports", "_internal", "_lan", "_mode", "_reserved"),
         "policy",
     )
 
@@ -55,6 +55,7 @@ class Rules:
         allow: list[Rule],
         deny: list[Rule],
         internal: Collection[str],
+        reserved: Collection[int],
     ) -> None:
         self.policy = policy
         self._mode = policy.mode
@@ -63,12 +64,19 @@ class Rules:
         self._allow, self._deny = RuleSet(allow), RuleSet(deny)
         self._host_ports = frozenset(policy.allow_host)
         self._internal = frozenset(internal)
+        self._reserved = frozenset(reserved)
 
     @classmethod
-    def of(cls, policy: NetworkPolicy, internal: Collection[str] = ()) -> "Rules":
+    def of(
+        cls,
+        policy: NetworkPolicy,
+        internal: Collection[str] = (),
+        reserved: Collection[int] = (),
+    ) -> "Rules":
         """Return the rules of a policy.
 
-        `internal` are domains that only the host's networks know: its search list and the like.
+        `internal` are domains that only the host's networks know: its search list and the like;
+        `reserved` are ports of the host that no policy opens.
         Raises InvalidInput (bad_policy), naming the rule.
         """
         _check(policy)
@@ -77,6 +85,7 @@ class Rules:
             [parse_rule(text, allow=True) for text in policy.allow],
             [parse_rule(text, allow=False) for text in policy.deny],
             list(_domains(internal)),
+            reserved,
         )
 
     def lookup(self, name: str) -> Decision:
@@ -292,6 +301,9 @@ class Rules:
         what = f"{HOST_NAME}:{port}"
         if rule := self._deny.name(HOST_NAME, port):
             return _denied(what, rule)
+        if port in self._reserved:
+            text = f"port {port} of the host is published for a sandbox, and closed to all others"
+            return Decision(False, Reason.NOT_ALLOWED, None, text)
         if port in self._host_ports:
             return Decision(True, Reason.ALLOWED, f"allow_host {port}", f"{what} is open")
         return Decision(

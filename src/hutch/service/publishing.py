@@ -56,7 +56,9 @@ class Publishing:
         self._awake = awake
         self._published: dict[str, Publication] = {}
         self._reserved: list[Reserved] = []
-        self._repairs = Scope("ports that are taken")
+        self._repairs = Scope("published ports")
+        self._telling = False
+        self._told: frozenset[int] = frozenset()
         self._repaired: set[str] = set()
         self._closed = False
 
@@ -91,6 +93,7 @@ class Publishing:
                 reserved.note(port, self._listen(port))
             else:
                 reserved.note(port, None)
+        self._announce()
 
     def take_exposed(self, reserved: Reserved, exposed: Iterable[str]) -> None:
         """Take a free port for each that an image exposes, but those that are published anyhow.
@@ -118,6 +121,7 @@ class Publishing:
                 if port.address == LOOPBACK:
                     raise
                 self._take_any(reserved, dataclasses.replace(port, address=LOOPBACK))
+        self._announce()
 
     def _take_any(self, reserved: Reserved, port: PublishedPort) -> None:
         on_record = {each.host_port for entry in self._registry for each in entry.info.ports}
@@ -176,6 +180,7 @@ class Publishing:
         publication = self._of(entry)
         self._try(entry, publication)
         publication.serve()
+        self._announce()
         noted = any(port.error for port in entry.info.ports)
         if (publication.failed or noted) and entry.info.id not in self._repaired:
             self._repaired.add(entry.info.id)
@@ -186,6 +191,7 @@ class Publishing:
         publication = self._published.pop(entry.info.id, None)
         if publication is not None:
             await publication.close()
+        self._announce()
 
     async def close(self) -> None:
         """Give all ports up."""
@@ -197,6 +203,27 @@ class Publishing:
             publication.shut()
         for publication in published:
             await publication.close()
+
+    def _announce(self) -> None:
+        """Have the network keep published ports from sandboxes that may reach the host's."""
+        if self._ports() != self._told and not self._telling and not self._closed:
+            self._telling = True
+            self._repairs.start("telling the network", self._tell())
+
+    def _ports(self) -> frozenset[int]:
+        there = [entry.info.ports for entry in self._registry if not entry.removed]
+        coming = [reserved.ports for reserved in self._reserved]
+        return frozenset(port.host_port for ports in (*there, *coming) for port in ports)
+
+    async def _tell(self) -> None:
+        try:
+            while (ports := self._ports()) != self._told:
+                self._told = ports
+                await self._parts.network.reserve(ports)
+        except HutchError as failure:
+            log.warning("published ports are not kept from sandboxes yet: %s", failure)
+        finally:
+            self._telling = False
 
     def _of(self, entry: Entry) -> Publication:
         found = self._published.get(entry.info.id)

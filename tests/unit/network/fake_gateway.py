@@ -100,7 +100,8 @@ class Gateway:
 
     def handlers(self, channel: Channel) -> Mapping[str, Handler]:
         methods = ("hello", "attach", "update", "detach", "list", "info", "connections", "records")
-        return {name: getattr(self, f"on_{name}") for name in (*methods, "end", "tell")} | {
+        own = ("reserve", "end", "tell")
+        return {name: getattr(self, f"on_{name}") for name in (*methods, *own)} | {
             "records": self._records_of(channel)
         }
 
@@ -117,6 +118,9 @@ class Gateway:
 
     async def on_records(self, values: Values, fds: list[int]) -> Reply:
         raise NotImplementedError
+
+    async def on_reserve(self, values: Values, fds: list[int]) -> Reply:
+        return Reply()
 
     async def on_tell(self, values: Values, fds: list[int]) -> Reply:
         self.told.append(values["record"])

@@ -321,6 +321,10 @@ def test_ports_of_the_host() -> None:
         assert reason(at(known, address, 80, "host.hutch")) == "address_unknown"
     assert not at(known, "127.0.0.1", 80).allowed
     assert not at(known, "127.0.0.1", 80, "evil.example").allowed
+    kept = Rules.of(known.policy, reserved=[5432])
+    assert reason(kept.host_port(5432)) == "not_allowed"
+    assert not at(kept, "127.0.0.1", 5432, "host.hutch").allowed
+    assert kept.host_port(80).allowed
     denied = rules(OPEN, "", "host.hutch:80", host=(80, 81))
     assert said(denied.host_port(80)) == (False, "denied_by_rule", "host.hutch:80")
     assert denied.host_port(81).allowed

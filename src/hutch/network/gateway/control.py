@@ -81,6 +81,7 @@ class Control:
             "info": self._info,
             "connections": self._connections,
             "records": records,
+            "reserve": self._reserve,
             "end": self._end,
         }
 
@@ -142,6 +143,17 @@ class Control:
         sandbox = self._sandboxes.pop(_text(values, "sandbox_id"), None)
         if sandbox is not None:
             await sandbox.close()
+        return Reply()
+
+    async def _reserve(self, values: Values, fds: list[int]) -> Reply:
+        _none(fds)
+        ports = values.get("ports")
+        if not isinstance(ports, list) or not all(type(port) is int for port in ports):
+            raise error("network_failed", "the ports to reserve must be a list of numbers")
+        self._around.reserved.clear()
+        self._around.reserved.update(ports)
+        for sandbox in list(self._sandboxes.values()):
+            await sandbox.reserve()
         return Reply()
 
     def _crowded(self) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hutch.errors import error
@@ -90,6 +90,7 @@ class Surroundings:
     internal: Callable[[], Collection[str]]
     crowded: Callable[[], None]
     dns: GuestLimits = dns_guest.DEFAULTS
+    reserved: set[int] = field(default_factory=set)
 
 
 class Sandbox:
@@ -148,8 +149,14 @@ class Sandbox:
             self._put(policy)
         return await self._judge_again()
 
+    async def reserve(self) -> None:
+        """Learn that other ports of the host are reserved now."""
+        policy = self._in_force.policy
+        if policy is not None and policy.allow_host and not self._closed:
+            await self.update(policy)
+
     def _put(self, policy: NetworkPolicy) -> None:
-        rules = Rules.of(policy, self._around.internal())
+        rules = Rules.of(policy, self._around.internal(), self._around.reserved)
         in_force = self._in_force
         names = in_force.names
         begins = names is None

@@ -131,6 +131,21 @@ async def test_policies_are_changed(daemon: Daemon) -> None:
     assert caught.value.code == "network_failed"
 
 
+async def test_ports_of_the_host_are_reserved(daemon: Daemon) -> None:
+    await daemon.attach(policy=asdict(NetworkPolicy(allow_host=[3000])))
+    await daemon.attach("sb_2")
+    assert await daemon.call("reserve", ports=[3000, 4000]) == {}
+    generations = [
+        (await daemon.call("info", sandbox_id=name))["info"]["generation"]
+        for name in ("sb_1", "sb_2")
+    ]
+    assert generations == [2, 1]  # judged again where it matters
+    for ports in (None, 3000, ["3000"], [True]):
+        with pytest.raises(HutchError) as caught:
+            await daemon.call("reserve", ports=ports)
+        assert caught.value.code == "network_failed"
+
+
 @pytest.mark.parametrize(
     "policy",
     [{"mode": "none of it"}, {"allow": "a.example"}, {"allow_host": ["80"]}, [], {"allow": ["?"]}],

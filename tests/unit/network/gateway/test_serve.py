@@ -180,6 +180,25 @@ async def test_the_host_is_reached_by_its_own_rule_only(worlds: Worlds) -> None:
     assert world.dialled == [3000]
 
 
+async def test_a_port_that_is_reserved_is_closed_whatever_a_policy_opens(worlds: Worlds) -> None:
+    world = await worlds(NetworkPolicy(allow_host=[3000]))
+    await world.serve(3000, echo)
+    reader, writer = await world.connect("198.18.0.3", 3000)
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    world.around.reserved.add(3000)
+    await world.sandbox.reserve()
+    assert await is_reset(reader)
+    reader, _ = await world.connect("198.18.0.3", 3000)
+    assert await is_reset(reader)
+    assert world.dialled == [3000]
+    world.around.reserved.clear()
+    await world.sandbox.reserve()
+    reader, writer = await world.connect("198.18.0.3", 3000)
+    writer.write(b"y")
+    assert await reader.readexactly(1) == b"y"
+
+
 # TLS
 
 

@@ -95,7 +95,7 @@ class World:
         monkeypatch.setattr(judge, "dial", self._dial)
 
     async def open(self, policy: NetworkPolicy | None, limits: Limits) -> None:
-        around = Surroundings(
+        self.around = around = Surroundings(
             limits=limits,
             routes=self.kinds,
             resolver=lambda: self.names,
