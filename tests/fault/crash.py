@@ -29,6 +29,7 @@ _UNRELATED = (
     "config.toml",
     "accelerator",
     ".lock",
+    "network/",
 )
 """What a home may have after an operation that it need not have had before."""
 
