@@ -180,16 +180,6 @@ async def test_a_start_that_fails_gives_its_ports_up(world: World, service: Host
     assert await is_closed(info.ports[0])
 
 
-async def test_published_ports_are_kept_from_sandboxes_that_may_reach_the_host(
-    world: World, service: HostService
-) -> None:
-    info = await run(service, PublishedPort(WEB))
-    port = info.ports[0].host_port
-    await until(lambda: world.network.reserved == {port})
-    await service.sandboxes.remove(info.id, force=True)
-    await until(lambda: world.network.reserved == frozenset())
-
-
 async def test_free_ports_are_others_than_those_on_record(service: HostService) -> None:
     numbers = set()
     for _ in range(20):
