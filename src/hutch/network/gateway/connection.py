@@ -75,6 +75,8 @@ class Connection:
         self.server_name: str | None = None
         self.hosts: set[str] = set()
         self.rule: str | None = None
+        self.connected = False
+        """Whether there is an upstream, which may still be answering when the guest is refused."""
         self.carry: Carry | None = None
         self.gate: Gate | None = None
         self.task: asyncio.Task[None] | None = None

@@ -194,7 +194,8 @@ class Sandbox:
             if connection.ending is not None:
                 ending.append(connection)
                 continue
-            if connection.phase is Phase.REFUSING and rules is not None:
+            told = connection.phase is Phase.REFUSING and not connection.connected
+            if told and rules is not None:  # it is denied already, and only hears why
                 continue
             decision = connection.verdict(rules)
             if decision.allowed:

@@ -74,10 +74,12 @@ class Serving:
     async def _run(self) -> None:
         try:
             self._upstream = await reach(self._connection, self._in_force)
+            self._connection.connected = True
             await self._admitted(self._upstream)
         except Refused as refused:
             if self._upstream is not None:
                 reset(self._upstream)
+            self._connection.connected = False
             await self._refuse(refused.decision)
 
     # What is allowed

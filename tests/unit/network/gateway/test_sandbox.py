@@ -211,6 +211,28 @@ async def test_kept_alive_http_is_judged_again(worlds: Worlds) -> None:
     assert await is_reset(reader)
 
 
+async def test_an_answer_that_goes_on_while_the_next_request_is_refused_is_judged_again(
+    worlds: Worlds,
+) -> None:
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun")
+        await reader.read()
+
+    world = await worlds(only("a.example"))
+    world.name("a.example")
+    await world.serve(80, begin)
+    reader, writer = await world.connect("a.example", 80)
+    get = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n"
+    writer.write(get % b"a.example" + get % b"b.example")
+    await reader.readuntil(b"begun")
+    assert not (await world.record(2)).allowed
+    assert [item.phase for item in world.sandbox.connections()] == ["refusing"]
+    assert await world.sandbox.update(only("a.example", "b.example")) == 0
+    assert await world.sandbox.update(only("b.example")) == 1
+    assert await is_reset(reader)
+
+
 async def test_what_was_not_looked_at_ends_when_it_is_to_be(worlds: Worlds) -> None:
     world = await worlds(only("a.example:443/tcp"))
     world.name("a.example")
