@@ -204,6 +204,8 @@ class Rules:
             return by_name if address.is_loopback else unknown
         if kind is AddressKind.PUBLIC:
             return by_name or self._public(address, port)
+        if kind is AddressKind.HOST and port in self._reserved:
+            return _published(port)
         for rule in self._allow.networks(address, port):
             if _opens(rule, address, kind):
                 return _allowed(what, rule)
@@ -302,8 +304,7 @@ class Rules:
         if rule := self._deny.name(HOST_NAME, port):
             return _denied(what, rule)
         if port in self._reserved:
-            text = f"port {port} of the host is published for a sandbox, and closed to all others"
-            return Decision(False, Reason.NOT_ALLOWED, None, text)
+            return _published(port)
         if port in self._host_ports:
             return Decision(True, Reason.ALLOWED, f"allow_host {port}", f"{what} is open")
         return Decision(
@@ -312,6 +313,13 @@ class Rules:
             None,
             f"{what} is not open to the sandbox",
             f"open it with `--allow-host {port}`",
+        )
+
+    def may_open_host(self) -> bool:
+        """Return whether anything here could open a port of the host, or an address of it."""
+        return bool(self._host_ports) or any(
+            rule.network is not None and rule.network.prefixlen == rule.network.max_prefixlen
+            for rule in self._allowed
         )
 
     def warnings(self) -> list[str]:
@@ -379,6 +387,12 @@ def _closed(address: Address, kind: AddressKind, port: int, name: str | None) ->
         hint += ": only a rule for this very address opens it"
     before = f"{normal(name)} is at {address}, which" if name is not None else str(address)
     return Decision(False, reason, None, f"{before} {what}", hint)
+
+
+def _published(port: int) -> Decision:
+    """Return the denial of a port of the host that no policy opens."""
+    text = f"port {port} of the host is published for a sandbox, and closed to all others"
+    return Decision(False, Reason.NOT_ALLOWED, None, text)
 
 
 def _allowed(what: str, rule: Rule) -> Decision:

@@ -325,9 +325,25 @@ def test_ports_of_the_host() -> None:
     assert reason(kept.host_port(5432)) == "not_allowed"
     assert not at(kept, "127.0.0.1", 5432, "host.hutch").allowed
     assert kept.host_port(80).allowed
+    assert known.may_open_host()
     denied = rules(OPEN, "", "host.hutch:80", host=(80, 81))
     assert said(denied.host_port(80)) == (False, "denied_by_rule", "host.hutch:80")
     assert denied.host_port(81).allowed
+
+
+def test_no_rule_for_an_address_of_the_host_opens_what_is_published() -> None:
+    known = rules(PUBLIC, "127.0.0.1 ::1 203.0.113.9 x.example")
+    kept = Rules.of(known.policy, reserved=[8080])
+    for name in (None, "x.example"):
+        assert at(known, "127.0.0.1", 8080, name).allowed
+        for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+            assert reason(at(kept, address, 8080, name)) == "not_allowed"
+            assert at(kept, address, 8081, name).allowed
+    address = ip_address("203.0.113.9")
+    assert not kept.address(address, AddressKind.HOST, 8080).allowed
+    assert kept.address(address, AddressKind.PUBLIC, 8080).allowed
+    assert kept.may_open_host()
+    assert not rules(OPEN, "x.example 127.0.0.0/31 10.0.0.0/8", lan=True).may_open_host()
 
 
 @pytest.mark.parametrize("mode", [PUBLIC, DENY, OPEN])

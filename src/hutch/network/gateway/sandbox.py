@@ -151,8 +151,8 @@ class Sandbox:
 
     async def reserve(self) -> None:
         """Learn that other ports of the host are reserved now."""
-        policy = self._in_force.policy
-        if policy is not None and policy.allow_host and not self._closed:
+        policy, rules = self._in_force.policy, self._in_force.rules
+        if rules is not None and rules.may_open_host() and not self._closed:
             await self.update(policy)
 
     def _put(self, policy: NetworkPolicy) -> None:

@@ -4,6 +4,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 
 import pytest
 
@@ -197,6 +198,22 @@ async def test_a_port_that_is_reserved_is_closed_whatever_a_policy_opens(worlds:
     reader, writer = await world.connect("198.18.0.3", 3000)
     writer.write(b"y")
     assert await reader.readexactly(1) == b"y"
+
+
+async def test_a_port_that_is_reserved_is_closed_to_rules_for_addresses(worlds: Worlds) -> None:
+    world = await worlds(NetworkPolicy(allow=["127.0.0.1"]))
+    world.kinds.kinds[ip_address("127.0.0.1")] = AddressKind.HOST
+    world.name("a.example")
+    await world.serve(3000, echo)
+    reader, writer = await world.connect("a.example", 3000)
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    world.around.reserved.add(3000)
+    await world.sandbox.reserve()
+    assert await is_reset(reader)
+    reader, _ = await world.connect("a.example", 3000)
+    assert await is_reset(reader)
+    assert world.dialled == [3000]
 
 
 # TLS
