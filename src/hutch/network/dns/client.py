@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from hutch.network.dns.message import (
     EDNS_LIMIT,
@@ -90,6 +90,15 @@ class _Kept:
     until: float
 
 
+class Guard(Protocol):
+    """What a client asks before it goes on, each time."""
+
+    def may_follow(self, name: str) -> bool:
+        """Whether a name that a CNAME leads to may be known: else nothing is asked about it, and
+        the name that leads there looks as if it did not exist.
+        """
+
+
 class Resolver:
     """One sandbox's client: what it asked tells no other sandbox anything."""
 
@@ -100,6 +109,7 @@ class Resolver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`servers` are asked in turn; a callable is asked for them each time."""
+        self.guard: Guard | None = None
         self._servers = servers
         self._limits = limits
         self._clock = clock
@@ -112,7 +122,7 @@ class Resolver:
     async def addresses(self, name: str) -> Answer:
         """Return the addresses of an absolute name, in its normal form. Raises nothing."""
         kinds = (Type.A, Type.AAAA)
-        known = [self._remembered(Question(name, kind)) for kind in kinds]
+        known = [self._known(Question(name, kind)) for kind in kinds]
         if known[0] is not None and known[1] is not None:
             return _joined([known[0], known[1]])
         asked = [self._scope.start(f"{kind.name} {name}", self.query(name, kind)) for kind in kinds]
@@ -136,7 +146,7 @@ class Resolver:
         was told. The code is NOERROR, NXDOMAIN or SERVFAIL. Raises nothing.
         """
         question = Question(name, int(kind))
-        if (known := self._remembered(question)) is not None:
+        if (known := self._known(question)) is not None:
             return known
         if (task := self._asking.get(question)) is None:
             if self._closed or len(self._asking) >= self._limits.asked:
@@ -147,12 +157,28 @@ class Resolver:
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
             return _failed(question, "the question was given up")
-        return task.result()
+        return self._guarded(question, task.result())
 
     async def close(self) -> None:
         """End all questions; those who wait for them are answered SERVFAIL."""
         self._closed = True
         await self._scope.close()
+
+    def _known(self, question: Question) -> Message | None:
+        known = self._remembered(question)
+        return None if known is None else self._guarded(question, known)
+
+    def _guarded(self, question: Question, message: Message) -> Message:
+        """Return an answer as the guard lets it be known, now."""
+        where = self._closed_off(message.answers)
+        return message if where is None else _hidden(question, where)
+
+    def _closed_off(self, links: Sequence[Record]) -> str | None:
+        """Return where CNAMEs lead that may not be known."""
+        if self.guard is None:
+            return None
+        targets = [str(one.data[0]) for one in links if one.type == Type.CNAME]
+        return next((name for name in targets if not self.guard.may_follow(name)), None)
 
     def _remembered(self, question: Question) -> Message | None:
         """Return an answer that still holds, its TTLs what is left of them."""
@@ -205,6 +231,8 @@ class Resolver:
                         return message
                     if len(links) > _LINKS:
                         break
+                    if (where := self._closed_off(more)) is not None:
+                        return _hidden(question, where)
                     now = replace(now, name=end)
         except ValueError as failure:
             return _failed(question, str(failure))
@@ -243,6 +271,12 @@ def _failed(question: Question, text: str) -> Message:
     return Message(0, question, response=True, code=Code.SERVFAIL, edns=Edns(options=(why,)))
 
 
+def _hidden(question: Question, where: str) -> Message:
+    """Return the answer for a name whose CNAMEs lead to one that may not be known."""
+    why = extended_error(Detail.BLOCKED, f"{question.name} leads to {where}, which is closed")
+    return Message(0, question, response=True, code=Code.NXDOMAIN, edns=Edns(options=(why,)))
+
+
 def _addresses(message: Message) -> list[Address]:
     return [one.data[0] for one in message.answers if isinstance(one.data[0], Address)]
 
@@ -255,11 +289,11 @@ def _joined(messages: Sequence[Message]) -> Answer:
         return Answer(tuple(found), ttl, Code.NOERROR)
     codes = {message.code for message in messages}
     ttl = min((one.ttl for message in messages for one in message.authority), default=0)
+    text = next((text for message in messages if (text := told(message))), "")
     if Code.NXDOMAIN in codes:
-        return Answer((), ttl, Code.NXDOMAIN)
+        return Answer((), ttl, Code.NXDOMAIN, text)
     if codes == {Code.NOERROR}:
         return Answer((), ttl, Code.NOERROR)
-    text = next((text for message in messages if (text := told(message))), "")
     return Answer((), 0, Code.SERVFAIL, text)
 
 

@@ -59,6 +59,7 @@ _HINFO: Final[tuple[Field, ...]] = (b"RFC8482", b"")
 _ADDRESS_KINDS: Final = frozenset({Type.A, Type.AAAA, Type.SVCB, Type.HTTPS})
 _REMEMBERED: Final = 1024  # names that were asked for, and names that were recorded
 _RECORD_PAUSE: Final = 1.0  # seconds in which the same about the same name is recorded once
+_REVERSED: Final = (".in-addr.arpa", ".ip6.arpa")
 _ONLY_HERE: Final = ("localhost", "hutch")
 
 
@@ -170,6 +171,7 @@ class GuestResolver:
         self._policy = policy
         self._names = names
         self._upstream = upstream
+        upstream.guard = self
         self._record = record
         self._limits = limits
         self._clock = clock
@@ -179,6 +181,15 @@ class GuestResolver:
         self._answer_bytes = _Bucket(limits.answer_bytes / 60, limits.answer_bytes, clock)
         self._known: OrderedDict[str, None] = OrderedDict()
         self._recorded: OrderedDict[tuple[object, ...], float] = OrderedDict()
+
+    def may_follow(self, name: str) -> bool:
+        """Whether a name that a CNAME leads to may be known: what is internal, or denied by a rule,
+        may not. What the mode alone denies is judged by its addresses.
+        """
+        if name.endswith(_REVERSED):
+            name = name.replace("/", "-")  # RFC 2317
+        decision = self._policy.lookup(name)
+        return decision.allowed or decision.reason is Reason.NOT_ALLOWED
 
     async def answer(self, query: bytes, tcp: bool) -> bytes | None:
         """Return what to send to the guest, without TCP's length; None to send nothing.
@@ -320,7 +331,7 @@ class GuestResolver:
             text = f"{name} could not be resolved: {answer.text}"
             return self._denied(Decision(False, Reason.RESOLVE_FAILED, text=text), name, kind)
         if answer.code != Code.NOERROR:
-            text = f"{name} does not exist"
+            text = answer.text or f"{name} does not exist"
             return self._denied(Decision(False, Reason.NAME_NOT_FOUND, text=text), name, kind)
         if answer.addresses:
             permitted = self._policy.permitted(name, answer.addresses)

@@ -45,6 +45,7 @@ class Rules:
 
     denied: set[str] = field(default_factory=set)
     internal: set[str] = field(default_factory=lambda: {"within.test"})
+    unnamed: set[str] = field(default_factory=set)
     wide: str | None = None
     host: bool = False
     down: bool = False
@@ -54,6 +55,8 @@ class Rules:
             return Decision(False, Reason.NETWORK_DOWN)
         if name in self.denied:
             return Decision(False, Reason.DENIED_BY_RULE, name, f"{name} is denied")
+        if name in self.unnamed:
+            return Decision(False, Reason.NOT_ALLOWED)
         if name in self.internal or (name == "host.hutch" and not self.host):
             return Decision(False, Reason.INTERNAL_NAME)
         if self.wide and name.endswith(self.wide.removeprefix("*").partition(":")[0]):

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -371,3 +371,41 @@ def test_the_host_s_configuration(tmp_path: Path) -> None:
         "2001:db8::1",
     ]
     assert host_domains(path) == ["corp.example", "lab.example"]
+
+
+@dataclass
+class Guard:
+    """Lets everything be known but some names."""
+
+    closed: set[str] = field(default_factory=set)
+
+    def may_follow(self, name: str) -> bool:
+        return name not in self.closed
+
+
+async def test_what_a_cname_leads_to_is_judged(server: NameServer, resolver: Resolver) -> None:
+    resolver.guard = guard = Guard({"four.test"})
+    answer = await resolver.addresses("alias.test")
+    assert (answer.addresses, answer.code) == ((), Code.NXDOMAIN)
+    assert answer.text == "alias.test leads to four.test, which is closed"
+    said = await resolver.query("alias.test", Type.A)
+    assert (said.code, said.answers, said.authority) == (Code.NXDOMAIN, (), ())
+    asked = len(server.asked)
+    guard.closed.clear()
+    assert (await resolver.addresses("alias.test")).addresses == (FOUR,)
+    guard.closed.add("middle.test")
+    assert (await resolver.addresses("alias.test")).code == Code.NXDOMAIN, "known, judged again"
+    assert len(server.asked) == asked
+
+
+async def test_what_may_not_be_known_is_not_asked_for(
+    server: NameServer, resolver: Resolver
+) -> None:
+    def one_link(query: Message, tcp: bool) -> Reply:
+        said = server.answer(query)
+        return replace(said, answers=said.answers[:1], authority=())
+
+    server.hook = one_link
+    resolver.guard = Guard({"four.test"})
+    assert (await resolver.query("alias.test", Type.A)).code == Code.NXDOMAIN
+    assert [name for name, _ in server.names()] == ["alias.test", "middle.test"]

@@ -292,3 +292,28 @@ async def test_an_error_of_ours_gets_nobody_further(
 
     monkeypatch.setattr(desk.rules, "lookup", broken)
     assert (await desk.ask("web.test")).code == Code.SERVFAIL
+
+
+@pytest.mark.parametrize(
+    "kind", [Type.A, Type.AAAA, Type.TXT, Type.SRV], ids=lambda kind: kind.name
+)
+async def test_a_cname_leads_to_no_name_that_may_not_be_known(desk: Desk, kind: Type) -> None:
+    desk.rules.internal.add("web.test")
+    assert is_absent(await desk.ask("alias.test", kind))
+    assert desk.reasons() == [Reason.NAME_NOT_FOUND]
+    assert desk.records[0][0].text == "alias.test leads to web.test, which is closed"
+
+
+async def test_a_cname_leads_to_no_name_that_a_rule_denies(desk: Desk) -> None:
+    await desk.address("alias.test")
+    desk.rules.denied.add("web.test")
+    assert is_absent(await desk.ask("alias.test"))
+
+
+async def test_what_the_mode_alone_denies_is_judged_by_its_addresses(desk: Desk) -> None:
+    assert desk.resolver.may_follow("web.test")
+    assert desk.resolver.may_follow("1.0/25.2.0.192.in-addr.arpa"), "RFC 2317"
+    desk.rules.unnamed.add("web.test")
+    await desk.address("alias.test")
+    desk.rules.down = True
+    assert not desk.resolver.may_follow("web.test")
