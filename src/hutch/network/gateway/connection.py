@@ -82,8 +82,8 @@ class Connection:
         self.task: asyncio.Task[None] | None = None
         self.ending: Decision | None = None
         """Why it is ended before its time."""
-        self.waited: dict[str, float] = {}
-        """Since when it keeps us waiting for what, on the loop's clock."""
+        self.waited: dict[str, tuple[float, int]] = {}
+        """Since when it keeps us waiting for what, on the loop's clock, and how far it was then."""
 
     @property
     def label(self) -> str | None:
@@ -157,12 +157,20 @@ class Connection:
         """Tell whether a rule allows anything on its port, TLS and HTTP or not."""
         return rules.is_raw(self.name, self.port, self._chosen)
 
-    def overdue(self, what: str, waiting: bool, now: float, limit: float) -> bool:
-        """Tell whether we have been waiting for something for longer than `limit` seconds."""
+    def overdue(
+        self, what: str, waiting: bool, now: float, limit: float, *, progress: int = 0
+    ) -> bool:
+        """Tell whether we have been waiting for something for longer than `limit` seconds, in which
+        `progress` stayed as it was.
+        """
         if not waiting:
             self.waited.pop(what, None)
             return False
-        return now - self.waited.setdefault(what, now) > limit
+        since, seen = self.waited.setdefault(what, (now, progress))
+        if seen != progress:
+            self.waited[what] = (now, progress)
+            return False
+        return now - since > limit
 
     def view(self) -> View:
         """Return what is told of it."""

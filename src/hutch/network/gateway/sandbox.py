@@ -282,8 +282,11 @@ class Sandbox:
                 text = "the head of a request did not come in time"
                 self._end(connection, Decision(False, Reason.BAD_PROTOCOL, text=text))
             half = carry is not None and carry.half_closed
-            if connection.overdue("half closed", half, now, limits.half_closed_time):
-                text = "one side had ended for too long"
+            moved = connection.sent + connection.received
+            if connection.overdue(
+                "half closed", half, now, limits.half_closed_time, progress=moved
+            ):
+                text = "one side had ended for too long, and the other said nothing"
                 self._end(connection, Decision(False, Reason.LIMIT, text=text))
         self._schedule()
 

@@ -90,6 +90,10 @@ def test_how_long_it_keeps_us_waiting() -> None:
     assert connection.overdue("head", True, 15.5, 5.0)
     assert not connection.overdue("head", False, 16.0, 5.0)
     assert not connection.overdue("head", True, 100.0, 5.0)
+    assert not connection.overdue("half", True, 100.0, 5.0, progress=7)
+    assert not connection.overdue("half", True, 106.0, 5.0, progress=8)
+    assert not connection.overdue("half", True, 111.0, 5.0, progress=8)
+    assert connection.overdue("half", True, 112.0, 5.0, progress=8)
 
 
 def test_what_is_told_of_it() -> None:

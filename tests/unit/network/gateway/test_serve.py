@@ -424,6 +424,33 @@ async def test_half_closed_connections_are_not_kept_for_ever(
     ended.set()
 
 
+async def test_a_download_goes_on_after_the_guest_has_ended(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.network.gateway.sandbox.SWEEP", 3600.0)
+    more = asyncio.Queue[bytes]()
+
+    async def download(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+        while data := await more.get():
+            writer.write(data)
+
+    world = await worlds(PUBLIC, Limits(half_closed_time=1e-9))
+    world.name("a.example")
+    await world.serve(7, download)
+    reader, writer = await world.connect("a.example", 7)
+    writer.write_eof()
+    for byte in (b"x", b"y", b"z"):
+        more.put_nowait(byte)
+        assert await reader.readexactly(1) == byte
+        world.sandbox._sweep()
+        assert world.sandbox.connections()[0].ending is None
+    await asyncio.sleep(0.001)  # the clock moves, the download does not
+    world.sandbox._sweep()
+    assert await is_reset(reader)
+    more.put_nowait(b"")
+
+
 async def test_a_judge_that_fails_is_a_denial(
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
