@@ -73,7 +73,8 @@ class Network(Protocol):
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Put another policy in force, for what is open, too.
 
-        Returns how many connections were ended. Raises bad_policy, network_failed.
+        Returns how many connections were ended. Raises bad_policy, network_failed; then whoever
+        takes the sandbox up again is given no policy at all.
         """
 
     async def reserve(self, ports: Collection[int]) -> None:

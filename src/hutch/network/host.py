@@ -81,12 +81,16 @@ class Options:
 
 @dataclass(slots=True)
 class _Attached:
-    """A sandbox in our care, and its TAP. `number` is that of the last record about it."""
+    """A sandbox in our care, and its TAP. `number` is that of the last record about it.
+
+    Its attachment has the policy that is meant to be in force; `sure` tells that it is.
+    """
 
     attachment: Attachment
     interface: str
     ifindex: int
     number: int = 0
+    sure: bool = True
 
 
 class HostNetwork:
@@ -227,20 +231,40 @@ class HostNetwork:
             await gateway.call("reserve", {"ports": sorted(self._reserved)})
         there = await _known(gateway)
         for sandbox_id, attached in list(self._attached.items()):
-            if there.get(sandbox_id) != attached.ifindex and sandbox_id in self._attached:
-                try:
-                    await self._again(gateway, attached.attachment, attached.number)
-                except HutchError as cause:
-                    log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
+            known = there.get(sandbox_id) == attached.ifindex
+            if sandbox_id in self._attached and not (known and attached.sure):
+                await self._put_in_order(gateway.call, attached, known=known)
         await self._catch_up(gateway)
 
-    async def _again(self, gateway: Channel, attachment: Attachment, number: int = 0) -> None:
-        """Bring the sockets of a TAP that runs on to the gateway."""
-        values, fds = await self._netd.call("sockets", {"sandbox_id": attachment.sandbox_id})
+    async def _put_in_order(self, call: Call, attached: _Attached, *, known: bool) -> None:
+        """Have the gateway do as is meant for a sandbox; if it cannot, the sandbox is closed."""
+        sandbox_id = attached.attachment.sandbox_id
+        given: NetworkPolicy | object | None = object()
         try:
-            await _put(gateway.call, attachment, values | {"number": number}, fds)
+            if not known:
+                given = await self._again(call, attached)
+            # Another one may be meant by now, which nobody could tell the gateway meanwhile.
+            while (policy := attached.attachment.policy) is not given:
+                await call(
+                    "update", {"sandbox_id": sandbox_id, "policy": _policy_values(policy)}, ()
+                )
+                given = policy
+            attached.sure = True
+        except HutchError as cause:
+            log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
+            with contextlib.suppress(HutchError):
+                await call("detach", {"sandbox_id": sandbox_id}, ())
+
+    async def _again(self, call: Call, attached: _Attached) -> NetworkPolicy | None:
+        """Bring the sockets of a TAP that runs on to the gateway; return the policy it is given."""
+        sandbox_id = attached.attachment.sandbox_id
+        values, fds = await self._netd.call("sockets", {"sandbox_id": sandbox_id})
+        try:
+            attachment = attached.attachment
+            await _put(call, attachment, values | {"number": attached.number}, fds)
         finally:
             _close(fds)
+        return attachment.policy
 
     # What the service asks for
 
@@ -287,36 +311,32 @@ class HostNetwork:
                     attachment.sandbox_id,
                 )
                 continue
-            self._attached[attachment.sandbox_id] = _Attached(attachment, *link)
-            await self._adopt(attachment, known=there.get(attachment.sandbox_id) == link[1])
+            attached = _Attached(attachment, *link, sure=False)
+            self._attached[attachment.sandbox_id] = attached
+            known = there.get(attachment.sandbox_id) == link[1]
+            await self._put_in_order(self._gateway.call, attached, known=known)
         left = (taps.keys() | there.keys()) - self._attached.keys() - self._coming
         async with asyncio.TaskGroup() as group:
             for sandbox_id in left:
                 group.create_task(self._remove(sandbox_id))
-
-    async def _adopt(self, attachment: Attachment, *, known: bool) -> None:
-        """Have the gateway do as an attachment says; if it cannot, the sandbox is closed."""
-        sandbox_id, policy = attachment.sandbox_id, _policy_values(attachment.policy)
-        try:
-            if known:
-                await self._gateway.call("update", {"sandbox_id": sandbox_id, "policy": policy})
-            else:
-                await self._again(await self._gateway.channel(), attachment)
-        except HutchError as cause:
-            log.error("the network of %s stays closed: %s", sandbox_id, cause.message)
-            with contextlib.suppress(HutchError):
-                await self._gateway.call("detach", {"sandbox_id": sandbox_id})
 
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Put another policy in force."""
         attached = self._attached.get(sandbox_id)
         if attached is None:
             raise error("network_failed", f"{sandbox_id} has no network")
-        values, fds = await self._gateway.call(
-            "update", {"sandbox_id": sandbox_id, "policy": _policy_values(policy)}
-        )
+        # First what is meant: a gateway that comes back meanwhile is given that.
+        attached.attachment, attached.sure = replace(attached.attachment, policy=policy), False
+        try:
+            values, fds = await self._gateway.call(
+                "update", {"sandbox_id": sandbox_id, "policy": _policy_values(policy)}
+            )
+        except HutchError:
+            attached.attachment = replace(attached.attachment, policy=None)
+            attached.sure = False
+            raise
         _close(fds)
-        attached.attachment = replace(attached.attachment, policy=policy)
+        attached.sure = True
         return int(values.get("ended", 0))
 
     async def reserve(self, ports: Collection[int]) -> None:

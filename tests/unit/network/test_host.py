@@ -7,16 +7,18 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hutch
-from hutch.errors import HutchError
+from hutch.errors import HutchError, error
 from hutch.network.base import Attachment
-from hutch.network.host import HostNetwork, Options
+from hutch.network.channel import Values
+from hutch.network.host import HostNetwork, Options, _Attached
 from hutch.network.netd import namespace
 from hutch.network.processes import GATEWAY_ID, NETD_ID, recall
 from hutch.networking import NetworkLayer, NetworkMode, NetworkPolicy, NetworkRecord, Reason
@@ -362,6 +364,92 @@ async def test_many_come_and_go_at_once(host: Host) -> None:
     for task in tasks:
         with pytest.raises(OSError, match="bad state"):
             task.result().send(ethernet(b""))
+
+
+class Told:
+    """The gateway of a network that never opened: what it is told, while it can be told at all."""
+
+    def __init__(self, network: HostNetwork, directory: Path) -> None:
+        self.network = network
+        self.heard: list[tuple[str, str | None]] = []
+        self.known: list[Values] = []
+        self.away: HutchError | None = None
+        self.meanwhile: NetworkPolicy | None = None
+        network._gateway.call = self.call  # type: ignore[method-assign]
+        network._netd.call = self.sockets  # type: ignore[assignment, method-assign]
+        attachment = Attachment("sb", "sb", directory / "names", OPEN)
+        network._attached["sb"] = _Attached(attachment, "ht1", 5)
+
+    async def call(
+        self, method: str, values: Values | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Values, list[int]]:
+        if self.away is not None:
+            raise self.away
+        values = values or {}
+        if method in ("attach", "update"):
+            self.heard.append((method, (values["policy"] or {}).get("mode")))
+        return {"sandboxes": self.known, "records": [], "next": 0}, []
+
+    async def sockets(self, method: str, values: Values) -> tuple[Values, list[int]]:
+        if self.meanwhile is not None:
+            with pytest.raises(HutchError):
+                await self.network.update("sb", self.meanwhile)
+            self.away = None
+        return {"interface": "ht1", "ifindex": 5}, []
+
+    async def back(self) -> list[tuple[str, str | None]]:
+        """What it hears when it is met again."""
+        self.away, self.heard = None, []
+        await self.network._met_gateway(self, {"pid": 1}, [])  # type: ignore[arg-type]
+        return self.heard
+
+
+OPEN = NetworkPolicy(mode=NetworkMode.OPEN)
+NONE = NetworkPolicy(mode=NetworkMode.NONE)
+GONE = error("network_failed", "the gateway does not come up")
+
+
+@pytest.mark.parametrize("changes", [[NONE], [NONE, None], [OPEN]])
+async def test_after_a_change_that_failed_a_gateway_that_comes_back_is_given_no_policy(
+    host: Host, changes: list[NetworkPolicy | None]
+) -> None:
+    network = HostNetwork(host.options)
+    host.networks.append(network)
+    told = Told(network, host.directory)
+    told.away = GONE
+    for policy in changes:
+        with pytest.raises(HutchError, match="does not come up"):
+            await network.update("sb", policy)
+    assert await told.back() == [("attach", None)]
+    # A change that comes through counts again.
+    await network.update("sb", OPEN)
+    assert await told.back() == [("attach", OPEN.mode)]
+
+
+async def test_a_gateway_that_knows_a_sandbox_still_is_told_what_it_missed(host: Host) -> None:
+    network = HostNetwork(host.options)
+    host.networks.append(network)
+    told = Told(network, host.directory)
+    told.known = [{"sandbox_id": "sb", "ifindex": 5}]
+    assert await told.back() == []
+    told.away = GONE
+    with pytest.raises(HutchError, match="does not come up"):
+        await network.update("sb", NONE)
+    assert await told.back() == [("update", None)]
+    assert await told.back() == []
+
+
+async def test_a_change_while_a_sandbox_is_attached_again_is_not_overtaken(host: Host) -> None:
+    network = HostNetwork(host.options)
+    host.networks.append(network)
+    told = Told(network, host.directory)
+    told.meanwhile = NONE
+
+    async def updated(method: str, *args: Any) -> tuple[Values, list[int]]:
+        raise GONE
+
+    network._gateway.call = updated  # type: ignore[assignment, method-assign]
+    assert await told.back() == [("attach", None)]
 
 
 async def test_a_host_that_lacks_something_says_so_and_attaches_nothing(host: Host) -> None:
