@@ -109,6 +109,12 @@ class Rules:
         rule = self._allow.name(name, None) or self._allow.name(owner, None)
         return self._by_name(name, None, rule)
 
+    def network(self) -> Decision:
+        """Judge whether there is a network at all: without one nothing is even told why."""
+        if self._mode is NetworkMode.NONE:
+            return _DOWN
+        return Decision(True, Reason.ALLOWED, None, f"the mode is {self._mode}")
+
     def connect(self, name: str | None, port: int) -> Decision:
         """Judge a connection by the name that its address was given for, before a packet leaves.
 

@@ -130,6 +130,7 @@ class Connection:
         return decision
 
     def _judgements(self, rules: Rules) -> Iterator[Decision]:
+        yield rules.network()
         if self.place is Place.RESOLVER:
             return  # each of its questions is judged
         if self.place is Place.NOTHING:

@@ -38,8 +38,10 @@ class Lookups:
         """
         self.count = 0
         """Questions so far."""
+        self.silent = False
+        """Whether nothing is answered though all is judged: the mode is none."""
         self._dns = Datagrams(dns, ifindex, self._asked)
-        self._clock = Datagrams(clock, ifindex, _tell_time)
+        self._clock = Datagrams(clock, ifindex, self._tell_time)
         self._limit = limit
         self._message_time = message_time
         self._resolver: GuestResolver | None = None
@@ -87,7 +89,7 @@ class Lookups:
             return
         reply = await resolver.answer(packet, False)
         # A policy that was withdrawn, or withdrawn and put again, has another resolver.
-        if reply is not None and resolver is self._resolver:
+        if reply is not None and resolver is self._resolver and not self.silent:
             answer(reply)
 
     async def stream(self, guest: socket.socket) -> None:
@@ -102,7 +104,7 @@ class Lookups:
                 if resolver is None:
                     return
                 reply = await resolver.answer(query, True)
-                if reply is None or resolver is not self._resolver:
+                if reply is None or resolver is not self._resolver or self.silent:
                     return
                 async with asyncio.timeout(self._message_time):
                     data = len(reply).to_bytes(_LENGTH) + reply
@@ -110,6 +112,11 @@ class Lookups:
             finish(guest)
         finally:
             reset(guest)
+
+    def _tell_time(self, packet: bytes, answer: Answer) -> bool:
+        if not self.silent and (reply := sntp.answer(packet, time.time_ns())) is not None:
+            answer(reply)
+        return True
 
     async def _question(self, guest: socket.socket) -> bytes | None:
         """Return the next question; None when there are no more."""
@@ -130,9 +137,3 @@ async def _exactly(sock: socket.socket, count: int) -> bytes:
             break
         data += part
     return data
-
-
-def _tell_time(packet: bytes, answer: Answer) -> bool:
-    if (reply := sntp.answer(packet, time.time_ns())) is not None:
-        answer(reply)
-    return True

@@ -163,6 +163,7 @@ class Sandbox:
         if names is None:
             names = self._read_names()
         in_force.put(policy, rules, names)
+        self._lookups.silent = not rules.network().allowed
         if not begins:
             return
         # What came while nobody decided is not decided on now.
@@ -194,10 +195,10 @@ class Sandbox:
             if connection.ending is not None:
                 ending.append(connection)
                 continue
-            told = connection.phase is Phase.REFUSING and not connection.connected
-            if told and rules is not None:  # it is denied already, and only hears why
-                continue
             decision = connection.verdict(rules)
+            told = connection.phase is Phase.REFUSING and not connection.connected
+            if told and decision.reason is not Reason.NETWORK_DOWN:
+                continue  # it is denied already, and only hears why
             if decision.allowed:
                 connection.generation = self._in_force.generation
                 continue
@@ -242,7 +243,7 @@ class Sandbox:
 
     async def _serve(self, connection: Connection, guest: socket.socket) -> None:
         try:
-            if connection.place is Place.RESOLVER:
+            if connection.place is Place.RESOLVER and not self._lookups.silent:
                 connection.phase = Phase.OPEN
                 await self._lookups.stream(guest)
             else:

@@ -186,8 +186,14 @@ class Serving:
     # What is refused
 
     async def _refuse(self, decision: Decision) -> None:
-        """Tell a guest why, if what it speaks has a way to; the record is written in any case."""
+        """Tell a guest why, if what it speaks has a way to; the record is written in any case.
+
+        Without a network there is nobody to tell it.
+        """
         connection = self._connection
+        if decision.reason is Reason.NETWORK_DOWN:
+            self._record(NetworkLayer.TCP, decision)
+            return
         connection.phase = Phase.REFUSING
         on_tls = connection.hello or connection.port == TLS_PORT
         try:
@@ -227,6 +233,7 @@ class _LastWord:
     fin_upstream = True
     broken = False
     over = True
+    unread = False
 
     def __init__(self, word: bytes) -> None:
         self._word = word
@@ -236,6 +243,9 @@ class _LastWord:
 
     def from_upstream(self, data: bytes) -> None:
         """There is none."""
+
+    def read_on(self) -> None:
+        """There is nothing left to read."""
 
     def guest_ended(self) -> None:
         """It does not matter."""

@@ -21,6 +21,7 @@ Worlds = Callable[..., Awaitable[World]]
 
 PUBLIC = NetworkPolicy()
 DENY = NetworkPolicy(mode=NetworkMode.DENY)
+NONE = NetworkPolicy(mode=NetworkMode.NONE)
 
 
 async def carried(world: World, port: int = 7) -> Stream:
@@ -92,6 +93,61 @@ async def test_names_that_cannot_be_read_are_no_names(worlds: Worlds) -> None:
         await world.sandbox.update(PUBLIC)
     assert caught.value.code == "network_failed"
     assert world.sandbox.generation == 0
+
+
+# Mode none
+
+
+async def test_mode_none_answers_nothing_and_records_what_was_tried(worlds: Worlds) -> None:
+    world = await worlds(NONE)
+    loop = asyncio.get_running_loop()
+    here = message.wire_name("1.0.18.198.in-addr.arpa")
+    reverse = struct.pack("!6H", 2, 0x100, 1, 0, 0, 0) + here + struct.pack("!2H", 12, 1)
+    time = world.clock.getsockname()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as clock,
+    ):
+        asking.setblocking(False)
+        clock.setblocking(False)
+        asking.sendto(reverse, world.asking)
+        asking.sendto(query("localhost", 3), world.asking)
+        asking.sendto(query("a.example", 4), world.asking)
+        clock.sendto(b"\x23" + bytes(47), ("127.0.0.1", time[1]))
+        record = await world.record()
+        assert (record.layer, record.reason) == (NetworkLayer.DNS, Reason.NETWORK_DOWN)
+        for number, port in enumerate((443, 80, 22, 53), 2):
+            reader, writer = await world.connect("198.18.1.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            with pytest.raises(ConnectionError):  # and not a byte before
+                assert not await asyncio.wait_for(reader.read(), TIME)
+            record = await world.record(number)
+            assert (record.layer, record.reason) == (NetworkLayer.TCP, Reason.NETWORK_DOWN)
+        assert world.sandbox.info().denied_total == 5
+        # A network that comes back answers, and what was asked before never is.
+        world.name("b.example")
+        await world.sandbox.update(PUBLIC)
+        asking.sendto(query("b.example", 7), world.asking)
+        reply = await asyncio.wait_for(loop.sock_recv(asking, 512), TIME)
+        assert reply[:2] == b"\0\7"
+        clock.sendto(b"\x23" + bytes(39) + b"transmit", ("127.0.0.1", time[1]))
+        reply = await asyncio.wait_for(loop.sock_recv(clock, 512), TIME)
+        assert reply[24:32] == b"transmit"
+
+
+async def test_mode_none_ends_everything(worlds: Worlds) -> None:
+    world = await worlds(only("a.example:7"))
+    carrying, _ = await carried(world)
+    asking, writer = await world.connect("8.8.8.8", 53)
+    asked = query("a.example")
+    writer.write(len(asked).to_bytes(2) + asked)
+    await asking.readexactly(2)
+    refused, _ = await world.connect("198.18.1.99", 443)
+    while [item.phase for item in world.sandbox.connections()] != ["open", "open", "refusing"]:
+        await asyncio.sleep(0)
+    assert await world.sandbox.update(NONE) == 3
+    for reader in (carrying, asking, refused):
+        assert await is_reset(reader)
 
 
 # Live changes
