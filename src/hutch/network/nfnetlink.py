@@ -4,11 +4,12 @@ As nfnetlink messages, since the program `nft` would take 5 ms for each.
 """
 
 import errno
+import itertools
 import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 _NETFILTER: Final = 12
@@ -25,6 +26,8 @@ _ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
 _IMMEDIATE_REGISTER, _IMMEDIATE_DATA = 1, 2
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
 _NESTED: Final = 0x8000
+_MOST: Final = 2
+"""Messages that are sent at once, at most."""
 
 
 def _attribute(kind: int, content: bytes) -> bytes:
@@ -44,8 +47,8 @@ def _nested(kind: int, *content: bytes) -> bytes:
     return _attribute(kind | _NESTED, b"".join(content))
 
 
-def frame_filter(name: str) -> bytes:
-    """Return the messages that filter the frames of a TAP."""
+def frame_filter(name: str, number: int) -> list[bytes]:
+    """Return the messages that filter the frames of a TAP; their numbers begin with `number`."""
     chain = (
         _text(_CHAIN_TABLE, "hutch")
         + _text(_CHAIN_NAME, name)
@@ -69,23 +72,27 @@ def frame_filter(name: str) -> bytes:
         ),
     )
     rule = _text(_RULE_TABLE, "hutch") + _text(_RULE_CHAIN, name) + _nested(_RULE_EXPRESSIONS, jump)
-    return _batch(
-        _message(_NFTABLES << 8 | _NEW_CHAIN, _CREATE | _ACK, 2, chain),
-        _message(_NFTABLES << 8 | _NEW_RULE, _CREATE | _APPEND | _ACK, 3, rule),
-    )
+    return [
+        _message(_NFTABLES << 8 | _NEW_CHAIN, _CREATE | _ACK, number, chain),
+        _message(_NFTABLES << 8 | _NEW_RULE, _CREATE | _APPEND | _ACK, number + 1, rule),
+    ]
 
 
-def frame_filter_removal(name: str) -> bytes:
+def frame_filter_removal(name: str, number: int) -> list[bytes]:
     """Return the messages that remove the filter of a TAP."""
     chain = _text(_CHAIN_TABLE, "hutch") + _text(_CHAIN_NAME, name)
-    return _batch(_message(_NFTABLES << 8 | _DELETE_CHAIN, _ACK, 2, chain))
+    return [_message(_NFTABLES << 8 | _DELETE_CHAIN, _ACK, number, chain)]
 
 
-def _batch(*messages: bytes) -> bytes:
-    begin = _message(_BATCH_BEGIN, 0, 1, b"", family=0, resource=_NFTABLES)
-    return (
-        begin + b"".join(messages) + _message(_BATCH_END, 0, 9, b"", family=0, resource=_NFTABLES)
+def batch(messages: Sequence[bytes], number: int) -> bytes:
+    """Return messages that are taken together or not at all. What is said against all is said
+    against `number`.
+    """
+    begin, end = (
+        _message(kind, 0, number, b"", family=0, resource=_NFTABLES)
+        for kind in (_BATCH_BEGIN, _BATCH_END)
     )
+    return begin + b"".join(messages) + end
 
 
 def _message(
@@ -116,6 +123,7 @@ class FrameFilter:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
         self._sock.settimeout(10)
         self._sock.bind((0, 0))
+        self._numbers = itertools.count(1, _MOST + 1)
 
     def close(self) -> None:
         """Close the socket; chains stay."""
@@ -123,7 +131,7 @@ class FrameFilter:
 
     def add(self, name: str) -> None:
         """Filter the frames of a TAP. Raises OSError."""
-        if code := self._refusal(frame_filter(name), 2):
+        if code := self._refusal(frame_filter, name):
             raise OSError(code, f"the filter of {name}: {os.strerror(code)}")
 
     def remove(self, name: str) -> None:
@@ -131,14 +139,22 @@ class FrameFilter:
 
         Raises OSError.
         """
-        code = self._refusal(frame_filter_removal(name), 1)
+        code = self._refusal(frame_filter_removal, name)
         if code not in (0, errno.ENOENT):
             raise OSError(code, f"the filter of {name}: {os.strerror(code)}")
 
-    def _refusal(self, messages: bytes, count: int) -> int:
-        """Have messages taken; return the first error that they were answered with, or 0."""
-        self._sock.send(messages)
-        answered: dict[int, int] = {}
-        while len(answered) < count:
-            answered |= _refusals(self._sock.recv(1 << 16))
-        return next((code for code in answered.values() if code), 0)
+    def _refusal(self, messages: Callable[[str, int], list[bytes]], name: str) -> int:
+        """Have messages taken; return the first error that they were answered with, or 0.
+
+        What answers one of before, for which nobody waited any more, is passed over.
+        """
+        first = next(self._numbers)
+        sent = messages(name, first + 1)
+        self._sock.send(batch(sent, first))
+        awaited = set(range(first + 1, first + 1 + len(sent)))
+        while awaited:
+            for number, code in _refusals(self._sock.recv(1 << 16)).items():
+                if code and (number == first or number in awaited):
+                    return code
+                awaited.discard(number)
+        return 0

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from hutch.network import firewall, tap
-from hutch.network.nfnetlink import FrameFilter
+from hutch.network.nfnetlink import FrameFilter, batch, frame_filter_removal
 from tests.unit.network.netspace import in_namespace, needs_taps
 
 pytestmark = needs_taps
@@ -49,6 +49,22 @@ def test_what_the_kernel_refuses_is_told() -> None:
             frames.add("ht0")
         nft("-f", "-", stdin=firewall.RULES_FRAMES)
         frames.add("ht0")  # and no answer of before is taken for one of now
+        os.close(fd)
+        frames.close()
+
+    in_namespace(run)
+
+
+def test_the_answer_to_what_nobody_waits_for_any_more_is_passed_over() -> None:
+    def run() -> None:
+        nft("-f", "-", stdin=firewall.RULES_FRAMES)
+        fd = tap.make("ht0")
+        frames = FrameFilter()
+        for _ in range(3):  # as if these had taken too long
+            number = next(frames._numbers)
+            frames._sock.send(batch(frame_filter_removal("ht9", number + 1), number))
+        frames.add("ht0")
+        assert "goto frames" in nft("list", "chain", "netdev", "hutch", "ht0")
         os.close(fd)
         frames.close()
 

@@ -116,9 +116,9 @@ async def _serve(options: argparse.Namespace, why: HutchError | None) -> None:
             terminated = scope.start("terminated", told.wait())
             unneeded = scope.start("unneeded", _unneeded(netd, options.interval))
             await asyncio.wait((ended, terminated, unneeded), return_when=asyncio.FIRST_COMPLETED)
-            asked, unasked = ended.done(), unneeded.done()
+            asked, unasked = ended.done(), unneeded.done() and unneeded.exception() is None
         # Terminated while there are TAPs, it leaves the namespace for its successor.
-        _leave(options, for_good=asked or not netd.needed(), unasked=unasked and not asked)
+        _leave(options, for_good=asked or not _needed(netd), unasked=unasked and not asked)
     finally:
         listener.close()
         await netd.close()
@@ -136,8 +136,17 @@ def _leave(options: argparse.Namespace, *, for_good: bool, unasked: bool) -> Non
             (directory / name).unlink(missing_ok=True)
 
 
+def _needed(netd: Netd) -> bool:
+    """Tell whether netd is needed; as long as that cannot be found out, it is."""
+    try:
+        return netd.needed()
+    except OSError as cause:
+        log.warning("whether a sandbox is left cannot be told: %s", cause)
+        return True
+
+
 async def _unneeded(netd: Netd, interval: float) -> None:
     times = 0
     while times < UNNEEDED:
         await asyncio.sleep(interval)
-        times = 0 if netd.needed() else times + 1
+        times = 0 if _needed(netd) else times + 1

@@ -1,5 +1,6 @@
 """The life of netd: how it ends, and what it leaves."""
 
+import asyncio
 import os
 import resource
 import signal
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hutch.network import channel
-from hutch.network.netd import namespace
-from hutch.network.netd.process import arguments
+from hutch.network.channel import Channel, Handler
+from hutch.network.netd import namespace, process
+from hutch.network.netd.process import UNNEEDED, arguments
 from hutch.network.processes import GATEWAY_ID, GATEWAY_SOCKET, remember
 from hutch.process import ProcessId
 from tests.unit.network.netspace import Netd, needs_taps
@@ -75,16 +77,54 @@ def test_nobody_needs_it_so_it_ends_and_ends_the_gateway(tmp_path: Path) -> None
     (directory / GATEWAY_SOCKET).touch()
     listener = channel.listen(directory / "netd.sock")
     given = arguments(listener.fileno(), directory, interval=0.05)
-    process = subprocess.Popen(
+    netd = subprocess.Popen(
         [sys.executable, "-m", "hutch.network.netd", *given],
         pass_fds=(listener.fileno(),),
         cwd="/",
         stderr=subprocess.DEVNULL,
     )
     listener.close()
-    assert process.wait(60) == 0
+    assert netd.wait(60) == 0
     assert gateway.wait(60) == -signal.SIGTERM
     assert list(directory.iterdir()) == []
+
+
+class Unsure:
+    """A netd that cannot tell whether a TAP is left, and is then told to end."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        self.ending = asyncio.Event()
+        self.asked = 0
+
+    async def open(self) -> None:
+        pass
+
+    def handlers(self, near: Channel) -> dict[str, Handler]:
+        return {}
+
+    def needed(self) -> bool:
+        self.asked += 1
+        if self.asked == 2 * UNNEEDED:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise TimeoutError("the kernel takes its time")
+
+    async def close(self) -> None:
+        pass
+
+
+def test_as_long_as_it_cannot_tell_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dismissed: list[Path] = []
+    unpinned: list[Path] = []
+    monkeypatch.setattr(process, "Netd", Unsure)
+    monkeypatch.setattr(process.processes, "dismiss", lambda *paths: dismissed.extend(paths))
+    monkeypatch.setattr(namespace, "unpin", unpinned.append)
+    listener = channel.listen(tmp_path / "netd.sock")
+    given = arguments(listener.detach(), tmp_path, interval=0.001)
+    asyncio.run(process._serve(process._parse(given), None))
+    assert (dismissed, unpinned) == ([], [])
+    assert (tmp_path / "netd.sock").exists()
 
 
 def test_what_is_missing_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
