@@ -9,13 +9,13 @@ import asyncio
 import random
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Protocol
 
+from hutch.network.dns.cache import FINAL, Cache, CacheLimits
 from hutch.network.dns.message import (
     EDNS_LIMIT,
     Code,
@@ -45,13 +45,12 @@ _LINKS: Final = 16  # CNAMEs in one answer
 _QUESTIONS: Final = 8  # for one name whose CNAMEs come one by one
 _STRAYS: Final = 32  # datagrams that are no answer, until no more are read
 _ADDRESSES: Final = 32  # of one name
-_FINAL: Final = (Code.NOERROR, Code.NXDOMAIN)
 _random: Final = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long is asked, and how much is remembered.
+    """How long is asked, how much at once, and how much is remembered.
 
     libc in a guest waits for 5 seconds: within these it is to have an answer.
     """
@@ -60,11 +59,8 @@ class Limits:
     total: float = 4.5  # seconds for all exchanges with all servers
     rounds: int = 3  # through the servers, for those that stay silent
     other_family: float = 0.3  # seconds for the addresses of one family when the other's are known
-    cached: int = 512  # answers
-    cached_records: int = 64  # of one
-    longest: float = 3600.0  # seconds that an answer is remembered
-    longest_negative: float = 60.0
     asked: int = 128  # questions at once
+    cache: CacheLimits = field(default_factory=CacheLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +75,6 @@ class Answer:
     ttl: int
     code: Code
     text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """An answer that is remembered."""
-
-    message: Message
-    since: float
-    until: float
 
 
 class Guard(Protocol):
@@ -112,9 +99,8 @@ class Resolver:
         self.guard: Guard | None = None
         self._servers = servers
         self._limits = limits
-        self._clock = clock
         self._scope = Scope("dns")
-        self._kept: OrderedDict[Question, _Kept] = OrderedDict()
+        self._cache = Cache(limits.cache, clock)
         self._asking: dict[Question, asyncio.Task[Message]] = {}
         self._good: Server | None = None
         self._closed = False
@@ -165,7 +151,7 @@ class Resolver:
         await self._scope.close()
 
     def _known(self, question: Question) -> Message | None:
-        known = self._remembered(question)
+        known = self._cache.get(question)
         return None if known is None else self._guarded(question, known)
 
     def _guarded(self, question: Question, message: Message) -> Message:
@@ -180,38 +166,6 @@ class Resolver:
         targets = [str(one.data[0]) for one in links if one.type == Type.CNAME]
         return next((name for name in targets if not self.guard.may_follow(name)), None)
 
-    def _remembered(self, question: Question) -> Message | None:
-        """Return an answer that still holds, its TTLs what is left of them."""
-        if (kept := self._kept.get(question)) is None:
-            return None
-        now = self._clock()
-        if now >= kept.until:
-            del self._kept[question]
-            return None
-        self._kept.move_to_end(question)
-        age = int(now - kept.since)
-        message = kept.message
-        return replace(
-            message,
-            answers=tuple(replace(one, ttl=max(0, one.ttl - age)) for one in message.answers),
-            authority=tuple(replace(one, ttl=max(0, one.ttl - age)) for one in message.authority),
-        )
-
-    def _remember(self, question: Question, message: Message) -> None:
-        records = (*message.answers, *message.authority)
-        if message.code not in _FINAL or not records or len(records) > self._limits.cached_records:
-            return
-        found = any(one.type == question.type for one in message.answers)
-        if not found and not message.authority:
-            return  # nobody says how long that holds
-        longest = self._limits.longest if found else self._limits.longest_negative
-        if (lasts := min(longest, *(one.ttl for one in records))) <= 0:
-            return
-        now = self._clock()
-        self._kept[question] = _Kept(message, now, now + lasts)
-        while len(self._kept) > self._limits.cached:
-            self._kept.popitem(last=False)
-
     async def _ask(self, question: Question) -> Message:
         """Ask until the CNAMEs of a name have come to an end."""
         links: list[Record] = []
@@ -220,14 +174,14 @@ class Resolver:
             async with asyncio.timeout(self._limits.total):
                 for _ in range(_QUESTIONS):
                     reply = await self._exchange(now)
-                    if reply.code not in _FINAL:
+                    if reply.code not in FINAL:
                         return _failed(question, told(reply) or f"answered {_code(reply.code)}")
                     more, found, end = _followed(reply, now)
                     links += more
                     soa = _negative(reply)
                     if found or not more or reply.code == Code.NXDOMAIN or soa:
                         message = _final(question, reply.code, links, found, soa)
-                        self._remember(question, message)
+                        self._cache.put(question, message)
                         return message
                     if len(links) > _LINKS:
                         break
@@ -251,10 +205,12 @@ class Resolver:
                 try:
                     async with asyncio.timeout(self._limits.attempt):
                         reply = await _one(server, question)
-                except (OSError, ValueError):  # a timeout, too
+                except OSError:  # a timeout, too
                     silent = True
                     continue
-                if reply.code in _FINAL:
+                except ValueError:  # what it says is not read the next time, either
+                    continue
+                if reply.code in FINAL:
                     self._good = server
                     return reply
             if not silent:

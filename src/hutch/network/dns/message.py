@@ -3,11 +3,12 @@
 Names are text: labels joined by dots, without the last one, in the case that was sent; whatever is
 no plain character is written as \\DDD. The root is "". Both sides of the gateway are hostile, so
 that reading is strict and bounded in time and memory: a message holds one question and RECORDS
-records at most, and pointers only lead backwards. It knows nothing of sockets or policies.
+records and STRINGS strings at most, and pointers only lead backwards. It knows no policy.
 """
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -20,6 +21,8 @@ PLAIN_LIMIT: Final = 512
 EDNS_LIMIT: Final = 1232
 """What a datagram of ours holds at most: it is never taken to pieces on its way."""
 RECORDS: Final = 256
+STRINGS: Final = 1024
+"""Strings of all records of a message: four for each of the most records that are read."""
 POINTERS: Final = 64
 NAME_BYTES: Final = 255
 LABEL_BYTES: Final = 63
@@ -180,6 +183,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
+        self._strings = 0
         self._names: dict[int, tuple[list[str], int]] = {}
 
     def take(self, count: int, end: int) -> bytes:
@@ -192,6 +196,9 @@ class _Reader:
         return int.from_bytes(self.take(size, end), "big")
 
     def string(self, end: int) -> bytes:
+        self._strings += 1
+        if self._strings > STRINGS:
+            raise FormatError("more strings than are read")
         return self.take(self.number(1, end), end)
 
     def name(self, end: int) -> str:
@@ -382,10 +389,15 @@ def _edns(record: Record, raw: bytes, data: bytes, end: int) -> tuple[Edns, int]
     return Edns(record.kind, ttl >> 16 & 255, tuple(options)), ttl >> 24
 
 
-class _Writer:
-    """A message that grows, and where names stand in it."""
+class _TooLongError(Exception):
+    """A message that does not fit: no more of it is written."""
 
-    def __init__(self) -> None:
+
+class _Writer:
+    """A message that grows up to a limit, and where names stand in it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.out = bytearray(HEADER.size)
         self._places: dict[str, int] = {}
 
@@ -435,9 +447,9 @@ class _Writer:
             layout = "S" * len(record.data)
         for letter, value in zip(layout, record.data, strict=True):
             self.field(letter, value)
+            if len(self.out) > self.limit:
+                raise _TooLongError
         size = len(self.out) - start
-        if size > MESSAGE_LIMIT:
-            raise ValueError("a record is too long")
         self.out[start - 2 : start] = size.to_bytes(2, "big")
 
 
@@ -447,16 +459,15 @@ def encode(message: Message, limit: int = MESSAGE_LIMIT) -> bytes:
     One that would be longer is sent without its records, as truncated. Raises ValueError for what
     cannot be written.
     """
-    data = _encode(message)
-    if len(data) <= limit:
-        return data
     short = replace(message, truncated=True, answers=(), authority=(), additional=())
-    data = _encode(short)
-    return data if len(data) <= limit else _encode(replace(short, edns=None))
+    for one in (message, short):
+        with suppress(_TooLongError):
+            return _encode(one, limit)
+    return _encode(replace(short, edns=None), MESSAGE_LIMIT)
 
 
-def _encode(message: Message) -> bytes:
-    writer = _Writer()
+def _encode(message: Message, limit: int) -> bytes:
+    writer = _Writer(limit)
     if (question := message.question) is not None:
         writer.name(question.name)
         writer.out += struct.pack("!HH", question.type, question.kind)
@@ -479,6 +490,8 @@ def _encode(message: Message) -> bytes:
         | message.code & 15
     )
     HEADER.pack_into(writer.out, 0, message.identity, flags, question is not None, *counts)
+    if len(writer.out) > limit:
+        raise _TooLongError
     return bytes(writer.out)
 
 

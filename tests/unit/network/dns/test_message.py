@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import dns.exception
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from hutch.network.dns import message as wire
 from hutch.network.dns.message import (
+    STRINGS,
     Code,
     Detail,
     Edns,
@@ -22,6 +24,7 @@ from hutch.network.dns.message import (
     Question,
     Record,
     Type,
+    _Writer,
     decode,
     encode,
     extended_error,
@@ -339,3 +342,26 @@ def test_names_are_read_as_dnspython_does(data: bytes, choice: st.DataObject) ->
     for mine, other in zip(ours.answers, theirs.answer, strict=True):
         assert wire.wire_name(mine.name) == other.name.to_wire()
         assert mine.type == other.rdtype
+
+
+def test_a_message_has_so_many_strings() -> None:
+    most = Record("a.test", Type.TXT, 60, (b"x",) * STRINGS)
+    assert decode(encode(Message(1, None, answers=(most,)))).answers == (most,)
+    for more in (replace(most, data=(*most.data, b"")), most):
+        message = Message(1, None, answers=(more, Record("b.test", Type.TXT, 60, (b"",))))
+        with pytest.raises(FormatError, match="more strings"):
+            decode(encode(message))
+
+
+def test_what_does_not_fit_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(_Writer, "string", lambda writer, value: _wrote(writer, value, written))
+    records = tuple(Record("a.test", Type.TXT, 60, (b"x" * 200,) * 3) for _ in range(80))
+    reply = decode(encode(Message(1, Question("a.test", Type.TXT), answers=records), 512))
+    assert (reply.truncated, reply.answers) == (True, ())
+    assert len(written) == 3
+
+
+def _wrote(writer: _Writer, value: bytes, written: list[bytes]) -> None:
+    written.append(value)
+    writer.out += bytes([len(value)]) + value
