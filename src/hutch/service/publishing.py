@@ -17,6 +17,7 @@ from typing import Final
 
 from hutch.errors import HutchError, error
 from hutch.guest.base import Guest, TunnelStream
+from hutch.models import SandboxState
 from hutch.networking import GUEST_ADDRESS, PublishedPort
 from hutch.portspec import (
     LOOPBACK,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 5.0
 """After what time a port is tried again that somebody else has taken while the daemon was away."""
 
+_RESTING: Final = (SandboxState.PAUSED, SandboxState.PARKED)
 _DIALLED: Final = (LOOPBACK, "::1", GUEST_ADDRESS)
 """Where in a guest its port is looked for: most listen everywhere, the others on one of these."""
 
@@ -57,6 +59,7 @@ class Publishing:
         self._published: dict[str, Publication] = {}
         self._reserved: list[Reserved] = []
         self._repairs = Scope("published ports")
+        self._wakes: dict[str, asyncio.Task[HutchError | None]] = {}
         self._telling = False
         self._told: frozenset[int] = frozenset()
         self._repaired: set[str] = set()
@@ -295,10 +298,39 @@ class Publishing:
 
         Raises wrong_state, guest_refused, and why it does not wake.
         """
-        sandbox = await self._awake(entry)
+        while entry.turning or entry.info.state in _RESTING:
+            await self._wake(entry)
+        sandbox = entry.running()
         with sandbox.activity.use():
             guest = await sandbox.connection.get()
             return UsedTunnel(await _dial(guest, port), sandbox.activity)
+
+    async def _wake(self, entry: Entry) -> None:
+        """Wake a sandbox: once for all who wait for it, who share how that fails, too.
+
+        One wake for each would keep the sandbox from whoever is to stop it for as long as they all
+        take. Raises why it does not wake.
+        """
+        task = self._wakes.get(entry.info.id)
+        if task is None or task.done():
+            if self._closed:
+                raise error("wrong_state", "the daemon is about to end")
+            task = self._repairs.start(f"wake {entry.info.id}", self._try_to_wake(entry))
+            self._wakes[entry.info.id] = task
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise error("wrong_state", f"the wake of sandbox {entry.info.name} was given up")
+        if (failure := task.result()) is not None:
+            raise failure
+
+    async def _try_to_wake(self, entry: Entry) -> HutchError | None:
+        try:
+            await self._awake(entry)
+        except HutchError as failure:
+            return failure
+        finally:
+            self._wakes.pop(entry.info.id, None)
+        return None
 
     # ---- what users ask for
 
