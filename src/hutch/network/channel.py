@@ -7,6 +7,7 @@ that ends the channel. Knows nothing of what the methods mean.
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -36,6 +37,11 @@ HANDLING_LIMIT: Final = 4096
 CALL_TIME: Final = 30.0
 """Seconds that a call takes at most, if its caller gives no other time."""
 _CHUNK: Final = 256 << 10
+_PAUSE: Final = 0.1
+_PASSING: Final = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EPERM)
+)
+"""Why somebody cannot be let in now, but later, or why only he cannot."""
 _HEAD: Final = 4
 _ORDER: Final = sys.byteorder
 
@@ -363,6 +369,7 @@ async def serve(
 ) -> None:
     """Accept channels on a listening socket until cancelled; then they end.
 
+    When the host has no room for one more, it waits at the socket until there is.
     `handlers` gives those of a new channel: the channel itself is for what they push.
     """
     listener.setblocking(False)
@@ -371,7 +378,14 @@ async def serve(
     async with Scope(name) as scope:
         try:
             while True:
-                sock, _ = await loop.sock_accept(listener)
+                try:
+                    sock, _ = await loop.sock_accept(listener)
+                except OSError as cause:
+                    if cause.errno not in _PASSING:
+                        raise
+                    log.warning("%s: nobody can be let in: %s", name, cause.strerror)
+                    await asyncio.sleep(_PAUSE)
+                    continue
                 channel = Channel(sock, name=name)
                 channel._handlers.update(handlers(channel))
                 channels.add(channel)

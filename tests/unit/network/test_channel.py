@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -273,3 +275,37 @@ async def test_a_socket_serves_many_and_forgets_those_that_go(tmp_path: Path) ->
     listener.close()
     with pytest.raises(OSError, match="refused"):
         await channel.connect(path, name="late")
+
+
+class Crowded(socket.socket):
+    """A listening socket on a host that is out of something, a few times."""
+
+    failures: list[int]
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.failures:
+            code = self.failures.pop(0)
+            raise OSError(code, os.strerror(code))
+        return super().accept()
+
+
+async def test_who_cannot_be_let_in_now_is_let_in_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_PAUSE", 0)
+    path = tmp_path / "s"
+    listener = Crowded(fileno=channel.listen(path).detach())
+    listener.failures = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.ENOMEM]
+    async with Scope("test") as scope:
+        serving = scope.start("serve", channel.serve(listener, lambda _: {"echo": echo}, name="s"))
+        near = await channel.connect(path, name="s")
+        assert await near.call("echo", {"a": 1}) == ({"a": 1}, [])
+        await near.close()
+        assert listener.failures == []
+        # What is no better later ends it.
+        listener.failures = [errno.EINVAL]
+        other = await channel.connect(path, name="s")
+        with pytest.raises(OSError, match="Invalid argument"):
+            await serving
+        await other.close()
+    listener.close()
