@@ -69,8 +69,11 @@ class Control:
 
         async def records(values: Values, fds: list[int]) -> Reply:
             _none(fds)
-            self._listening = {known for known in self._listening if known.open} | {channel}
-            return self._records(values)
+            self._listening = {known for known in self._listening if known.open} - {channel}
+            reply = self._records(values)
+            if not reply.values["more"]:  # else what is pushed would come before what it follows
+                self._listening.add(channel)
+            return reply
 
         return {
             "hello": self._hello,

@@ -5,9 +5,11 @@ a flood of decisions is counted, not written.
 """
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Final
 
 from hutch.networking import Decision, NetworkLayer, NetworkRecord, Reason
@@ -113,6 +115,11 @@ class Records:
         self._ring.append((place, record))
         self._publish(place, record)
 
-    def since(self, place: int) -> list[tuple[int, NetworkRecord]]:
-        """Return what is still held of the records after a place in the sequence, in order."""
-        return [entry for entry in self._ring if entry[0] > place]
+    def since(self, place: int) -> Iterator[tuple[int, NetworkRecord]]:
+        """Yield what is still held of the records after a place in the sequence, in order.
+
+        Costs as much as is taken of it. Nothing may be added in between.
+        """
+        ring = self._ring
+        for index in range(bisect_right(ring, place, key=itemgetter(0)), len(ring)):
+            yield ring[index]

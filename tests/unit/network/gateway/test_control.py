@@ -196,6 +196,24 @@ async def test_records_are_told_in_pages_and_pushed(
     assert len((await daemon.call("records", since=10**9))["records"]) == 2
 
 
+async def test_what_is_decided_between_two_pages_is_told_once_and_in_order(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "PAGE", 2)
+    await daemon.attach()
+    for _ in range(3):
+        await daemon.knock()
+    first = await daemon.call("records", since=0)
+    await daemon.knock()
+    second = await daemon.call("records", since=first["next"])
+    assert not second["more"]
+    await daemon.knock()
+    pushed = await asyncio.wait_for(daemon.pushed.get(), TIME)
+    told = [one["number"] for one in (*first["records"], *second["records"], pushed["record"])]
+    assert told == [1, 2, 3, 4, 5]
+    assert daemon.pushed.empty()
+
+
 async def test_a_daemon_that_is_gone_hears_nothing(daemon: Daemon) -> None:
     await daemon.attach()
     await daemon.call("records", since=0)

@@ -32,7 +32,8 @@ def test_records_count_up_and_are_published() -> None:
     assert (heard[1].address, heard[1].port) == ("192.0.2.1", 22)
     assert heard[0].at.endswith("Z")
     assert places == [7, 8]
-    assert records.since(7) == [(8, heard[1])]
+    assert list(records.since(7)) == [(8, heard[1])]
+    assert list(records.since(8)) == []
     assert [record for _, record in records.since(0)] == heard
     assert records.number == 43
     assert records.denied == 1
@@ -44,7 +45,8 @@ def test_what_is_held_is_bounded() -> None:
     for _ in range(KEPT + 10):
         clock.now += 1
         records.add(NetworkLayer.DNS, DENIED)
-    held = records.since(0)
+    assert next(records.since(KEPT))[0] == KEPT + 1  # as much as is wanted, from where it begins
+    held = list(records.since(0))
     assert len(held) == KEPT
     assert held[-1][1].number == KEPT + 10
 
