@@ -411,10 +411,13 @@ class GuestResolver:
             return None
 
     def _beyond(self, wide: int, name: str) -> Decision | None:
-        """Return why a name that no rule names is not asked for: it could be data."""
+        """Return why a name that no rule names is not asked for: it could be data.
+
+        That it has an address says nothing: those that are denied have one, too.
+        """
         if wide > self._limits.label_bytes:
             text = f"the labels of {name} that no rule names are too long"
-        elif name in self._known or name in self._names or self._new_names.take(1):
+        elif name in self._known or self._new_names.take(1):
             self._known[name] = None
             self._known.move_to_end(name)
             if len(self._known) > _REMEMBERED:

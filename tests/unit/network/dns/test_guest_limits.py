@@ -84,6 +84,20 @@ async def test_new_names_below_a_wildcard_are_so_many_a_minute(desk: Desk) -> No
     await desk.address("web.test")  # no rule: the mode lets it out anyway
 
 
+async def test_names_that_were_denied_are_new_when_they_are_allowed(desk: Desk) -> None:
+    desk.limit(GuestLimits(new_names=2))
+    names = [f"{number}.wide.test" for number in range(4)]
+    desk.rules.denied |= set(names)
+    for name in names:
+        await desk.address(name)
+    assert desk.server.asked == []
+    desk.rules.denied.clear()
+    desk.rules.wide = "*.wide.test"
+    codes = [(await desk.ask(name)).code for name in names]
+    assert codes == [Code.NXDOMAIN] * 2 + [Code.SERVFAIL] * 2
+    assert {name for name, _ in desk.server.names()} == set(names[:2])
+
+
 async def test_a_rule_that_names_a_name_limits_nothing(desk: Desk) -> None:
     desk.rules.wide = "web.test:443"
     desk.limit(GuestLimits(new_names=0, label_bytes=0, answer_bytes=0))
