@@ -44,10 +44,14 @@ class Plug:
 
 @dataclass(slots=True)
 class _Held:
-    """A VM that is attached, or about to be. `lock` is held by who changes what is in force."""
+    """A VM that is attached, or about to be. `lock` is held by who changes what is in force.
+
+    One that is `open` answers to the policy on record, which is in force unless it `failed`.
+    """
 
     plug: Plug
     open: bool = False
+    failed: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -80,6 +84,11 @@ class Plugs:
             if held.plug.sandbox_id == sandbox_id and held.open:
                 return vm_id
         return None
+
+    def in_force(self, vm_id: str) -> bool:
+        """Tell whether a VM has the policy on record; else nothing gets through."""
+        held = self._held.get(vm_id)
+        return held is not None and held.open and not held.failed
 
     @contextlib.asynccontextmanager
     async def attached(self, vm_id: str, plug: Plug) -> AsyncIterator[int | None]:
@@ -119,7 +128,8 @@ class Plugs:
             return
         async with held.lock:
             held.open = True
-            await self._network.update(vm_id, policy or self._policy_of(held.plug.sandbox_id))
+            # What is on record goes before: it may have been changed since the caller has read it.
+            await self._put_in_force(vm_id, held, self._policy_of(held.plug.sandbox_id) or policy)
 
     async def changed(self, sandbox_id: str) -> int:
         """Put the policy of a sandbox in force that was changed on record.
@@ -133,16 +143,19 @@ class Plugs:
                 continue
             async with held.lock:
                 if held.open and vm_id in self._held:
-                    ended += await self._put_in_force(vm_id, sandbox_id)
+                    ended += await self._put_in_force(vm_id, held, self._policy_of(sandbox_id))
         return ended
 
-    async def _put_in_force(self, vm_id: str, sandbox_id: str) -> int:
+    async def _put_in_force(self, vm_id: str, held: _Held, policy: NetworkPolicy | None) -> int:
+        held.failed = True
         try:
-            return await self._network.update(vm_id, self._policy_of(sandbox_id))
+            ended = await self._network.update(vm_id, policy)
         except HutchError:
             with contextlib.suppress(HutchError):
                 await self._network.update(vm_id, None)
             raise
+        held.failed = False
+        return ended
 
     async def detach(self, vm_id: str) -> None:
         """Take a VM out of the network that is gone; carried out to its end, and never raises."""
@@ -168,12 +181,15 @@ class Plugs:
         """
         if not self.ability.taps:
             return
-        self._held |= {vm_id: _Held(plug, open=True) for vm_id, plug in plugs.items()}
+        held = {vm_id: _Held(plug, open=True, failed=True) for vm_id, plug in plugs.items()}
+        self._held |= held
         await self._network.adopt(
             [
                 Attachment(vm_id, plug.name, plug.names, self._policy_of(plug.sandbox_id))
                 for vm_id, plug in plugs.items()
             ]
         )
+        for each in held.values():
+            each.failed = False
         for vm_id in plugs.keys() - self._held.keys():
             await self._network.detach(vm_id)  # it has ended meanwhile

@@ -96,6 +96,41 @@ async def test_one_that_is_on_record_only_later(plugs: Plugs, network: FakeNetwo
     assert network.policies == {"sb_2": NONE}
 
 
+async def test_what_is_on_record_goes_before(
+    plugs: Plugs, network: FakeNetwork, records: Records, tmp_path: Path
+) -> None:
+    await attach(plugs, plug(tmp_path, closed=True))
+    stale, records.policies["sb_1"] = records.policies["sb_1"], NONE
+    await plugs.open("sb_1", stale)
+    assert network.policies == {"sb_1": NONE}
+
+
+async def test_whether_a_policy_is_in_force(
+    plugs: Plugs, network: FakeNetwork, tmp_path: Path
+) -> None:
+    assert not plugs.in_force("sb_1")
+    await attach(plugs, plug(tmp_path, closed=True))
+    assert not plugs.in_force("sb_1")
+    network.failing["update"] = 1
+    with pytest.raises(HutchError, match="lets update fail"):
+        await plugs.open("sb_1")
+    assert not plugs.in_force("sb_1")
+    assert network.policies == {"sb_1": None}
+    await plugs.changed("sb_1")
+    assert plugs.in_force("sb_1")
+
+
+async def test_what_cannot_be_adopted_is_not_in_force(
+    plugs: Plugs, network: FakeNetwork, tmp_path: Path
+) -> None:
+    network.failing["adopt"] = 1
+    with pytest.raises(HutchError, match="lets adopt fail"):
+        await plugs.adopt({"sb_1": plug(tmp_path)})
+    assert not plugs.in_force("sb_1")
+    await plugs.adopt({"sb_1": plug(tmp_path)})
+    assert plugs.in_force("sb_1")
+
+
 async def test_nobodys_is_never_opened(plugs: Plugs, network: FakeNetwork) -> None:
     await attach(plugs, Plug("tb_1", "tb_1", closed=False), "tb_1")
     assert network.policies == {"tb_1": None}
