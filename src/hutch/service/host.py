@@ -90,7 +90,7 @@ class HostService:
         self._parts = parts
         self._registry = registry
         self._lives = Lives(parts, registry)
-        self.networks = HostNetworks(parts, registry)
+        self.networks = HostNetworks(parts, registry, self._lives.pauses.telling)
         self._lives.when_erased(self.networks.logs.forget)
         self.sandboxes = HostSandboxes(parts, registry, self._lives)
         self.files = HostFiles(registry, self._lives)

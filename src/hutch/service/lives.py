@@ -310,6 +310,7 @@ class Lives:
         self._ends.start(entry.info.id, self._see_it_out(entry, sandbox))
         sandbox.supervise()
         self.ports.serve(entry)
+        self.pauses.telling.tell(entry)
 
     # ---- resting without an end
 

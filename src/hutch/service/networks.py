@@ -19,13 +19,14 @@ from hutch.networking import (
     NetworkPolicy,
     NetworkRecord,
 )
-from hutch.service.lifecycle import RUNNING
+from hutch.service.lifecycle import PAUSED
 from hutch.service.networklog import NetworkLogs
 from hutch.service.parts import Parts
 from hutch.service.plugs import Plug
 from hutch.service.policies import changed, checked
 from hutch.service.records import machine_directory
 from hutch.service.registry import Entry, Registry
+from hutch.service.telling import Telling
 from hutch.tasks import settle
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,13 @@ log = logging.getLogger(__name__)
 class HostNetworks:
     """Implements `Networks` of the API's operations for one host."""
 
-    def __init__(self, parts: Parts, registry: Registry) -> None:
+    def __init__(self, parts: Parts, registry: Registry, telling: Telling) -> None:
         self._parts = parts
         self._registry = registry
         self._network = parts.network
         self._plugs = parts.plugs
+        self._telling = telling
+        self._adopted = False
         self.logs = NetworkLogs(parts, registry, parts.plugs.owner)
 
     # ---- the daemon's life
@@ -69,12 +72,19 @@ class HostNetworks:
             await self._plugs.adopt(plugs)
         except HutchError as failure:
             log.error("the networks of %d sandboxes are not in order: %s", len(plugs), failure)
+        self._adopted = self._plugs.ability.taps
+        for entry in self._registry:
+            # What it was told before it was paused is not on record.
+            entry.untold = entry.untold or entry.info.state is PAUSED
 
     async def close(self) -> None:
-        """Let go of what carries the networks; end it when nobody needs it any more."""
+        """Let go of what carries the networks; end it when nobody needs it any more.
+
+        Before `adopt` it is not known who does: what an earlier daemon has left stays as it is.
+        """
         await self.logs.close()
         try:
-            if self._plugs.none:
+            if self._adopted and self._plugs.none:
                 await self._network.stop()
             else:
                 await self._network.close()
@@ -93,7 +103,11 @@ class HostNetworks:
         Carried out to its end also when this is cancelled. Raises bad_policy, network_missing,
         network_failed: then nothing gets through until the next change or start.
         """
-        return await settle(self._update(self._registry.find(ref), change))
+        entry = self._registry.find(ref)
+        ended = await settle(self._update(entry, change))
+        # After the lock: a guest that does not listen must not delay the next change.
+        await self._telling.told(entry)
+        return NetworkChanged(await self._info(entry), ended)
 
     async def connections(self, ref: str) -> Sequence[Connection]:
         """Return what a sandbox has open, oldest first."""
@@ -115,12 +129,15 @@ class HostNetworks:
         found = None if vm_id is None else await self._network.info(vm_id)
         if found is None:
             found = NetworkInfo(info.id, info.name, attached=False, policy=info.network)
+        warnings = self._warnings(info.network)
+        if vm_id is not None and not self._plugs.in_force(vm_id):
+            warnings.append("its policy is not in force, nothing gets through")
         return dataclasses.replace(
             found,
             sandbox_id=info.id,
             name=info.name,
             policy=info.network,
-            warnings=self._warnings(info.network),
+            warnings=warnings,
         )
 
     def _warnings(self, policy: NetworkPolicy) -> list[str]:
@@ -130,16 +147,20 @@ class HostNetworks:
             warnings.append(f"this host cannot have networks for sandboxes: {ability.why}")
         return warnings
 
-    async def _update(self, entry: Entry, change: NetworkChange) -> NetworkChanged:
+    async def _update(self, entry: Entry, change: NetworkChange) -> int:
         async with entry.policies:
             entry.check_present()
             before = entry.info.network
             policy = checked(changed(before, change), self._plugs.ability)
             await self._parts.store.amend(entry.info.id, network=policy)
             entry.have_policy(policy)
-            ended = await self._put_in_force(entry)
-            if (before.mode is NetworkMode.NONE) != (policy.mode is NetworkMode.NONE):
-                await self._tell_guest(entry, up=policy.mode is not NetworkMode.NONE)
+            try:
+                ended = await self._put_in_force(entry)
+            finally:
+                if (before.mode is NetworkMode.NONE) != (policy.mode is NetworkMode.NONE):
+                    self._telling.changed(entry)
+                elif entry.untold:
+                    self._telling.tell(entry)
         self._parts.events.emit(
             "network.changed",
             entry.info.id,
@@ -147,7 +168,7 @@ class HostNetworks:
             mode=policy.mode.value,
             ended=ended,
         )
-        return NetworkChanged(await self._info(entry), ended)
+        return ended
 
     async def _put_in_force(self, entry: Entry) -> int:
         try:
@@ -159,15 +180,3 @@ class HostNetworks:
                 f" nothing gets through: {cause.message}",
                 hint=f"try again, or restart it with `hutch restart {entry.info.name}`",
             ) from cause
-
-    async def _tell_guest(self, entry: Entry, *, up: bool) -> None:
-        """Let the programs of a running sandbox see whether there is a network."""
-        sandbox = entry.sandbox
-        if sandbox is None or entry.info.state is not RUNNING:
-            entry.network_up = up  # in case it is paused; others are told with their next identity
-            return
-        try:
-            await (await sandbox.connection.get()).set_network(up)
-        except HutchError as failure:
-            # Nothing depends on it: what gets through is decided outside.
-            log.warning("%s is not told of its network: %s", entry.info.name, failure)

@@ -25,6 +25,7 @@ from hutch.service.parts import Parts, host_errors
 from hutch.service.records import BootRecord, Records
 from hutch.service.registry import Entry
 from hutch.service.sandbox import SIGKILL, TIMEOUT_CODE, Sandbox
+from hutch.service.telling import Telling
 from hutch.state.base import LayerRow
 from hutch.tasks import Scope, settle
 
@@ -57,6 +58,7 @@ class Pauses:
         self._records = records
         self._lives = lives
         self.parking = parking
+        self.telling = Telling()
         self._acts = Scope("pauses")
         self._limits = Scope("limits of parked sandboxes")
 
@@ -112,6 +114,7 @@ class Pauses:
 
     async def close(self) -> None:
         """Undo what is under way."""
+        await self.telling.close()
         await self._limits.close()
         await self._acts.close()
 
@@ -170,7 +173,7 @@ class Pauses:
             except BaseException:
                 await self._pause_again(entry)
                 raise
-            await _tell_of_network(entry, sandbox)
+        self.telling.tell(entry)
         self._records.emit("sandbox.resumed", entry)
 
     async def _rest_idle(self, entry: Entry) -> None:
@@ -355,14 +358,6 @@ def _running(entry: Entry) -> Sandbox:
     if sandbox.ending:
         raise wrong_state(entry.info, "running")
     return sandbox
-
-
-async def _tell_of_network(entry: Entry, sandbox: Sandbox) -> None:
-    """Let a guest know of a change of its network that came about while it was paused."""
-    up, entry.network_up = entry.network_up, None
-    if up is not None:
-        with contextlib.suppress(HutchError):  # what gets through is decided outside
-            await (await sandbox.connection.get()).set_network(up)
 
 
 async def _if_unused(

@@ -52,8 +52,8 @@ class Entry:
         """While it is parked: the task that ends it when its time is up."""
         self.policies = asyncio.Lock()
         """Held by whoever changes its network policy, which may be done at any time."""
-        self.network_up: bool | None = None
-        """What a paused guest is to be told of its network when it goes on (None: nothing)."""
+        self.untold = False
+        """Whether its guest may not know yet whether it has a network: see telling.py."""
         self._policy: NetworkPolicy | None = None
         self._changed = asyncio.Event()
 

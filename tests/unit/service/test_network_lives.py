@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hutch.errors import HutchError, error
 from hutch.images.base import no_report
 from hutch.network.base import Attachment
 from hutch.networking import NetworkChange, NetworkMode, NetworkPolicy
@@ -178,6 +179,25 @@ async def test_another_daemon_puts_in_force_what_is_on_record(world: World) -> N
         await service.system.request_stop(stop_sandboxes=True)
     assert world.network.stopped
     assert world.network.opened == 0
+
+
+async def test_a_daemon_that_does_not_start_leaves_the_networks_of_sandboxes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.service() as service:
+        info = await run(service, name="web")
+    failing = world.service()
+
+    async def fail() -> None:
+        raise error("disk_full", "the test says so")
+
+    monkeypatch.setattr(failing.forks, "open", fail)
+    with pytest.raises(HutchError, match="the test says so"):
+        async with failing:
+            pass
+    assert not world.network.stopped
+    assert world.network.opened == 0
+    assert list(world.network.attached) == [info.id]
 
 
 async def test_a_daemon_without_sandboxes_ends_the_network(world: World) -> None:

@@ -367,7 +367,20 @@ async def test_the_guest_is_told_whether_there_is_a_network(
     await service.networks.update("web", NetworkChange(mode=NetworkMode.NONE))
     assert world.agent(info).identity["network"] is True
     await service.sandboxes.resume("web")
-    assert world.agent(info).identity["network"] is False
+    await until(lambda: world.agent(info).identity["network"] is False)
+
+
+async def test_a_warning_while_its_policy_is_not_in_force(
+    world: World, service: HostService
+) -> None:
+    await run(service, name="web")
+    closed = "its policy is not in force, nothing gets through"
+    assert closed not in (await service.networks.show("web")).warnings
+    world.network.failing["update"] = 1
+    await expect("network_failed", service.networks.update("web", CLOSING))
+    assert closed in (await service.networks.show("web")).warnings
+    done = await service.networks.update("web", NetworkChange())
+    assert closed not in done.network.warnings
 
 
 async def test_a_removed_one_cannot_be_changed(service: HostService) -> None:
