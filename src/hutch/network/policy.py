@@ -23,6 +23,7 @@ from hutch.networking import Decision, NetworkMode, NetworkPolicy, Reason
 RULES_MAX = 10_000
 """Rules in each list of a policy."""
 HOST_PORTS_MAX = 256
+_USUAL_PORTS = (443, 80)
 
 _DOWN = Decision(
     False,
@@ -220,6 +221,14 @@ class Rules:
         if self._mode is NetworkMode.OPEN and kind in (AddressKind.LAN, AddressKind.SPECIAL):
             return self._of_mode(what)
         return _closed(address, kind, port, name)
+
+    def ports(self, name: str, address: Address) -> list[int]:
+        """Return the ports on which a name at an address may be judged otherwise than on others."""
+        try:
+            named = self._allow.ports(normal(name), addresses.canonical(address))
+        except ValueError:
+            return []
+        return list(dict.fromkeys([*_USUAL_PORTS, *named]))
 
     def _public(self, address: Address, port: int) -> Decision:
         """Judge a raw public address that nothing denies."""

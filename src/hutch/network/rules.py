@@ -243,6 +243,11 @@ class RuleSet:
         """Yield all rules for a canonical address on a port, the narrowest first."""
         yield from filter(None, (found.find(port) for found in self._of_address(address)))
 
+    def ports(self, name: str, address: Address) -> Iterator[int]:
+        """Yield the ports that rules for a normal name or a canonical address are about."""
+        for found in (*self._of_name(name), *self._of_address(address)):
+            yield from found.by_port
+
     def any_network(self, port: int) -> Rule | None:
         """Return a rule for any address on a port."""
         return self._address_ports.find(port)

@@ -309,6 +309,14 @@ def test_the_host_is_that_of_the_connection() -> None:
 # The host
 
 
+def test_ports_that_rules_for_a_name_or_address_are_about() -> None:
+    known = rules(DENY, "a.example:22 *.example:23/tcp a.example 10.0.0.0/8:24 b.example:26")
+    address = ip_address("::ffff:10.1.2.3")
+    assert known.ports("A.Example.", address) == [443, 80, 22, 23, 24]
+    assert known.ports("b.test", ip_address("1.1.1.1")) == [443, 80]
+    assert known.ports("no name", address) == []
+
+
 def test_ports_of_the_host() -> None:
     known = rules(DENY, host=(5432, 80))
     assert known.lookup("host.hutch").allowed

@@ -6,9 +6,7 @@ connections.
 
 import asyncio
 import logging
-import re
 from collections.abc import Sequence
-from typing import Final
 
 from hutch.network.addresses import Address, AddressKind
 from hutch.network.carry import Bucket
@@ -22,10 +20,6 @@ from hutch.network.synthetic import NameTable
 from hutch.networking import Decision, NetworkLayer, NetworkMode, NetworkPolicy
 
 log = logging.getLogger(__name__)
-
-
-_USUAL_PORTS: Final = (443, 80)
-_PORT: Final = re.compile(r":(\d{1,5})(?:/tcp)?$")
 
 
 class InForce:
@@ -49,13 +43,11 @@ class InForce:
         self.policy: NetworkPolicy | None = None
         self.rules: Rules | None = None
         self.generation = 0
-        self._ports: tuple[int, ...] = ()
         self._routes = routes
 
     def put(self, policy: NetworkPolicy, rules: Rules, names: NameTable) -> None:
         """Put a policy in force, and the names that stand for addresses under it."""
         self.policy, self.rules, self.names = policy, rules, names
-        self._ports = _ports(policy)
         self.generation += 1
 
     def withdraw(self) -> None:
@@ -87,7 +79,7 @@ class InForce:
         try:
             for address in addresses:
                 kind = self.kind(address)
-                for port in self._ports:
+                for port in self.rules.ports(name, address):
                     decision = self.rules.address(address, kind, port, name)
                     if decision.allowed:
                         return decision
@@ -110,9 +102,3 @@ class InForce:
     ) -> None:
         """Record what was decided about a look-up."""
         self.records.add(NetworkLayer.DNS, decision, name=name, address=address, detail=detail)
-
-
-def _ports(policy: NetworkPolicy) -> tuple[int, ...]:
-    """Return the ports that a policy may treat unlike others."""
-    named = (int(found[1]) for text in policy.allow if (found := _PORT.search(text)))
-    return tuple(dict.fromkeys([*_USUAL_PORTS, *named]))

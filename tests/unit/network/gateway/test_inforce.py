@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.network.addresses import Address, AddressKind
 from hutch.network.dns.client import Resolver
 from hutch.network.gateway.inforce import InForce
 from hutch.network.gateway.limits import Limits
@@ -67,6 +68,31 @@ async def test_any_port_will_do(in_force: InForce, table: NameTable) -> None:
     policy = NetworkPolicy(mode=NetworkMode.DENY, allow=["a.example:22", "10.1.2.3:22/tcp"])
     put(in_force, table, policy)
     assert in_force.permitted("a.example", [LAN]).allowed
+
+
+async def test_only_ports_of_rules_for_it_are_tried(
+    in_force: InForce, table: NameTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [f"n{number}.example:{number}" for number in range(1, 5000)]
+    own = ["a.example:22", "*.example:23/tcp", "10.1.2.0/24:24", "8.8.8.8:25"]
+    put(in_force, table, NetworkPolicy(mode=NetworkMode.DENY, allow=[*others, *own]))
+    tried: list[int] = []
+    judge = Rules.address
+
+    def count(rules: Rules, address: Address, kind: AddressKind, port: int, name: str) -> Decision:
+        tried.append(port)
+        return judge(rules, address, kind, port, name)
+
+    monkeypatch.setattr(Rules, "address", count)
+    assert not in_force.permitted("a.example", [ip_address("10.9.9.9")]).allowed
+    assert tried == [443, 80, 22, 23]
+    tried.clear()
+    assert in_force.permitted("b.example", [OUTSIDE]).allowed
+    assert tried == [443, 80, 23]
+    tried.clear()
+    assert not in_force.permitted("c.test", [LAN]).allowed
+    assert tried == [443, 80, 24]
+    assert not in_force.permitted("no name", [OUTSIDE]).allowed
 
 
 async def test_the_host_is_open_by_its_own_list(in_force: InForce, table: NameTable) -> None:
