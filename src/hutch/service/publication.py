@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -108,6 +108,11 @@ class Publication:
         self.closed = False
 
     # ---- ports
+
+    @property
+    def taken(self) -> Sequence[int]:
+        """The numbers of the ports that are taken."""
+        return [number for _, number in self._listeners]
 
     def has(self, port: PublishedPort) -> bool:
         """Tell whether a port is taken."""
@@ -218,6 +223,11 @@ class Reserved:
         self.ports.append(port)
         if listener is not None:
             self._sockets.append((port, listener))
+
+    @property
+    def taken(self) -> Sequence[int]:
+        """The numbers of the ports that are taken, as long as nobody else has them."""
+        return [port.host_port for port, _ in self._sockets]
 
     def holds(self, port: PublishedPort) -> bool:
         """Tell whether what is taken stands in the way of a port."""

@@ -80,6 +80,7 @@ class Publishing:
                 yield reserved
         finally:
             self._reserved.remove(reserved)
+            self._announce()
 
     def take(
         self, reserved: Reserved, ports: Iterable[PublishedPort], *, chosen: bool = True
@@ -172,6 +173,8 @@ class Publishing:
             publication.shut()
             del self._published[entry.info.id]
             raise
+        finally:
+            self._announce()
 
     def serve(self, entry: Entry) -> None:
         """Take connections for a sandbox that lives. Idempotent.
@@ -214,17 +217,19 @@ class Publishing:
             self._repairs.start("telling the network", self._tell())
 
     def _ports(self) -> frozenset[int]:
-        there = [entry.info.ports for entry in self._registry if not entry.removed]
-        coming = [reserved.ports for reserved in self._reserved]
-        return frozenset(port.host_port for ports in (*there, *coming) for port in ports)
+        """Return what is listened on: what is only on record may be another program's."""
+        held = [each.taken for each in self._published.values()]
+        held += [each.taken for each in self._reserved]
+        return frozenset(number for taken in held for number in taken)
 
     async def _tell(self) -> None:
         try:
             while (ports := self._ports()) != self._told:
                 self._told = ports
-                await self._parts.network.reserve(ports)
-        except HutchError as failure:
-            log.warning("published ports are not kept from sandboxes yet: %s", failure)
+                try:
+                    await self._parts.network.reserve(ports)
+                except HutchError as failure:
+                    log.warning("published ports are not kept from sandboxes yet: %s", failure)
         finally:
             self._telling = False
 
@@ -257,6 +262,7 @@ class Publishing:
             while publication.failed and not publication.closed:
                 await asyncio.sleep(RETRY_SECONDS)
                 if not publication.closed and self._try(entry, publication):
+                    self._announce()
                     await self._note(entry, publication)
         finally:
             self._repaired.discard(entry.info.id)
@@ -395,6 +401,7 @@ class Publishing:
         if (publication := self._published.get(entry.info.id)) is not None:
             for port in gone:
                 await publication.remove(port)
+            self._announce()
 
 
 async def _dial(guest: Guest, port: int) -> TunnelStream:
