@@ -6,7 +6,9 @@ their TTL. It knows nothing of guests or policies.
 """
 
 import asyncio
+import errno
 import random
+import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Protocol
 
+from hutch.errors import HutchError, error
 from hutch.network.dns.cache import FINAL, Cache, CacheLimits
 from hutch.network.dns.message import (
     EDNS_LIMIT,
@@ -45,6 +48,8 @@ _LINKS: Final = 16  # CNAMEs in one answer
 _QUESTIONS: Final = 8  # for one name whose CNAMEs come one by one
 _STRAYS: Final = 32  # datagrams that are no answer, until no more are read
 _ADDRESSES: Final = 32  # of one name
+_SPARE: Final = 64
+"""Descriptors that a process keeps for more than questions: it fails them before it is stuck."""
 _random: Final = random.SystemRandom()
 
 
@@ -188,7 +193,7 @@ class Resolver:
                     if (where := self._closed_off(more)) is not None:
                         return _hidden(question, where)
                     now = replace(now, name=end)
-        except ValueError as failure:
+        except (ValueError, HutchError) as failure:
             return _failed(question, str(failure))
         except TimeoutError:
             return _failed(question, "no resolver of the host answered")
@@ -338,8 +343,7 @@ async def _by_datagram(server: Server, question: Question, edns: Edns | None) ->
     loop = asyncio.get_running_loop()
     query = _query(question, edns)
     family, address = _socket_address(server)
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
+    with _socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect(address)  # only what this server sends is received
         await loop.sock_sendall(sock, encode(query))
         for _ in range(_STRAYS):
@@ -361,8 +365,7 @@ async def _by_stream(server: Server, question: Question, edns: Edns | None) -> M
     loop = asyncio.get_running_loop()
     query = _query(question, edns)
     family, address = _socket_address(server)
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)
+    with _socket(family, socket.SOCK_STREAM) as sock:
         await loop.sock_connect(sock, address)
         await loop.sock_sendall(sock, framed(encode(query)))
         size = int.from_bytes(await _exactly(sock, 2), "big")
@@ -370,6 +373,16 @@ async def _by_stream(server: Server, question: Question, edns: Edns | None) -> M
     if not _answers(reply, query) or reply.truncated:
         raise FormatError("a resolver answered something else")
     return reply
+
+
+def _socket(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    """Return a socket that does not block. Raises OSError, also when only spare ones are left."""
+    sock = socket.socket(family, kind)
+    sock.setblocking(False)
+    if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE:
+        sock.close()
+        raise OSError(errno.EMFILE, "there are spare descriptors only")
+    return sock
 
 
 async def _exactly(sock: socket.socket, count: int) -> bytes:
@@ -395,7 +408,10 @@ def _socket_address(
 
 
 def host_servers(path: Path = RESOLV_CONF) -> list[Server]:
-    """Return the resolvers that the host is configured with; its loopback when there is none."""
+    """Return the resolvers that the host is configured with; its loopback when there is none.
+
+    Raises network_failed for a configuration that is there, and cannot be read.
+    """
     servers: list[Server] = []
     for words in _lines(path):
         if words[0] == "nameserver" and len(words) > 1 and _numeric(words[1]):
@@ -404,7 +420,11 @@ def host_servers(path: Path = RESOLV_CONF) -> list[Server]:
 
 
 def host_domains(path: Path = RESOLV_CONF) -> list[str]:
-    """Return the host's search domains: names of its own network."""
+    """Return the host's search domains: names of its own network.
+
+    Raises network_failed for a configuration that is there, and cannot be read: without it those
+    names were open.
+    """
     domains: list[str] = []
     for words in _lines(path):
         if words[0] in ("search", "domain"):  # the last one counts
@@ -423,6 +443,8 @@ def _numeric(text: str) -> bool:
 def _lines(path: Path) -> list[list[str]]:
     try:
         text = path.read_text(errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as cause:
+        raise error("network_failed", f"{path} cannot be read: {cause.strerror}") from cause
     return [words for line in text.splitlines() if line[:1] not in "#;" and (words := line.split())]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hutch.errors import HutchError
+from hutch.network.dns import client
 from hutch.network.dns.cache import CacheLimits
 from hutch.network.dns.client import (
     Answer,
@@ -415,3 +417,24 @@ async def test_what_cannot_be_read_is_not_asked_for_again(
     server.hook = lambda query, tcp: replace(query, response=True, answers=(strings,), edns=None)
     assert (await resolver.query("four.test", Type.TXT)).code == Code.SERVFAIL
     assert [tcp for _, tcp, _ in server.asked] == [False, True]
+
+
+async def test_a_configuration_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
+    for read in (host_domains, host_servers):
+        with pytest.raises(HutchError) as caught:
+            read(tmp_path)  # a directory
+        assert caught.value.code == "network_failed"
+    resolver = Resolver(lambda: host_servers(tmp_path), PATIENT)
+    answer = await resolver.addresses("four.test")
+    assert answer.code == Code.SERVFAIL
+    assert "cannot be read" in answer.text
+
+
+async def test_the_last_descriptors_are_not_for_questions(
+    server: NameServer, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_SPARE", 1 << 30)
+    assert (await resolver.addresses("four.test")).code == Code.SERVFAIL
+    assert server.asked == []
+    monkeypatch.setattr(client, "_SPARE", 0)
+    assert (await resolver.addresses("four.test")).code == Code.NOERROR
