@@ -13,6 +13,10 @@ EXTENSION_LIMIT: Final = 256
 TRAILER_LIMIT: Final = 8 * 1024
 """Bytes of the fields after a chunked body. They are dropped, as RFC 9110, 6.5.1 allows."""
 
+CHUNKS: Final = 32
+"""Chunks that are read at once: 64 KiB in chunks of 2 KiB, as real servers write them. Of one byte
+each there could be eleven thousand, and all other connections would wait for them."""
+
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]{0,16}(;[\t\x20-\x7e\x80-\xff]{0,255})?\r\n")
 _LINE_LIMIT = 16 + 16 + EXTENSION_LIMIT + 2
 
@@ -23,6 +27,10 @@ class Body(Protocol):
     @property
     def done(self) -> bool:
         """Whether all of it was read."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `read` left something unread for now, because it is much work."""
 
     def read(self, buffer: bytearray) -> bytes:
         """Take off `buffer` what belongs to the body and return what was in it.
@@ -39,6 +47,8 @@ class Body(Protocol):
 
 class Counted:
     """A body of so many bytes, 0 among them."""
+
+    stopped = False
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -66,7 +76,7 @@ class Counted:
 class Endless:
     """A body that ends with its connection."""
 
-    done = False
+    done = stopped = False
 
     def read(self, buffer: bytearray) -> bytes:
         """Take all of `buffer`."""
@@ -87,6 +97,7 @@ class Chunked:
         self._ending = False  # the line end after a chunk is due
         self._trailers: HeadReader | None = None
         self._done = False
+        self.stopped = False
 
     @property
     def done(self) -> bool:
@@ -96,6 +107,8 @@ class Chunked:
     def read(self, buffer: bytearray) -> bytes:
         """Take off `buffer` what belongs to the body and return what was in its chunks."""
         parts = []
+        begun = 0
+        self.stopped = False
         while not self._done:
             if self._left:
                 if not buffer:
@@ -114,7 +127,12 @@ class Chunked:
             elif self._trailers is not None:
                 if not self._end(buffer, self._trailers):
                     break
-            elif not self._begin(buffer):
+            elif begun == CHUNKS:
+                self.stopped = True
+                break
+            elif self._begin(buffer):
+                begun += 1
+            else:
                 break
         return b"".join(parts)
 
@@ -151,3 +169,15 @@ class Chunked:
             return False
         self._done = True
         return True
+
+
+def chunk(data: bytes) -> bytes:
+    """Write a chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def taken(parts: list[bytes]) -> bytes:
+    """Take all parts of something off their list."""
+    data = b"".join(parts)
+    parts.clear()
+    return data

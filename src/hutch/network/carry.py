@@ -106,6 +106,13 @@ class Between(Protocol):
         """Hand over what is to go upstream now."""
 
     @property
+    def unread(self) -> bool:
+        """Whether it has left some of what it took unread, so that others have their turn."""
+
+    def read_on(self) -> None:
+        """Go on with that, for about as long as a callback of the loop may take."""
+
+    @property
     def hears_guest(self) -> bool:
         """Whether bytes of the guest are wanted; until then they wait in the kernel."""
 
@@ -181,6 +188,7 @@ class Carry:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._next: asyncio.Handle | None = None  # the one between reads on
         self._resetting = False  # the guest is reset as soon as it has what is on its way
         self._dropped = 0  # bytes that came after the last answer
         self._closed = False
@@ -290,10 +298,19 @@ class Carry:
         if not self._guest.pending and (data := between.for_guest()):
             self.received += len(data)
             self._send(self._guest, memoryview(data))
+        if between.unread and self._next is None and self._loop is not None:
+            self._next = self._loop.call_soon(self._guarded, self._read_on, self._guest)
         if between.over and not self._closed:
             self._release(self._upstream)
             if self._linger is None and self._loop is not None:
                 self._linger = self._loop.call_later(LINGER_TIME, self.abort)
+
+    def _read_on(self, _: _Side) -> None:
+        """Have the one between read what it left unread."""
+        self._next = None
+        if self._between is not None and not self._closed:
+            self._between.read_on()
+            self._settle()
 
     def _finish(self, side: _Side, other: _Side) -> bool:
         """Send a side our FIN if it is time for it; False if that ended everything."""

@@ -5,6 +5,8 @@ lengths, a length beside a coding): such a head is refused, never repaired. Pure
 for a connection is up to `hutch.network.http`.
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ HEAD_LIMIT: Final = 64 * 1024
 """Bytes of a head, its first line included."""
 FIELDS_LIMIT: Final = 256
 """Fields of a head."""
+MEMBERS_LIMIT: Final = 256
+"""Members of a list that a gate reads, empty ones too: a head has room for 64 thousand commas."""
 EMPTY_LINES: Final = 2
 """Empty lines that may stand before a request: old clients end a body with one."""
 
@@ -24,7 +28,7 @@ _BROKEN = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _TARGET = re.compile('[!"$-~\x80-\xff]+')  # printable, but for spaces and '#'
-_BEYOND = re.compile("[\x80-\xff]")
+_BEYOND: Final = {byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
 _VERSION = re.compile(r"HTTP/1\.[01]")
 _OTHER_VERSION = re.compile(r"HTTP/[0-9](\.[0-9])?")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (.*))?")
@@ -33,6 +37,9 @@ _AUTHORITY = re.compile(
 )
 _ABSOLUTE = re.compile(r"(?i:http)://([^/?]*)(.*)")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+# Other spellings of HTTP, whose requests nobody could judge once they are spoken.
+_UNJUDGED = re.compile(r"h2c?|(http|spdy|tls)(/.*)?", re.IGNORECASE)
+_WEBSOCKET_KEY: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 # What a hop keeps to itself, and what is written anew.
 _HOP = frozenset(
@@ -115,8 +122,11 @@ def values(fields: Fields, name: str) -> list[str]:
 
 
 def tokens(fields: Fields, name: str) -> list[str]:
-    """Return the members of a list that one or several fields of a name hold."""
-    parts = [part.strip(" \t") for value in values(fields, name) for part in value.split(",")]
+    """Return the members of a list that one or several fields of a name hold. Raises BadHead."""
+    lists = values(fields, name)
+    if sum(value.count(",") + 1 for value in lists) > MEMBERS_LIMIT:
+        raise BadHead(f"it has a list of more than {MEMBERS_LIMIT} members", 431)
+    parts = [part.strip(" \t") for value in lists for part in value.split(",")]
     return [part for part in parts if part]
 
 
@@ -201,7 +211,7 @@ def _request_line(line: str) -> tuple[str, str, bool]:
         raise BadHead("CONNECT is for proxies: connect to the server itself", 405)
     if not _TARGET.fullmatch(target):
         raise BadHead("its target has characters that no target has")
-    return method, _BEYOND.sub(lambda found: f"%{ord(found[0]):02X}", target), version[-1] == "0"
+    return method, target.translate(_BEYOND), version[-1] == "0"
 
 
 def _authority(text: str) -> tuple[str, int | None]:
@@ -239,7 +249,10 @@ def read_answer(lines: list[str]) -> AnswerHead:
 
 
 def end_to_end(fields: Fields, *dropped: str) -> Fields:
-    """Return the fields that are for the far end: all but those of a hop, and those `dropped`."""
+    """Return the fields that are for the far end: all but those of a hop, and those `dropped`.
+
+    Raises BadHead.
+    """
     named = {token.lower() for token in tokens(fields, "connection")}
     gone = _HOP.union(named, dropped)
     return [(name, value) for name, value in fields if name.lower() not in gone]
@@ -249,3 +262,30 @@ def write(first: str, fields: Fields) -> bytes:
     """Write a head."""
     lines = [first, *(f"{name}: {value}" for name, value in fields), "", ""]
     return "\r\n".join(lines).encode("latin-1")
+
+
+def write_answer(head: AnswerHead, fields: Fields) -> bytes:
+    """Write an answer's head with other fields."""
+    return write(f"HTTP/1.1 {head.status} {head.reason}", fields)
+
+
+def check_websocket(head: AnswerHead, key: str) -> None:
+    """Raise BadHead if an answer to a websocket's key is not the one to it."""
+    digest = hashlib.sha1(f"{key}{_WEBSOCKET_KEY}".encode("latin-1")).digest()
+    if values(head.fields, "sec-websocket-accept") != [base64.b64encode(digest).decode()]:
+        raise BadHead("it is not that of a websocket")
+
+
+def upgrade_of(head: RequestHead) -> str | None:
+    """Return the protocol that a request wants to go on with, if it may."""
+    asked = {token.lower() for token in tokens(head.fields, "connection")}
+    if head.old or "upgrade" not in asked:
+        return None
+    for token in tokens(head.fields, "upgrade"):
+        if _UNJUDGED.fullmatch(token):
+            continue
+        if token.lower() != "websocket":
+            return token
+        if len(values(head.fields, "sec-websocket-key")) == 1:
+            return "websocket"
+    return None

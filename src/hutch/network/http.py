@@ -5,17 +5,14 @@ goes is read by one strict parser, and nothing goes upstream but what that parse
 written as; so no server can understand it otherwise. Knows no policy: that is the judge's.
 """
 
-import base64
-import hashlib
 import logging
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from hutch.network import answers
-from hutch.network.bodies import Body, Chunked, Counted, Endless
+from hutch.network.bodies import Body, Chunked, Counted, Endless, chunk, taken
 from hutch.network.heads import (
     EMPTY_LINES,
     AnswerHead,
@@ -23,12 +20,15 @@ from hutch.network.heads import (
     Fields,
     HeadReader,
     RequestHead,
+    check_websocket,
     end_to_end,
     read_answer,
     read_request,
     tokens,
+    upgrade_of,
     values,
     write,
+    write_answer,
 )
 from hutch.networking import Decision, Reason
 
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 PIPELINE: Final = 16
 """Requests that may wait for their answers at once."""
+TURNS: Final = 8
+"""Heads and parts of bodies that are read at once. All connections share one loop, and 64 KiB hold
+thousands of them: what is left is read when the others have had their turn."""
 
-# Other spellings of HTTP, whose requests nobody could judge once they are spoken.
-_UNJUDGED = re.compile(r"h2c?|(http|spdy|tls)(/.*)?", re.IGNORECASE)
-_WEBSOCKET_KEY: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 # Servers that ignore the body of these take it for the next request: so there must be no next one.
 _BODILESS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "TRACE"))
 
@@ -117,18 +117,27 @@ class Gate:
         self._answer_last = False
         self._guest_ended = self._upstream_ended = self._tunnel = False
         self._over = self._broken = False
+        self._turns = TURNS
+        self._asks = self._hears = False  # a guest's, or an upstream's bytes are left unread
 
     # What hutch.network.carry asks.
 
     @property
     def hears_guest(self) -> bool:
         """Whether bytes of the guest are wanted; until then they wait in the kernel."""
+        if self._asks:
+            return False
         return self._tunnel or self._asking is not None or self._may_begin or self._closing
 
     @property
     def hears_upstream(self) -> bool:
         """Whether bytes of the upstream are wanted."""
-        return not self._over
+        return not self._over and not self._hears
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is something left to `read_on` with."""
+        return (self._asks or self._hears) and not self._over and not self._broken
 
     @property
     def fin_guest(self) -> bool:
@@ -154,15 +163,23 @@ class Gate:
     @property
     def waits_for_request(self) -> bool:
         """Whether a request has begun and its head is not whole: what a limit of time is for."""
-        return self._may_begin and bool(self._asked)
+        return self._may_begin and bool(self._asked) and not self._asks
+
+    def read_on(self) -> None:
+        """Go on with what was left unread, as far as that is done at once."""
+        self._turns = TURNS
+        if self._hears:
+            self._hear()
+        if self._asks:
+            self._ask()
 
     def for_guest(self) -> bytes:
         """Hand over what is to go to the guest now."""
-        return _taken(self._down)
+        return taken(self._down)
 
     def for_upstream(self) -> bytes:
         """Hand over what is to go upstream now."""
-        return _taken(self._up)
+        return taken(self._up)
 
     def from_guest(self, data: bytes) -> None:
         """Take bytes of the guest."""
@@ -171,14 +188,16 @@ class Gate:
         if self._tunnel:
             self._up.append(data)
         elif self._asking is not None and not self._asked and self._body.pass_by(len(data)):
-            self._up.append(_chunk(data) if self._rechunk else data)
+            self._up.append(chunk(data) if self._rechunk else data)
         elif self._asking is not None or not self._closing:
             self._asked += data
+            self._turns = TURNS
             self._ask()
 
     def guest_ended(self) -> None:
         """Learn that the guest sends no more."""
         self._guest_ended = True
+        self._turns = TURNS
         if not self._tunnel:
             self._ask()
 
@@ -189,14 +208,11 @@ class Gate:
         if self._tunnel:
             self._down.append(data)
         elif self._answer is not None and not self._answered and self._answer.pass_by(len(data)):
-            self._down.append(_chunk(data) if self._answer_rechunk else data)
+            self._down.append(chunk(data) if self._answer_rechunk else data)
         else:
             self._answered += data
-            try:
-                while self._hear():
-                    pass
-            except BadHead as bad:
-                self._bad_answer(f"the server's answer is no sound HTTP: {bad}")
+            self._turns = TURNS
+            self._hear()
 
     def upstream_ended(self, reset: bool) -> None:
         """Learn that the upstream sends no more, and maybe that it broke the connection off."""
@@ -228,9 +244,15 @@ class Gate:
 
     def _ask(self) -> None:
         """Read as much of what the guest sent as may be read now."""
+        self._asks = False
         try:
-            while not self._over and self._ask_once():
-                pass
+            while not self._over:
+                if not self._turns:
+                    self._asks = True
+                    return
+                self._turns -= 1
+                if not self._ask_once():
+                    break
         except BadHead as bad:
             self._refuse(bad.status, self._no_http(f"the request is no sound HTTP: {bad}"))
         if self._guest_ended and not self._open and not self._held and not self._refusal:
@@ -241,9 +263,9 @@ class Gate:
         if self._asking is not None:
             data = self._body.read(self._asked)
             if data:
-                self._up.append(_chunk(data) if self._rechunk else data)
+                self._up.append(chunk(data) if self._rechunk else data)
             if not self._body.done:
-                return False
+                return self._stops(self._body)
             if self._rechunk:
                 self._up.append(b"0\r\n\r\n")
             self._asking.sent = True
@@ -264,8 +286,8 @@ class Gate:
             head.method,
             head.target,
             head.host,
-            _upgrade(head),
-            answers.wants_json(",".join(values(head.fields, "accept"))),
+            upgrade_of(head),
+            answers.wants_json(",".join(tokens(head.fields, "accept"))),
         )
         if head.port not in (None, self._port):
             text = f"its Host field names port {head.port}, its connection is to {self._port}"
@@ -355,16 +377,34 @@ class Gate:
 
     # Answers.
 
-    def _hear(self) -> bool:
+    def _hear(self) -> None:
+        """Read as much of what the upstream sent as may be read now."""
+        self._hears = False
+        try:
+            while self._turns:
+                self._turns -= 1
+                if not self._hear_once():
+                    return
+            self._hears = True
+        except BadHead as bad:
+            self._bad_answer(f"the server's answer is no sound HTTP: {bad}")
+
+    def _stops(self, body: Body) -> bool:
+        """Whether there is more of a body to read, which then is not done at once."""
+        if body.stopped:
+            self._turns = 0
+        return body.stopped
+
+    def _hear_once(self) -> bool:
         """Read an answer's next part; False if there is nothing to do."""
         if self._over or self._tunnel or not (self._answered or self._answer):
             return False
         if self._answer is not None:
             data = self._answer.read(self._answered)
             if data:
-                self._down.append(_chunk(data) if self._answer_rechunk else data)
+                self._down.append(chunk(data) if self._answer_rechunk else data)
             if not self._answer.done:
-                return False
+                return self._stops(self._answer)
             if self._answer_rechunk:
                 self._down.append(b"0\r\n\r\n")
             self._heard()
@@ -381,7 +421,7 @@ class Gate:
             self._switch(head, exchange)
         elif head.status < 200:
             if not exchange.old:
-                self._down.append(_write_answer(head, end_to_end(head.fields)))
+                self._down.append(write_answer(head, end_to_end(head.fields)))
         else:
             self._begin_answer(head, exchange)
         return True
@@ -409,7 +449,7 @@ class Gate:
             self._answer_last = True
         if self._answer_last:
             fields.append(("Connection", "close"))
-        self._down.append(_write_answer(head, fields))
+        self._down.append(write_answer(head, fields))
         exchange.begun = True
 
     def _heard(self) -> None:
@@ -434,16 +474,15 @@ class Gate:
         if not exchange.sent or len(self._open) != 1:
             raise BadHead("it switches protocols before its time")
         if exchange.key is not None:
-            digest = hashlib.sha1(f"{exchange.key}{_WEBSOCKET_KEY}".encode("latin-1")).digest()
-            if values(head.fields, "sec-websocket-accept") != [base64.b64encode(digest).decode()]:
-                raise BadHead("it is not that of a websocket")
+            check_websocket(head, exchange.key)
         fields = end_to_end(head.fields)
         fields += [("Connection", "Upgrade"), ("Upgrade", exchange.request.upgrade)]
-        self._down += [_write_answer(head, fields), bytes(self._answered)]
+        self._down += [write_answer(head, fields), bytes(self._answered)]
         self._up.append(bytes(self._asked))
         self._answered.clear()
         self._asked.clear()
         self._open.clear()
+        self._asks = False
         self._tunnel = True
 
     def _bad_answer(self, text: str) -> None:
@@ -458,32 +497,3 @@ class Gate:
         self._open.clear()
         self._asking = None
         self._refuse(502, decision, exchange.request)
-
-
-def _taken(parts: list[bytes]) -> bytes:
-    data = b"".join(parts)
-    parts.clear()
-    return data
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _write_answer(head: AnswerHead, fields: Fields) -> bytes:
-    return write(f"HTTP/1.1 {head.status} {head.reason}", fields)
-
-
-def _upgrade(head: RequestHead) -> str | None:
-    """Return the protocol that a request wants to go on with, if it may."""
-    asked = {token.lower() for token in tokens(head.fields, "connection")}
-    if head.old or "upgrade" not in asked:
-        return None
-    for token in tokens(head.fields, "upgrade"):
-        if _UNJUDGED.fullmatch(token):
-            continue
-        if token.lower() != "websocket":
-            return token
-        if len(values(head.fields, "sec-websocket-key")) == 1:
-            return "websocket"
-    return None

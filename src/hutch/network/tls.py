@@ -14,8 +14,9 @@ from hutch.networking import Reason
 HELLO_LIMIT: Final = 16 * 1024
 """Bytes of a ClientHello: what BoringSSL takes as a server. With post-quantum keys, ECH and a
 session ticket they have about 2 KiB."""
-TAKEN_LIMIT: Final = 64 * 1024
-"""Bytes of all records that hold it, for each has a header and may be as short as one byte."""
+RECORDS_LIMIT: Final = 256
+"""Records that hold it. Clients use one, those that hide from filters a handful; with one byte each
+they would be thousands, and all other connections would wait while they are read."""
 
 _HANDSHAKE, _ALERT = 22, 21
 _CLIENT_HELLO = 1
@@ -60,6 +61,7 @@ class HelloReader:
         self._taken = bytearray()
         self._read = 0  # up to where `_taken` was read
         self._hello = bytearray()
+        self._records = 0
         self._complete = False
 
     @property
@@ -76,8 +78,6 @@ class HelloReader:
         while not self._complete and self._record():
             if len(self._hello) >= 4:
                 self._message()
-        if not self._complete and len(self._taken) > TAKEN_LIMIT:
-            raise BadHello("its hello has more than 64 KiB of records")
         return self._complete
 
     def _record(self) -> bool:
@@ -97,6 +97,9 @@ class HelloReader:
             return False
         self._hello += memoryview(self._taken)[self._read + 5 : end]
         self._read = end
+        self._records += 1
+        if self._records > RECORDS_LIMIT:
+            raise BadHello(f"its hello has more than {RECORDS_LIMIT} records")
         return True
 
     def _message(self) -> None:

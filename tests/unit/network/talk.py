@@ -31,8 +31,14 @@ class Talk:
         said = b""
         for at in range(0, len(data), step):
             self.gate.from_guest(data[at : at + step])
+            self.read_on()
             said += self.gate.for_upstream()
         return said
+
+    def read_on(self) -> None:
+        """Have the gate read all that it left for later, as the pump does."""
+        while self.gate.unread:
+            self.gate.read_on()
 
     def server(self, data: bytes, step: int | None = None) -> bytes:
         """Have the upstream say it; return what went to the guest then."""
@@ -40,5 +46,6 @@ class Talk:
         said = b""
         for at in range(0, len(data), step):
             self.gate.from_upstream(data[at : at + step])
+            self.read_on()
             said += self.gate.for_guest()
         return said

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.network.bodies import EXTENSION_LIMIT, TRAILER_LIMIT, Body, Chunked, Counted, Endless
+from hutch.network.bodies import (
+    CHUNKS,
+    EXTENSION_LIMIT,
+    TRAILER_LIMIT,
+    Body,
+    Chunked,
+    Counted,
+    Endless,
+)
 from hutch.network.heads import BadHead
 
 
@@ -104,6 +112,28 @@ def test_a_chunked_body(data: bytes, inside: bytes, step: int) -> None:
 def test_a_chunked_body_that_can_be_read_in_two_ways(data: bytes, step: int) -> None:
     with pytest.raises(BadHead):
         read(Chunked(), data, step)
+
+
+def test_of_many_chunks_no_more_are_read_at_once_than_others_can_wait_for() -> None:
+    body, count = Chunked(), 5 * CHUNKS
+    buffer, reads = bytearray(b"1\r\nx\r\n" * count + b"0\r\n\r\nGET /"), []
+    while not body.done:
+        reads.append(body.read(buffer))
+        assert body.stopped != body.done
+    assert reads == [b"x" * CHUNKS] * 5 + [b""]
+    assert buffer == b"GET /"
+
+
+def test_a_body_that_wants_more_bytes_has_not_stopped() -> None:
+    body = Chunked()
+    assert body.read(bytearray(b"1\r\nx\r\n" * CHUNKS)) == b"x" * CHUNKS
+    assert body.stopped, "it may be that there is more"
+    assert body.read(bytearray()) == b""
+    assert not body.stopped
+    assert body.read(bytearray(b"2\r\nx")) == b"x"
+    assert not body.stopped
+    assert not Counted(1).stopped
+    assert not Endless().stopped
 
 
 @given(

@@ -6,6 +6,9 @@ import socket
 import pytest
 
 from hutch.network import carry as carrying
+from hutch.network.bodies import Chunked
+from hutch.network.http import Gate
+from hutch.networking import Decision, Reason
 from tests.unit.network.ends import Ends, is_reset, reset, rest, send, take
 
 
@@ -23,6 +26,7 @@ class Shouting:
         self.guest_gone = self.upstream_gone = self.over = self.broken = False
         self.was_reset: bool | None = None
         self.hears_guest = self.hears_upstream = True
+        self.unread = False
 
     def from_guest(self, data: bytes) -> None:
         if b"." in data:
@@ -36,6 +40,9 @@ class Shouting:
 
     def from_upstream(self, data: bytes) -> None:
         self.down += data.upper()
+
+    def read_on(self) -> None:
+        raise AssertionError("it leaves nothing unread")
 
     def guest_ended(self) -> None:
         self.guest_gone = True
@@ -84,6 +91,84 @@ async def test_much_goes_through_what_stands_between() -> None:
             down = group.create_task(take(ends.guest, 300_000))
         assert set(up.result()) == set(b"X")
         assert set(down.result()) == set(b"Y")
+
+
+class Slow(Shouting):
+    """Reads one byte at a time, and notes at which turn of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = b""
+        self.turn = 0
+        self.turns: list[int] = []
+
+    def from_guest(self, data: bytes) -> None:
+        self.left += data
+        self.read_on()
+
+    def read_on(self) -> None:
+        super().from_guest(self.left[:1])
+        self.left = self.left[1:]
+        self.unread, self.hears_guest = bool(self.left), not self.left
+        self.turns.append(self.turn)
+
+    def count(self) -> None:
+        self.turn += 1
+        asyncio.get_running_loop().call_soon(self.count)
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_what_is_left_unread_is_read_when_the_others_had_their_turn(early: bool) -> None:
+    between = Slow()
+    between.count()
+    async with Ends(between=between, first=b"a" * 50 if early else b"") as ends:
+        if not early:
+            await send(ends.guest, b"a" * 50)
+        ends.guest.shutdown(socket.SHUT_WR)
+        assert await rest(ends.server) == b"A" * 50
+        assert len(set(between.turns)) == len(between.turns) == 50
+        ends.server.close()
+        assert await rest(ends.guest) == b""
+        await ends.task
+
+
+async def test_what_is_left_unread_dies_with_the_connection() -> None:
+    between = Slow()
+    async with Ends(between=between, first=b"a!" + b"a" * 50) as ends:
+        assert await is_reset(ends.guest)
+        await ends.task
+        await asyncio.sleep(0)
+    assert len(between.turns) == 2
+
+
+async def test_a_gate_carries_bodies_of_very_many_chunks_both_ways() -> None:
+    gate = Gate(80, lambda request: Decision(True, Reason.ALLOWED))
+    head, chunks = b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
+    async with Ends(between=gate, small=True) as ends:
+        async with asyncio.TaskGroup() as group:
+            ask = b"POST / HTTP/1.1\r\nHost: a.com\r\n" + head + chunks
+            group.create_task(send(ends.guest, ask))
+            up = group.create_task(_chunks_of(ends.server))
+        assert up.result() == b"x" * 5000
+        async with asyncio.TaskGroup() as group:
+            answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + head + chunks
+            group.create_task(send(ends.server, answer))
+            down = group.create_task(_chunks_of(ends.guest))
+        assert down.result() == b"x" * 5000
+        ends.guest.close()
+        await ends.task
+
+
+async def _chunks_of(end: socket.socket) -> bytes:
+    """Receive a message with a chunked body, and return that."""
+    loop, data = asyncio.get_running_loop(), b""
+    while not data.endswith(b"\r\n0\r\n\r\n"):
+        data += await loop.sock_recv(end, 1 << 16)
+    body, buffer = Chunked(), bytearray(data.partition(b"\r\n\r\n")[2])
+    inside = b""
+    while not body.done:
+        inside += body.read(buffer)
+    return inside
 
 
 async def test_when_all_is_said_the_guest_has_its_answer_whatever_it_goes_on_to_send() -> None:

@@ -64,6 +64,16 @@ def test_a_head_has_an_end() -> None:
     assert caught.value.status == 431
 
 
+def test_a_list_has_an_end() -> None:
+    most = "," * (heads.MEMBERS_LIMIT - 2) + "close"
+    assert heads.tokens([("A", most), ("a", "x")], "a") == ["close", "x"]
+    for fields in ([("a", most + ",,")], [("a", most), ("a", "x"), ("a", "")]):
+        with pytest.raises(BadHead, match="256 members") as caught:
+            heads.tokens(fields, "a")
+        assert caught.value.status == 431
+        heads.tokens(fields, "b")
+
+
 def test_the_search_for_the_end_takes_linear_time() -> None:
     """Byte by byte, with what makes naive patterns slow: a quadratic one would take minutes."""
     data = b"GET / HTTP/1.1\r\nX:" + b" \t" * 30_000

@@ -93,6 +93,7 @@ def test_whatever_a_server_says_bytes_pass_unread_only_after_a_switch(
     sent = talk.guest(UPGRADE + hidden)
     for at in range(0, len(said), step):
         talk.gate.from_upstream(said[at : at + step])
+        talk.read_on()
         sent += talk.gate.for_upstream()
     talk.gate.upstream_ended(reset=False)
     if sent != UPGRADE:

@@ -99,12 +99,14 @@ def converse(said: bytes, step: int) -> tuple[Talk, bytes, list[Seen]]:
                 break
             talk.gate.from_guest(said[at : at + step])
             at += step
+        talk.read_on()
         sent = talk.gate.for_upstream()
         upstream += sent
         server.read(sent)
         if len(server.seen) > answered:
             answered += 1
             talk.gate.from_upstream(OK)
+            talk.read_on()
         elif not talk.gate.hears_guest:
             break  # a body that is not whole
         talk.gate.for_guest()
@@ -114,6 +116,7 @@ def converse(said: bytes, step: int) -> tuple[Talk, bytes, list[Seen]]:
         if len(server.seen) > answered:
             answered += 1
             talk.gate.from_upstream(OK)
+            talk.read_on()
     assert server.after == b""
     return talk, upstream, server.seen
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.network.tls import HELLO_LIMIT, TAKEN_LIMIT, BadHello, HelloReader, alert
+from hutch.network.tls import HELLO_LIMIT, RECORDS_LIMIT, BadHello, HelloReader, alert
 from hutch.networking import Reason
 
 GREASE = 0x8A8A
@@ -147,7 +147,8 @@ def test_a_hello_in_any_records(version: int, size: int) -> None:
     steps=st.lists(st.integers(1, 300), min_size=1, max_size=40),
 )
 def test_a_hello_cut_anyhow(sizes: list[int], steps: list[int]) -> None:
-    hello = message(extension(21, bytes(1000)), server_name("a.example.com"), protocols(b"h2"))
+    hello = message(extension(21, bytes(100)), server_name("a.example.com"), protocols(b"h2"))
+    assert len(hello) <= RECORDS_LIMIT
     wire, at = b"", 0
     while at < len(hello):
         size = sizes[at % len(sizes)]
@@ -265,11 +266,20 @@ def test_the_largest_hello_is_read_and_more_is_not_waited_for() -> None:
     padding = HELLO_LIMIT + 4 - len(message(server_name("example.com"), extension(21, b"")))
     largest = message(server_name("example.com"), extension(21, bytes(padding)))
     assert len(largest) == HELLO_LIMIT + 4
-    assert read(records(largest, 8)).server_name == "example.com"
-    reader = HelloReader()
-    with pytest.raises(BadHello, match="64 KiB"):
-        feed(reader, records(largest, 1), 1000)
-    assert len(reader.taken) <= TAKEN_LIMIT + 1000
+    assert read(records(largest, 65)).server_name == "example.com"
+
+
+@pytest.mark.parametrize("step", [1, 1000, None])
+def test_a_hello_in_more_records_than_anybody_uses_is_not_waited_for(step: int | None) -> None:
+    padding = RECORDS_LIMIT - len(message(server_name("example.com"), extension(21, b"")))
+    for more in (0, 1):
+        hello = message(server_name("example.com"), extension(21, bytes(padding + more)))
+        assert len(hello) == RECORDS_LIMIT + more
+        if not more:
+            assert read(records(hello, 1), step).server_name == "example.com"
+            continue
+        with pytest.raises(BadHello, match="256 records"):
+            feed(HelloReader(), records(hello, 1), step)
 
 
 @given(st.binary(max_size=400), st.integers(0, 400), st.integers(0, 255))
