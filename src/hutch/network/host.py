@@ -13,12 +13,13 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from hutch.errors import HutchError, error, from_json
 from hutch.network import ability, tap
 from hutch.network.base import Ability, Attachment
-from hutch.network.channel import Channel, Reply, Values
+from hutch.network.channel import Channel, Values
+from hutch.network.decided import Decided
 from hutch.network.netd import namespace
 from hutch.network.netd.process import CHECK_INTERVAL, arguments
 from hutch.network.processes import (
@@ -33,20 +34,14 @@ from hutch.network.processes import (
 from hutch.networking import (
     Connection,
     NetworkInfo,
-    NetworkLayer,
     NetworkMode,
     NetworkPolicy,
     NetworkRecord,
-    Reason,
 )
 from hutch.settings import Settings
 from hutch.tasks import in_thread, settle
 
 log = logging.getLogger(__name__)
-
-RECORDS_LIMIT: Final = 10_000
-"""Records that wait for whoever reads them; the oldest go first."""
-
 
 Call: TypeAlias = Callable[[str, Values, Sequence[int]], Awaitable[tuple[Values, list[int]]]]
 
@@ -104,6 +99,7 @@ class HostNetwork:
         self._directory = options.runtime / "network"
         self._rootless = os.geteuid() != 0
         logs = options.home / "network"
+        self._decided = Decided(self._heard)
         self._netd = Companion(
             "netd",
             self._directory / NETD_SOCKET,
@@ -119,7 +115,7 @@ class HostNetwork:
             logs / "gateway.log",
             launch=self._launch_gateway,
             met=self._met_gateway,
-            handlers={"record": self._record},
+            handlers={"record": self._decided.told},
         )
         self._ability = Ability(taps=False, why="it has not been looked for yet")
         self._namespaces: list[int] = []
@@ -127,9 +123,6 @@ class HostNetwork:
         self._coming: set[str] = set()
         self._adopted = False
         self._reserved: frozenset[int] | None = None
-        self._records: asyncio.Queue[NetworkRecord] = asyncio.Queue(RECORDS_LIMIT)
-        self._since = 0
-        self._gateway_was = 0
 
     @property
     def ability(self) -> Ability:
@@ -156,12 +149,14 @@ class HostNetwork:
 
     async def close(self) -> None:
         """Let go of the two processes."""
+        await self._decided.close()
         await self._gateway.close()
         await self._netd.close()
         self._let_go()
 
     async def stop(self) -> None:
         """End both processes."""
+        await self._decided.close()
         await self._gateway.end()
         await self._netd.end()
         self._let_go()
@@ -225,8 +220,6 @@ class HostNetwork:
 
     async def _met_gateway(self, gateway: Channel, answer: Values, fds: list[int]) -> None:
         _close(fds)
-        if answer.get("pid") != self._gateway_was:
-            self._gateway_was, self._since = int(answer["pid"]), 0
         if self._reserved is not None:  # else what it knows of an earlier daemon is right
             await gateway.call("reserve", {"ports": sorted(self._reserved)})
         there = await _known(gateway)
@@ -234,7 +227,8 @@ class HostNetwork:
             known = there.get(sandbox_id) == attached.ifindex
             if sandbox_id in self._attached and not (known and attached.sure):
                 await self._put_in_order(gateway.call, attached, known=known)
-        await self._catch_up(gateway)
+        # There may be many, which nothing else is to wait for.
+        await self._decided.met(gateway, int(answer["pid"]))
 
     async def _put_in_order(self, call: Call, attached: _Attached, *, known: bool) -> None:
         """Have the gateway do as is meant for a sandbox; if it cannot, the sandbox is closed."""
@@ -380,37 +374,13 @@ class HostNetwork:
 
     # What was decided
 
-    async def records(self) -> AsyncIterator[NetworkRecord]:
+    def records(self) -> AsyncIterator[NetworkRecord]:
         """Yield what is decided, for one reader."""
-        while True:
-            yield await self._records.get()
+        return self._decided.records()
 
-    async def _record(self, values: Values, fds: list[int]) -> Reply:
-        _close(fds)
-        self._since = int(values.get("next", self._since))
-        self._keep(values["record"])
-        return Reply()
-
-    async def _catch_up(self, gateway: Channel) -> None:
-        """Have what was decided while nobody listened; from now on the gateway tells it itself."""
-        more = True
-        while more:
-            values, _ = await gateway.call("records", {"since": self._since})
-            for record in values["records"]:
-                self._keep(record)
-            self._since = int(values["next"])
-            more = bool(values.get("more"))
-
-    def _keep(self, told: Values) -> None:
-        if (attached := self._attached.get(told["sandbox_id"])) is not None:
-            attached.number = max(attached.number, int(told["number"]))
-        if self._records.full():
-            self._records.get_nowait()
-        self._records.put_nowait(
-            NetworkRecord(
-                **told | {"layer": NetworkLayer(told["layer"]), "reason": Reason(told["reason"])}
-            )
-        )
+    def _heard(self, record: Values) -> None:
+        if (attached := self._attached.get(record["sandbox_id"])) is not None:
+            attached.number = max(attached.number, int(record["number"]))
 
 
 async def _put(call: Call, attachment: Attachment, values: Values, fds: Sequence[int]) -> None:
