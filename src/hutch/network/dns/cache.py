@@ -70,19 +70,21 @@ class Cache:
             authority=tuple(replace(one, ttl=max(0, one.ttl - age)) for one in message.authority),
         )
 
-    def put(self, question: Question, message: Message) -> None:
-        """Remember an answer, if its TTLs and its size let it be remembered."""
+    def put(self, question: Question, message: Message, least: float = 0.0) -> None:
+        """Remember an answer, if its TTLs and its size let it be remembered: for `least` seconds
+        if the TTLs are less, or nobody says how long it holds.
+        """
         records = (*message.answers, *message.authority)
-        if message.code not in FINAL or not records or len(records) > self._limits.records:
+        if message.code not in FINAL or len(records) > self._limits.records:
             return
         size = _OVERHEAD + sum(map(_weight, records))
         if size > self._limits.answer_bytes:
             return
         found = any(one.type == question.type for one in message.answers)
-        if not found and not message.authority:
-            return  # nobody says how long that holds
         longest = self._limits.longest if found else self._limits.longest_negative
-        if (lasts := min(longest, *(one.ttl for one in records))) <= 0:
+        dated = found or message.authority
+        lasts = min(longest, *(one.ttl for one in records)) if dated else 0.0
+        if (lasts := max(lasts, least)) <= 0:
             return
         now = self._clock()
         self._drop(question)

@@ -90,6 +90,11 @@ class Guard(Protocol):
         the name that leads there looks as if it did not exist.
         """
 
+    def may_ask(self, name: str) -> float | None:
+        """Return for how many seconds an answer about a name is remembered at least; None if the
+        host's resolvers may not be asked about it now.
+        """
+
 
 class Resolver:
     """One sandbox's client: what it asked tells no other sandbox anything."""
@@ -142,7 +147,10 @@ class Resolver:
         if (task := self._asking.get(question)) is None:
             if self._closed or len(self._asking) >= self._limits.asked:
                 return _failed(question, "too many questions at once")
-            task = self._scope.start(f"{kind} {name}", self._ask(question))
+            least = 0.0 if self.guard is None else self.guard.may_ask(name)
+            if least is None:
+                return _failed(question, "too many questions in a minute about what no rule names")
+            task = self._scope.start(f"{kind} {name}", self._ask(question, least))
             self._asking[question] = task
             task.add_done_callback(lambda _: self._asking.pop(question, None))
         await asyncio.wait({task})
@@ -171,7 +179,7 @@ class Resolver:
         targets = [str(one.data[0]) for one in links if one.type == Type.CNAME]
         return next((name for name in targets if not self.guard.may_follow(name)), None)
 
-    async def _ask(self, question: Question) -> Message:
+    async def _ask(self, question: Question, least: float) -> Message:
         """Ask until the CNAMEs of a name have come to an end."""
         links: list[Record] = []
         now = question
@@ -186,7 +194,7 @@ class Resolver:
                     soa = _negative(reply)
                     if found or not more or reply.code == Code.NXDOMAIN or soa:
                         message = _final(question, reply.code, links, found, soa)
-                        self._cache.put(question, message)
+                        self._cache.put(question, message, least)
                         return message
                     if len(links) > _LINKS:
                         break

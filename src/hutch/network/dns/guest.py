@@ -38,6 +38,7 @@ from hutch.network.dns.message import (
     encode,
     extended_error,
 )
+from hutch.network.dns.quota import Bucket, Quota
 from hutch.network.names import HOST_NAME, normal
 from hutch.network.synthetic import NameTable, TableFull
 from hutch.networking import HOST_ADDRESS, Decision, Reason
@@ -57,7 +58,7 @@ _NOT_FOR_GUESTS: Final = frozenset(
 _SIG: Final = 24
 _HINFO: Final[tuple[Field, ...]] = (b"RFC8482", b"")
 _ADDRESS_KINDS: Final = frozenset({Type.A, Type.AAAA, Type.SVCB, Type.HTTPS})
-_REMEMBERED: Final = 1024  # names that were asked for, and names that were recorded
+_REMEMBERED: Final = 1024  # names that were recorded
 _RECORD_PAUSE: Final = 1.0  # seconds in which the same about the same name is recorded once
 _REVERSED: Final = (".in-addr.arpa", ".ip6.arpa")
 _ONLY_HERE: Final = ("localhost", "hutch")
@@ -102,6 +103,7 @@ class GuestLimits:
     # Of names that a rule allows without naming them, which could carry data out, and in:
     label_bytes: int = 120  # of the labels that the rule leaves open
     new_names: float = 30.0  # a minute, and as many at once
+    questions: float = 240.0  # a minute, and as many at once, to the host's resolvers
     answer_bytes: float = 4096.0  # a minute, and at once: of records that are passed on
 
     @classmethod
@@ -136,23 +138,6 @@ _NO_SUCH_NAME: Final = _Reply(Code.NXDOMAIN)
 _FAILED: Final = _Reply(Code.SERVFAIL)
 
 
-class _Bucket:
-    """What flows in at a rate, and may be taken as long as it lasts."""
-
-    def __init__(self, rate: float, size: float, clock: Callable[[], float]) -> None:
-        self._rate, self._size, self._clock = rate, size, clock
-        self._level, self._at = size, clock()
-
-    def take(self, amount: float) -> bool:
-        now = self._clock()
-        self._level = min(self._size, self._level + (now - self._at) * self._rate)
-        self._at = now
-        if amount > self._level:
-            return False
-        self._level -= amount
-        return True
-
-
 DEFAULTS: Final = GuestLimits()
 
 
@@ -176,10 +161,14 @@ class GuestResolver:
         self._limits = limits
         self._clock = clock
         self._in_flight = 0
-        self._queries = _Bucket(limits.queries, 2 * limits.queries, clock)
-        self._new_names = _Bucket(limits.new_names / 60, limits.new_names, clock)
-        self._answer_bytes = _Bucket(limits.answer_bytes / 60, limits.answer_bytes, clock)
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._queries = Bucket(limits.queries, 2 * limits.queries, clock)
+        self._quota = Quota(
+            label_bytes=limits.label_bytes,
+            new_names=limits.new_names,
+            questions=limits.questions,
+            answer_bytes=limits.answer_bytes,
+            clock=clock,
+        )
         self._recorded: OrderedDict[tuple[object, ...], float] = OrderedDict()
 
     def may_follow(self, name: str) -> bool:
@@ -190,6 +179,12 @@ class GuestResolver:
             name = name.replace("/", "-")  # RFC 2317
         decision = self._policy.lookup(name)
         return decision.allowed or decision.reason is Reason.NOT_ALLOWED
+
+    def may_ask(self, name: str) -> float | None:
+        """Return for how many seconds an answer about a name is remembered at least; None if
+        nothing may be asked about it now. Also for the names of connections.
+        """
+        return self._quota.ask(self._policy.lookup(name).rule, name)
 
     async def answer(self, query: bytes, tcp: bool) -> bytes | None:
         """Return what to send to the guest, without TCP's length; None to send nothing.
@@ -320,8 +315,7 @@ class GuestResolver:
         decision = self._policy.lookup(name)
         if not decision.allowed:
             return self._denied(decision, name, kind)
-        wide = _left_open(decision.rule, name)
-        if wide is not None and (limited := self._beyond(wide, name)) is not None:
+        if (limited := self._quota.beyond(decision.rule, name)) is not None:
             return self._denied(limited, name, kind)
         answer = await self._upstream.addresses(name)
         decision = self._policy.lookup(name)
@@ -361,12 +355,9 @@ class GuestResolver:
         if not decision.allowed:
             return self._denied(decision, name, kind)
         reply = self._passed(said, kind)
-        if _left_open(decision.rule, name) is not None:
-            size = sum(_size(data) for data in reply.data)
-            if not self._answer_bytes.take(size):
-                text = f"names below {decision.rule} have answered more than they may in a minute"
-                limited = Decision(False, Reason.LIMIT, decision.rule, text)
-                return self._denied(limited, name, kind)
+        size = sum(_size(data) for data in reply.data)
+        if (limited := self._quota.answered(decision.rule, name, size)) is not None:
+            return self._denied(limited, name, kind)
         self._note(decision, name, kind)
         return reply
 
@@ -410,24 +401,6 @@ class GuestResolver:
             log.warning("a name that is denied gets no address: %s", cause)
             return None
 
-    def _beyond(self, wide: int, name: str) -> Decision | None:
-        """Return why a name that no rule names is not asked for: it could be data.
-
-        That it has an address says nothing: those that are denied have one, too.
-        """
-        if wide > self._limits.label_bytes:
-            text = f"the labels of {name} that no rule names are too long"
-        elif name in self._known or self._new_names.take(1):
-            self._known[name] = None
-            self._known.move_to_end(name)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-            return None
-        else:
-            text = "too many new names in a minute that no rule names"
-        hint = "allow the name itself, if it is to be reached"
-        return Decision(False, Reason.LIMIT, text=text, hint=hint)
-
     def _note(self, decision: Decision, name: str, kind: int, address: str | None = None) -> None:
         """Record a decision, once for all types of addresses that are asked for at a time."""
         key = (name, kind in _ADDRESS_KINDS or kind, decision.allowed, decision.reason)
@@ -469,23 +442,6 @@ def _address(name: str) -> Address | None:
     except AddressValueError:
         pass
     return None
-
-
-def _left_open(rule: str | None, name: str) -> int | None:
-    """Return how many bytes of a name's labels the rule that allows it leaves open; None for a name
-    that the rule names, or that the mode allows.
-    """
-    if rule is None:
-        return None
-    base = rule.strip().rpartition("/")[0] or rule.strip()
-    base = base.rpartition(":")[0] or base
-    try:
-        base = normal(base.removeprefix("*."))
-    except ValueError:
-        return None  # a rule of addresses: it opens no name
-    if name == base:
-        return None
-    return len(name) - len(base) - 1 if name.endswith("." + base) else len(name)
 
 
 def _size(data: tuple[Field, ...]) -> int:

@@ -35,6 +35,22 @@ def test_failures_and_what_nobody_dates_are_not_remembered() -> None:
     assert cache.get(NAME) is not None
 
 
+def test_an_answer_holds_at_least_so_long() -> None:
+    clock = Clock()
+    cache = Cache(CacheLimits(), clock)
+    absent = Message(0, NAME, response=True, code=Code.NXDOMAIN)
+    for one in (absent, said(), said((b"x",), ttl=0), said((b"x",), ttl=5)):
+        cache.put(NAME, one, 30)
+        clock.now += 29
+        kept = cache.get(NAME)
+        assert kept is not None
+        assert all(record.ttl == 0 for record in kept.answers)
+        clock.now += 1
+        assert cache.get(NAME) is None
+    cache.put(NAME, replace(absent, code=Code.SERVFAIL), 30)
+    assert cache.get(NAME) is None
+
+
 def test_large_answers_are_not_remembered() -> None:
     cache = Cache(CacheLimits(), Clock())
     for large in (

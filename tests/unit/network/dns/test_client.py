@@ -374,9 +374,15 @@ def test_the_host_s_configuration(tmp_path: Path) -> None:
 
 @dataclass
 class Guard:
-    """Lets everything be known but some names."""
+    """Lets everything be known but some names, and so much be asked."""
 
     closed: set[str] = field(default_factory=set)
+    questions: int = 100
+    least: float = 0.0
+
+    def may_ask(self, name: str) -> float | None:
+        self.questions -= 1
+        return self.least if self.questions >= 0 else None
 
     def may_follow(self, name: str) -> bool:
         return name not in self.closed
@@ -438,3 +444,28 @@ async def test_the_last_descriptors_are_not_for_questions(
     assert server.asked == []
     monkeypatch.setattr(client, "_SPARE", 0)
     assert (await resolver.addresses("four.test")).code == Code.NOERROR
+
+
+async def test_questions_are_metered_but_not_what_is_known(
+    server: NameServer, resolver: Resolver
+) -> None:
+    resolver.guard = Guard(questions=2)
+    for _ in range(3):
+        assert (await resolver.addresses("both.test")).addresses == (FOUR, SIX)
+    answer = await resolver.addresses("four.test")
+    assert answer.code == Code.SERVFAIL
+    assert answer.text == "too many questions in a minute about what no rule names"
+    assert len(server.asked) == 2
+
+
+async def test_what_a_guard_says_is_remembered_without_a_ttl(
+    server: NameServer, resolver: Resolver, clock: Clock
+) -> None:
+    server.hook = lambda query, tcp: replace(query, response=True, edns=None)
+    resolver.guard = Guard(least=30)
+    for _ in range(2):
+        assert (await resolver.addresses("four.test")).code == Code.NOERROR
+    assert len(server.asked) == 2
+    clock.now += 30
+    await resolver.addresses("four.test")
+    assert len(server.asked) == 4

@@ -2,13 +2,14 @@
 
 import asyncio
 import tempfile
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import HutchError
-from hutch.network.dns import guest
+from hutch.network.dns import guest, quota
 from hutch.network.dns.client import Resolver
 from hutch.network.dns.guest import Denied, GuestLimits, GuestResolver
 from hutch.network.dns.message import (
@@ -23,7 +24,7 @@ from hutch.network.dns.message import (
 from hutch.network.synthetic import NameTable
 from hutch.networking import Reason
 from tests.unit.network.dns.desk import Desk, Rules, is_absent, is_nothing
-from tests.unit.network.dns.nameserver import Clock
+from tests.unit.network.dns.nameserver import Clock, Reply
 
 
 def test_limits_are_settings() -> None:
@@ -106,6 +107,35 @@ async def test_a_rule_that_names_a_name_limits_nothing(desk: Desk) -> None:
     assert (await desk.ask("_mongodb._tcp.web.test", Type.SRV)).code == Code.SERVFAIL
 
 
+async def test_known_names_below_a_wildcard_are_not_asked_for_again_and_again(desk: Desk) -> None:
+    def undated(query: Message, tcp: bool) -> Reply:
+        said = desk.server.answer(query)
+        return replace(said, answers=tuple(replace(one, ttl=0) for one in said.answers))
+
+    desk.server.hook = undated
+    desk.rules.wide = "*.wide.test"
+    for _ in range(5):
+        await desk.address("a.wide.test")
+        assert (await desk.ask("a.wide.test", Type.TXT)).answers
+        assert (await desk.upstream.addresses("a.wide.test")).addresses, "of a connection"
+    assert len(desk.server.asked) == 3
+    desk.limit(GuestLimits(questions=4))
+    for number, kind in enumerate((Type.A, Type.TXT, Type.MX, Type.SRV)):
+        desk.clock.now += 30 if number == 0 else 0
+        await desk.ask("a.wide.test", kind)
+    assert len(desk.server.asked) == 7
+    assert (await desk.ask("a.wide.test", Type.SRV)).code == Code.SERVFAIL
+
+
+async def test_a_connection_to_a_name_below_a_wildcard_is_limited_too(desk: Desk) -> None:
+    desk.rules.wide = "*.wide.test"
+    desk.limit(GuestLimits(new_names=1))
+    names = [f"{number}.wide.test" for number in range(3)]
+    codes = [(await desk.upstream.addresses(name)).code for name in names]
+    assert codes == [Code.NXDOMAIN, Code.SERVFAIL, Code.SERVFAIL]
+    assert {name for name, _ in desk.server.names()} == {names[0]}
+
+
 async def test_what_names_below_a_wildcard_answer_is_limited(desk: Desk) -> None:
     desk.rules.wide = "*.wide.test"
     desk.limit(GuestLimits(answer_bytes=500))
@@ -153,10 +183,11 @@ async def test_what_is_remembered_of_a_guest_is_bounded(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guest, "_REMEMBERED", 8)
+    monkeypatch.setattr(quota, "REMEMBERED", 8)
     desk.rules.wide = "*.wide.test"
     for number in range(20):
         await desk.ask(f"n{number}.wide.test")
-    assert len(desk.resolver._known) == len(desk.resolver._recorded) == 8
+    assert len(desk.resolver._quota) == len(desk.resolver._recorded) == 8
 
 
 @given(data=st.data())
