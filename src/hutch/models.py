@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from hutch.networking import NetworkPolicy, PublishedPort
+from hutch.networking import NetworkMode, NetworkPolicy, PublishedPort
 
 T = TypeVar("T")
 
@@ -149,6 +149,11 @@ class ErrorInfo:
     hint: str | None = None
 
 
+def _no_network() -> NetworkPolicy:
+    """Return the policy of a sandbox on record, or in a snapshot, from before there were any."""
+    return NetworkPolicy(NetworkMode.NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxInfo:
     """A sandbox as `inspect` shows it.
@@ -200,7 +205,7 @@ class SandboxInfo:
     undone_to: str | None = None
     undone_at: str | None = None
     undone: list[str] = field(default_factory=list)
-    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    network: NetworkPolicy = field(default_factory=_no_network)
     ports: list[PublishedPort] = field(default_factory=list)
 
 

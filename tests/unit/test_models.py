@@ -22,6 +22,7 @@ from hutch.models import (
     timestamp,
     to_json,
 )
+from hutch.networking import NetworkMode, NetworkPolicy
 from hutch.reports import Event
 
 VALUES = [cls for cls in vars(models).values() if isinstance(cls, type) and is_dataclass(cls)]
@@ -92,6 +93,12 @@ def test_a_newer_peer_may_send_more() -> None:
 def test_what_is_no_such_value_is_refused(cls: type[object], body: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         from_json(cls, body)
+
+
+def test_a_sandbox_from_before_there_were_networks_has_none() -> None:
+    body = to_json(info())
+    del body["network"]
+    assert from_json(SandboxInfo, body).network == NetworkPolicy(NetworkMode.NONE)
 
 
 def test_values_are_frozen_and_slotted() -> None:
