@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -149,11 +150,19 @@ def _return_large_buffers() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER)
 
 
+def _take_descriptors() -> None:
+    """Have as many descriptors as this process may: each connection to a port takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # the system's own limit is below it by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _serve(settings: Settings, lock: LifeLock, options: Options) -> None:
     # What is imported and built from here on stays for good: to look through it for garbage, again
     # and again, would be a tenth of the start.
     gc.disable()
     _return_large_buffers()
+    _take_descriptors()
     # Here, not above: these cost most of the start, and a process that loses the race needs none.
     from hutch.api.daemonlog import open_log
 

@@ -7,6 +7,7 @@ know what listens for whom.
 import errno
 import random
 import re
+import resource
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -20,6 +21,8 @@ BACKLOG: Final = 128
 _LOWEST: Final = 20_000
 """The first port that is chosen: below are those that people choose."""
 _TRIES: Final = 64
+SPARE: Final = 256
+"""Descriptors that no connection to a port may have: for the VMs, files and users of the host."""
 _RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL, errno.ENODEV})
 
@@ -57,6 +60,12 @@ def listen_anywhere(port: PublishedPort, avoided: Collection[int]) -> socket.soc
             if cause.errno != errno.EADDRINUSE:
                 raise
     return listen(PublishedPort(port.guest_port, 0, port.address))
+
+
+def is_spare(fd: int) -> bool:
+    """Tell whether a descriptor is one of the last that this process may have."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit != resource.RLIM_INFINITY and fd >= limit - min(SPARE, limit // 4)
 
 
 def _first_ephemeral() -> int:

@@ -6,7 +6,9 @@ not know how a sandbox is reached, nor what is on record.
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from hutch.errors import HutchError
 from hutch.guest.base import TunnelStream
 from hutch.networking import PublishedPort
 from hutch.portspec import overlap
+from hutch.service.hostports import is_spare
 from hutch.service.portconnection import PortConnection, prepare
 from hutch.tasks import Scope
 
@@ -64,6 +67,7 @@ class Listener:
 
     def _accept(self) -> None:
         try:
+            _check_spare(self._listener)
             client, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # whoever it was has gone again
@@ -89,6 +93,14 @@ class Listener:
             self.open(accepted)
 
         self._breath = loop.call_later(BREATH_SECONDS, go_on)
+
+
+def _check_spare(listener: socket.socket) -> None:
+    """Leave the last descriptors to others, before anybody is accepted. Raises OSError."""
+    next_fd = os.dup(listener.fileno())
+    os.close(next_fd)
+    if is_spare(next_fd):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Publication:

@@ -54,6 +54,30 @@ def test_nothing_heavy_is_imported_before_the_lock() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_it_has_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    code = (
+        "import resource, hutch.api.daemon as daemon\n"
+        "which = resource.RLIMIT_NOFILE\n"
+        "hard = resource.getrlimit(which)[1]\n"
+        "resource.setrlimit(which, (hard // 2, hard))\n"
+        "def run(work):\n"
+        "    work.close()\n"
+        "    print(hard, *resource.getrlimit(which))\n"
+        "daemon.asyncio.run = run\n"
+        "daemon._serve(daemon.load_settings(), None, daemon.Options())\n"
+    )
+    environment = {**os.environ, "HUTCH_HOME": os.fspath(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=environment,
+    )
+    assert len(set(done.stdout.split())) == 1
+
+
 async def test_a_pool_keeps_it_from_ending_by_itself() -> None:
     operations = FakeOperations()
     await operations.pools.warm(SandboxSpec("busybox"), 1, no_report, wait=True)

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import resource
 import socket
 
 import pytest
 
 from hutch.networking import PublishedPort
 from hutch.service import hostports
-from hutch.service.hostports import listen, listen_anywhere, refusal
+from hutch.service.hostports import SPARE, is_spare, listen, listen_anywhere, refusal
 
 ANY = PublishedPort(80)
 
@@ -67,3 +68,17 @@ def test_refusals_say_why() -> None:
     assert (code, "no address ::1" in message) == ("bad_port", True)
     code, message = refused(errno.EMFILE)
     assert (code, "Too many open files" in message) == ("no_capacity", True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "first"),
+    [(20_000, 20_000 - SPARE), (1024, 768), (64, 48), (resource.RLIM_INFINITY, None)],
+)
+def test_the_last_descriptors_are_spare(
+    monkeypatch: pytest.MonkeyPatch, limit: int, first: int | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    if first is None:
+        assert not is_spare(1 << 20)
+    else:
+        assert [is_spare(fd) for fd in (first - 1, first, limit - 1)] == [False, True, True]

@@ -162,6 +162,29 @@ async def test_a_host_without_descriptors_accepts_later(
     assert publication.closed
 
 
+async def test_the_last_descriptors_are_left_to_others(
+    publication: Publication, guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BREATH_SECONDS", 0.02)
+    spare, asked = [True], list[int]()
+
+    def is_spare(fd: int) -> bool:
+        asked.append(fd)
+        return spare[0]
+
+    monkeypatch.setattr(module, "is_spare", is_spare)
+    port, listener = taken()
+    publication.add(port, listener)
+    publication.serve()
+    with connect(port) as client:
+        await until(lambda: len(asked) > 1, what="there is none, twice")
+        assert guests.asked == []
+        with pytest.raises(BlockingIOError):  # it waits: it is not turned away
+            client.recv(1)
+        spare[0] = False
+        await until(lambda: guests.asked == [80], what="it is accepted")
+
+
 async def test_one_that_takes_a_breath_can_be_closed(guests: Guests) -> None:
     port, real = taken()
     listener = Listener(port, real)
