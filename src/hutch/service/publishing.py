@@ -62,7 +62,7 @@ class Publishing:
         self._wakes: dict[str, asyncio.Task[HutchError | None]] = {}
         self._telling = False
         self._told: frozenset[int] = frozenset()
-        self._repaired: set[str] = set()
+        self._repaired: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
     # ---- before there is a sandbox
@@ -189,12 +189,15 @@ class Publishing:
         self._announce()
         noted = any(port.error for port in entry.info.ports)
         if (publication.failed or noted) and entry.info.id not in self._repaired:
-            self._repaired.add(entry.info.id)
-            self._repairs.start(entry.info.id, self._repair(entry, publication))
+            work = self._repair(entry, publication)
+            self._repaired[entry.info.id] = self._repairs.start(entry.info.id, work)
 
     async def withdraw(self, entry: Entry) -> None:
         """Give the ports of a sandbox up that has stopped, or did not start."""
         publication = self._published.pop(entry.info.id, None)
+        repair = self._repaired.pop(entry.info.id, None)
+        if repair is not None:  # its next life has a repair of its own
+            repair.cancel()
         if publication is not None:
             await publication.close()
         self._announce()
@@ -265,7 +268,8 @@ class Publishing:
                     self._announce()
                     await self._note(entry, publication)
         finally:
-            self._repaired.discard(entry.info.id)
+            if self._repaired.get(entry.info.id) is asyncio.current_task():
+                del self._repaired[entry.info.id]
 
     async def _note(self, entry: Entry, publication: Publication) -> None:
         """Put on record, and tell, which ports are not published, and which are again."""
