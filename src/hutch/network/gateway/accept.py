@@ -28,7 +28,13 @@ RETRY: Final = 0.5
 SPARE: Final = 64
 """Descriptors that no guest's connection may have: for the daemon, files and look-ups."""
 
+RECEIVE_ROOM: Final = 512 * 1024
+"""Bytes of a guest that the kernel keeps for us at most; it reckons twice as many of memory."""
+UNSENT: Final = 256 * 1024
+"""Bytes that wait in the kernel to be sent at most, besides those that are on their way."""
+
 _SO_BINDTOIFINDEX: Final = 62
+_TCP_NOTSENT_LOWAT: Final = 25
 _ABORT: Final = struct.pack("ii", 1, 0)
 _ORDERLY: Final = struct.pack("ii", 0, 0)
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -52,6 +58,14 @@ def reset(sock: socket.socket) -> None:
     """End a connection with a RST; nothing happens to one that has ended."""
     arm(sock)
     sock.close()
+
+
+def bound_unsent(sock: socket.socket) -> None:
+    """Bound what the kernel holds for a peer that takes nothing.
+
+    Not by SO_SNDBUF: that would bound what is on its way, too, and so how fast far peers are.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def finish(sock: socket.socket) -> None:
@@ -194,6 +208,8 @@ class Acceptor:
                 raise OSError(errno.EINVAL, "a connection of another interface")
             destination = destination_of(guest)
             guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_ROOM)
+            bound_unsent(guest)
             # No keepalive to a guest: a paused one must find its connections as they were. That it
             # has ended is not for the kernel to find out, the daemon says so.
             guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)

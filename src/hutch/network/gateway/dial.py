@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import zip_longest
 from typing import Final
 
-from hutch.network.gateway.accept import arm, is_spare
+from hutch.network.gateway.accept import arm, bound_unsent, is_spare
 from hutch.networking import Reason
 
 Address = IPv4Address | IPv6Address
@@ -160,6 +160,7 @@ def _met_itself(connected: socket.socket) -> bool:
 
 def _prepare(connected: socket.socket) -> None:
     arm(connected)
+    bound_unsent(connected)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)

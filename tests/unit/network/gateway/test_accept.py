@@ -2,9 +2,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from hutch.network.gateway import accept
 from hutch.network.gateway.accept import (
     Acceptor,
     Endpoint,
@@ -74,6 +76,10 @@ async def test_connections_are_taken_with_their_destination(listener: socket.soc
         assert guest.getpeername() == client.getsockname()
         assert not guest.getblocking()
         assert guest.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert guest.getsockopt(socket.IPPROTO_TCP, accept._TCP_NOTSENT_LOWAT) == accept.UNSENT
+        most = int(Path("/proc/sys/net/core/rmem_max").read_text())
+        room = guest.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert room == 2 * min(most, accept.RECEIVE_ROOM)
         assert not guest.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         with contextlib.suppress(OSError):  # before Linux 6.15
             assert guest.getsockopt(socket.IPPROTO_TCP, 44) == 2000

@@ -1,16 +1,20 @@
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
 
+from hutch.network.gateway.accept import UNSENT
 from hutch.network.gateway.dial import ATTEMPTS, DialError, dial, interleaved
 from hutch.networking import Reason
 from tests.unit.descriptors import descriptors
 
 LOOPBACK = ip_address("127.0.0.1")
+_SIOCOUTQNSD = 0x894B
 
 
 @pytest.fixture
@@ -51,6 +55,16 @@ def test_addresses_take_turns_and_are_bounded() -> None:
     ordered = interleaved([*four, *six, *four])
     assert ordered == [six[0], four[0], six[1], four[1], four[2], four[3]]
     assert len(ordered) == ATTEMPTS
+
+
+async def test_the_kernel_holds_little_for_who_takes_nothing(server: socket.socket) -> None:
+    connected, _ = await dial([LOOPBACK], server.getsockname()[1], timeout=30)
+    with connected, server.accept()[0]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connected.send(bytes(1 << 16))
+        unsent = struct.unpack("i", fcntl.ioctl(connected, _SIOCOUTQNSD, bytes(4)))[0]
+        assert unsent <= 2 * UNSENT
 
 
 async def test_the_first_that_answers_is_taken(server: socket.socket) -> None:
