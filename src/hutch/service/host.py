@@ -15,6 +15,7 @@ from hutch.engine.qemu import QemuEngine
 from hutch.guest.session import connect_guest
 from hutch.images.base import Images, Kernels
 from hutch.images.disk import base_disk
+from hutch.images.flight import together
 from hutch.images.kernel import KernelStore
 from hutch.images.store import ImageStore
 from hutch.models import timestamp
@@ -112,9 +113,10 @@ class HostService:
     async def __aenter__(self) -> Self:
         await self._parts.store.open()
         try:
-            await self.networks.open()
-            await self.snapshots.open()
-            await self.forks.open()
+            async with together() as group:
+                group.create_task(self.networks.open())
+                await self.snapshots.open()
+                await self.forks.open()
             await reconcile(self._parts, self._registry, self._lives)
             await self.networks.adopt()
             await self.checkpoints.open()

@@ -1,5 +1,6 @@
 """Networks over the lives of sandboxes: forks, snapshots, moments, claims, and other daemons."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -198,6 +199,26 @@ async def test_a_daemon_that_does_not_start_leaves_the_networks_of_sandboxes(
     assert not world.network.stopped
     assert world.network.opened == 0
     assert list(world.network.attached) == [info.id]
+
+
+async def test_the_network_is_opened_beside_the_snapshots(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, reached = world.service(), asyncio.Event()
+    snapshots_open, network_open = service.snapshots.open, world.network.open
+
+    async def open_snapshots() -> None:
+        reached.set()
+        await snapshots_open()
+
+    async def open_network() -> None:
+        await reached.wait()  # for ever, if the one were opened after the other
+        await network_open()
+
+    monkeypatch.setattr(service.snapshots, "open", open_snapshots)
+    monkeypatch.setattr(world.network, "open", open_network)
+    async with service:
+        assert world.network.opened == 1
 
 
 async def test_a_daemon_without_sandboxes_ends_the_network(world: World) -> None:
