@@ -17,7 +17,6 @@ class Limits:
     hello_time: float = 10.0  # for a ClientHello or the head of a request
     dial_time: float = 30.0  # for all addresses of a name
     half_closed_time: float = 900.0
-    farewell_time: float = 2.0  # for a guest to take the reason why
     rate_up: int = 0
     rate_down: int = 0
 

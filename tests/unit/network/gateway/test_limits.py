@@ -15,6 +15,7 @@ def test_what_is_not_said_is_as_ever() -> None:
     "values",
     [
         {"unknown": 1},
+        {"farewell_time": 2.0},
         {"connections": 0},
         {"connections": True},
         {"connections": "3"},
