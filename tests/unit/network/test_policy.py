@@ -347,9 +347,9 @@ def test_no_rule_for_an_address_of_the_host_opens_what_is_published() -> None:
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
             assert reason(at(kept, address, 8080, name)) == "not_allowed"
             assert at(kept, address, 8081, name).allowed
-    address = ip_address("203.0.113.9")
-    assert not kept.address(address, AddressKind.HOST, 8080).allowed
-    assert kept.address(address, AddressKind.PUBLIC, 8080).allowed
+    own = ip_address("203.0.113.9")
+    assert not kept.address(own, AddressKind.HOST, 8080).allowed
+    assert kept.address(own, AddressKind.PUBLIC, 8080).allowed
     assert kept.may_open_host()
     assert not rules(OPEN, "x.example 127.0.0.0/31 10.0.0.0/8", lan=True).may_open_host()
 
