@@ -30,6 +30,7 @@ from hutch.network.processes import (
     NETD_SOCKET,
     Companion,
     Launch,
+    recall,
 )
 from hutch.networking import (
     Connection,
@@ -39,7 +40,7 @@ from hutch.networking import (
     NetworkRecord,
 )
 from hutch.settings import Settings
-from hutch.tasks import in_thread, settle
+from hutch.tasks import Scope, in_thread, settle
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,12 @@ class Options:
 class _Attached:
     """A sandbox in our care, and its TAP. `number` is that of the last record about it.
 
+    `ifindex` is 0 until netd has told which one it is.
     Its attachment has the policy that is meant to be in force; `sure` tells that it is.
     """
 
     attachment: Attachment
-    interface: str
-    ifindex: int
+    ifindex: int = 0
     number: int = 0
     sure: bool = True
 
@@ -122,6 +123,8 @@ class HostNetwork:
         self._attached: dict[str, _Attached] = {}
         self._coming: set[str] = set()
         self._adopted = False
+        self._serving = asyncio.Lock()
+        self._scope = Scope("network")
         self._reserved: frozenset[int] | None = None
 
     @property
@@ -136,11 +139,18 @@ class HostNetwork:
             self._ability = missing
             return
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lived = self._left_behind()
         self._netd.open()
         self._gateway.open()
         try:
             await self._netd.channel()
         except HutchError as cause:
+            if cause.code != "network_missing" or lived:
+                # No reason to start sandboxes without what they ask for, and VMs of an earlier
+                # daemon may have their TAPs: netd is tried on, and until then attaching fails.
+                log.error("the networks of sandboxes are not there yet: %s", cause.message)
+                self._ability = Ability(taps=True)
+                return
             log.warning("sandboxes have no networks: %s", cause.message)
             self._ability = Ability(
                 taps=False, why=cause.message, hint=cause.hint or ability.hint()
@@ -150,6 +160,7 @@ class HostNetwork:
     async def close(self) -> None:
         """Let go of the two processes."""
         await self._decided.close()
+        await self._scope.close()
         await self._gateway.close()
         await self._netd.close()
         self._let_go()
@@ -157,6 +168,7 @@ class HostNetwork:
     async def stop(self) -> None:
         """End both processes."""
         await self._decided.close()
+        await self._scope.close()
         await self._gateway.end()
         await self._netd.end()
         self._let_go()
@@ -164,6 +176,11 @@ class HostNetwork:
         if not self._rootless:
             with contextlib.suppress(OSError):
                 namespace.unpin(self._directory / NAMESPACE)
+
+    def _left_behind(self) -> bool:
+        """Tell whether there may be TAPs of VMs that an earlier daemon has left."""
+        found = (recall(self._directory / name) for name in (NETD_ID, GATEWAY_ID))
+        return any(found) or namespace.pinned(self._directory / NAMESPACE)
 
     def _let_go(self) -> None:
         _close(self._namespaces)
@@ -202,33 +219,61 @@ class HostNetwork:
         return Launch(argv, stdin=json.dumps(told).encode())
 
     async def _met_netd(self, netd: Channel, answer: Values, fds: list[int]) -> None:
+        if (why := answer.get("why")) is not None:
+            _close(fds)
+            raise from_json(why)
         self._let_go()
         self._namespaces = fds
-        if (why := answer.get("why")) is not None:
-            raise from_json(why)
         self._ability = Ability(taps=True, held=bool(answer.get("held")))
         if self._adopted:
             await self._tidy(netd)
+        if not all(attached.sure for attached in self._attached.values()):
+            self._scope.start("serve", self._serve())  # once netd gives out their sockets
 
     async def _tidy(self, netd: Channel) -> None:
         """Remove TAPs that nobody wants, as one may have been given up while netd was away."""
         taps = await _taps(netd)
+        for sandbox_id, attached in list(self._attached.items()):
+            if sandbox_id not in taps:
+                log.error(
+                    "the network of %s is lost; it has none until it starts again", sandbox_id
+                )
+                if not attached.ifindex:
+                    del self._attached[sandbox_id]
+            elif not attached.ifindex:
+                attached.ifindex = taps[sandbox_id]
         for sandbox_id in taps.keys() - self._attached.keys() - self._coming:
             await netd.call("remove", {"sandbox_id": sandbox_id})
-        for sandbox_id in self._attached.keys() - taps.keys():
-            log.error("the network of %s is lost; it has none until it starts again", sandbox_id)
 
     async def _met_gateway(self, gateway: Channel, answer: Values, fds: list[int]) -> None:
         _close(fds)
         if self._reserved is not None:  # else what it knows of an earlier daemon is right
             await gateway.call("reserve", {"ports": sorted(self._reserved)})
-        there = await _known(gateway)
-        for sandbox_id, attached in list(self._attached.items()):
-            known = there.get(sandbox_id) == attached.ifindex
-            if sandbox_id in self._attached and not (known and attached.sure):
-                await self._put_in_order(gateway.call, attached, known=known)
+        await self._order(gateway)
         # There may be many, which nothing else is to wait for.
         await self._decided.met(gateway, int(answer["pid"]))
+
+    async def _serve(self) -> None:
+        """Have the gateway serve what is attached, once it is there."""
+        try:
+            async with self._serving:
+                await self._order(await self._gateway.channel())
+        except HutchError as cause:
+            log.error("the gateway does not serve all sandboxes yet: %s", cause.message)
+
+    async def _order(self, gateway: Channel) -> None:
+        """Have the gateway do as is meant for all sandboxes, and end those that are not ours."""
+        there = await _known(gateway)
+        for sandbox_id, attached in list(self._attached.items()):
+            # As long as netd has not told which TAP it is, the gateway is taken to know it.
+            known = sandbox_id in there and attached.ifindex in (0, there[sandbox_id])
+            if self._attached.get(sandbox_id) is not attached or (known and attached.sure):
+                continue
+            if known or attached.ifindex:
+                await self._put_in_order(gateway.call, attached, known=known)
+        for sandbox_id in there if self._adopted else ():
+            if sandbox_id not in self._attached and sandbox_id not in self._coming:
+                await gateway.call("detach", {"sandbox_id": sandbox_id})
 
     async def _put_in_order(self, call: Call, attached: _Attached, *, known: bool) -> None:
         """Have the gateway do as is meant for a sandbox; if it cannot, the sandbox is closed."""
@@ -280,9 +325,7 @@ class HostNetwork:
                 raise
             finally:
                 _close(fds[1:])
-            self._attached[sandbox_id] = _Attached(
-                attachment, str(values["interface"]), int(values["ifindex"])
-            )
+            self._attached[sandbox_id] = _Attached(attachment, int(values["ifindex"]))
             return fds[0]
         finally:
             self._coming.discard(sandbox_id)
@@ -292,27 +335,19 @@ class HostNetwork:
         await in_thread(os.close, fd)
 
     async def adopt(self, attachments: Sequence[Attachment]) -> None:
-        """Put those back in order whose VMs run on, and remove all others."""
+        """Put those back in order whose VMs run on, and remove all others.
+
+        What cannot be done yet is done once netd and the gateway are there.
+        """
         self._adopted = True
         if not self._ability.taps:
             return
-        taps = await _taps(await self._netd.channel())
-        there = await _known(await self._gateway.channel())
-        for attachment in attachments:
-            if (link := taps.get(attachment.sandbox_id)) is None:
-                log.error(
-                    "the network of %s is lost; it has none until it starts again",
-                    attachment.sandbox_id,
-                )
-                continue
-            attached = _Attached(attachment, *link, sure=False)
-            self._attached[attachment.sandbox_id] = attached
-            known = there.get(attachment.sandbox_id) == link[1]
-            await self._put_in_order(self._gateway.call, attached, known=known)
-        left = (taps.keys() | there.keys()) - self._attached.keys() - self._coming
-        async with asyncio.TaskGroup() as group:
-            for sandbox_id in left:
-                group.create_task(self._remove(sandbox_id))
+        self._attached |= {one.sandbox_id: _Attached(one, sure=False) for one in attachments}
+        try:
+            await self._tidy(await self._netd.channel())
+        except HutchError as cause:
+            log.error("sandboxes' networks are not in order yet: %s", cause.message)
+        await self._serve()
 
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Put another policy in force."""
@@ -410,9 +445,9 @@ async def _put(call: Call, attachment: Attachment, values: Values, fds: Sequence
         os.close(names)
 
 
-async def _taps(netd: Channel) -> dict[str, tuple[str, int]]:
+async def _taps(netd: Channel) -> dict[str, int]:
     values, _ = await netd.call("list")
-    return {tap["sandbox_id"]: (tap["interface"], tap["ifindex"]) for tap in values["taps"]}
+    return {tap["sandbox_id"]: int(tap["ifindex"]) for tap in values["taps"]}
 
 
 async def _known(gateway: Channel) -> dict[str, int]:

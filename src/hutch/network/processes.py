@@ -44,6 +44,9 @@ LOG_INTERVAL: Final = 60.0
 FILE_LIMIT: Final = 256 << 20
 _PAUSES: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 """Seconds before each new start, if those before failed."""
+PATIENCE: Final = 4
+"""Failed starts in a row until those who wait are told: one may fail when the host is short of
+something for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,11 @@ class Companion:
         self._scope = Scope(name)
         self.starts = 0
 
+    @property
+    def up(self) -> bool:
+        """Tell whether there is a channel to it now."""
+        return self._channel is not None and self._channel.open
+
     def open(self) -> None:
         """Begin to find or start it, and to watch it."""
         self._scope.start("watch", self._watch())
@@ -155,7 +163,11 @@ class Companion:
         self._identity.unlink(missing_ok=True)
 
     async def channel(self) -> Channel:
-        """Return a channel to it, once it is up. Raises network_failed, or what `met` raised."""
+        """Return a channel to it, once it is up.
+
+        Raises network_failed, or what `met` raised: after PATIENCE failures, or the first one that
+        says network_missing, which will not pass.
+        """
         try:
             async with asyncio.timeout(UP_TIME):
                 while self._channel is None or not self._channel.open:
@@ -200,7 +212,9 @@ class Companion:
             except (HutchError, OSError) as cause:
                 failures += 1
                 log.error("%s: %s", self.name, cause)
-                self._tell(cause if isinstance(cause, HutchError) else self._lost(cause))
+                failure = cause if isinstance(cause, HutchError) else self._lost(cause)
+                if failures >= PATIENCE or failure.code == "network_missing":
+                    self._tell(failure)
                 continue
             failures = 0
             self._failure = None

@@ -378,7 +378,7 @@ class Told:
         network._gateway.call = self.call  # type: ignore[method-assign]
         network._netd.call = self.sockets  # type: ignore[assignment, method-assign]
         attachment = Attachment("sb", "sb", directory / "names", OPEN)
-        network._attached["sb"] = _Attached(attachment, "ht1", 5)
+        network._attached["sb"] = _Attached(attachment, 5)
 
     async def call(
         self, method: str, values: Values | None = None, fds: Sequence[int] = ()
