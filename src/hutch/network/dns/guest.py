@@ -77,8 +77,11 @@ class Policy(Protocol):
     def lookup(self, name: str) -> Decision:
         """Judge a name, before anything is asked about it."""
 
-    def permitted(self, name: str, addresses: Sequence[Address]) -> Decision:
-        """Judge what a name resolves to: allowed if one address is, on any port."""
+    def permitted(self, name: str | None, addresses: Sequence[Address]) -> Decision:
+        """Judge what a name resolves to: allowed if one address is, on any port.
+
+        None: raw addresses.
+        """
 
 
 class Recorder(Protocol):
@@ -304,9 +307,14 @@ class GuestResolver:
         return self._passed(said, kind) if decision.allowed else _NO_SUCH_NAME
 
     def _may_reverse(self, name: str, address: Address) -> Decision:
-        """Judge the name of an address: what may not be connected to has none."""
+        """Judge the name of an address: what may not be connected to has none.
+
+        No rule allows such a name itself: where the mode denies names, rules of addresses count.
+        """
         decision = self._policy.lookup(name)
-        return self._policy.permitted(name, [address]) if decision.allowed else decision
+        if decision.allowed or decision.reason is Reason.NOT_ALLOWED:
+            return self._policy.permitted(None, [address])
+        return decision
 
     async def _named(self, name: str, kind: int) -> _Reply:
         """Answer for any other name: it exists if it does so outside, and has an address that the

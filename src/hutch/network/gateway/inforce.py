@@ -71,15 +71,18 @@ class InForce:
             log.exception("a look-up cannot be judged")
             return NOT_JUDGED
 
-    def permitted(self, name: str, addresses: Sequence[Address]) -> Decision:
-        """Judge what a name resolves to: allowed if one address is, on any port."""
+    def permitted(self, name: str | None, addresses: Sequence[Address]) -> Decision:
+        """Judge what a name resolves to: allowed if one address is, on any port.
+
+        None: raw addresses.
+        """
         if self.rules is None:
             return NO_POLICY
         denied = NOT_JUDGED
         try:
             for address in addresses:
                 kind = self.kind(address)
-                for port in self.rules.ports(name, address):
+                for port in self.rules.ports(name or address.reverse_pointer, address):
                     decision = self.rules.address(address, kind, port, name)
                     if decision.allowed:
                         return decision

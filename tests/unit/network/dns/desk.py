@@ -63,7 +63,7 @@ class Rules:
             return Decision(True, Reason.ALLOWED, self.wide)
         return Decision(True, Reason.ALLOWED)
 
-    def permitted(self, name: str, addresses: Sequence[Address]) -> Decision:
+    def permitted(self, name: str | None, addresses: Sequence[Address]) -> Decision:
         if all(str(address).startswith("10.") for address in addresses):
             return Decision(False, Reason.ADDRESS_LAN, text="on the LAN")
         return Decision(True, Reason.ALLOWED)

@@ -183,6 +183,17 @@ async def test_addresses_have_names(desk: Desk) -> None:
     assert desk.server.names()[-1][0].endswith("ip6.arpa")
 
 
+async def test_addresses_have_names_where_only_addresses_are_allowed(desk: Desk) -> None:
+    name, inside = "1.2.0.192.in-addr.arpa", "1.0.0.10.in-addr.arpa"
+    desk.rules.unnamed |= {name, inside}
+    (answer,) = (await desk.ask(name, Type.PTR)).answers
+    assert answer.data == ("web.test",)
+    assert is_absent(await desk.ask(inside, Type.PTR))
+    desk.rules.denied.add(name)
+    assert is_absent(await desk.ask(name, Type.PTR))
+    assert desk.server.names() == [(name, Type.PTR)]
+
+
 async def test_any_is_answered_with_little(desk: Desk) -> None:
     (answer,) = (await desk.ask("web.test", Type.ANY)).answers
     assert (answer.type, answer.data) == (Type.HINFO, (b"RFC8482", b""))

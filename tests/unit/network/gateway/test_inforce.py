@@ -95,6 +95,17 @@ async def test_only_ports_of_rules_for_it_are_tried(
     assert not in_force.permitted("no name", [OUTSIDE]).allowed
 
 
+async def test_raw_addresses_need_a_rule_of_addresses(in_force: InForce, table: NameTable) -> None:
+    allow = ["a.example", "*.arpa", "10.1.2.0/24:22"]
+    put(in_force, table, NetworkPolicy(mode=NetworkMode.DENY, allow=allow))
+    assert in_force.permitted(None, [LAN]).allowed
+    assert not in_force.permitted(None, [OUTSIDE]).allowed
+    assert not in_force.permitted(None, [ip_address("10.1.3.1")]).allowed
+    put(in_force, table, NetworkPolicy())
+    assert in_force.permitted(None, [OUTSIDE]).allowed
+    assert in_force.permitted(None, [LAN]).reason is Reason.ADDRESS_LAN
+
+
 async def test_the_host_is_open_by_its_own_list(in_force: InForce, table: NameTable) -> None:
     put(in_force, table, NetworkPolicy())
     assert not in_force.opens_host()
