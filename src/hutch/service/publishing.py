@@ -292,11 +292,9 @@ class Publishing:
                 self._emit("sandbox.published", entry, ports=[show_port(new)])
 
     async def _record(self, entry: Entry, ports: Sequence[PublishedPort]) -> None:
-        changed = list(ports)
-        await self._parts.store.amend(entry.info.id, ports=changed)
+        await self._parts.store.amend(entry.info.id, ports=list(ports))
         # Not the row that the store returns: of its state the memory may know better.
-        info = dataclasses.replace(entry.info, ports=changed)
-        entry.row = dataclasses.replace(entry.row, info=info)
+        entry.have_ports(ports)
 
     def _emit(self, kind: str, entry: Entry, **fields: object) -> None:
         self._parts.events.emit(kind, entry.info.id, entry.info.name, **fields)

@@ -10,11 +10,11 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Any, Final
 
 from hutch.errors import HutchError, error
 from hutch.models import SandboxInfo, SandboxState
-from hutch.networking import NetworkPolicy
+from hutch.networking import NetworkPolicy, PublishedPort
 from hutch.service.capacity import Holding
 from hutch.service.lifecycle import wrong_state
 from hutch.service.names import ID_PREFIX, friendly_name
@@ -54,7 +54,7 @@ class Entry:
         """Held by whoever changes its network policy, which may be done at any time."""
         self.untold = False
         """Whether its guest may not know yet whether it has a network: see telling.py."""
-        self._policy: NetworkPolicy | None = None
+        self._latest: dict[str, Any] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -64,15 +64,21 @@ class Entry:
 
     @row.setter
     def row(self, row: SandboxRow) -> None:
-        if self._policy is not None and row.info.network != self._policy:
-            # It was read before the policy was changed, and is told of only now.
-            row = dataclasses.replace(row, info=dataclasses.replace(row.info, network=self._policy))
+        # It may have been read before these were changed, and be told of only now.
+        newer = {key: it for key, it in self._latest.items() if it != getattr(row.info, key)}
+        if newer:
+            row = dataclasses.replace(row, info=dataclasses.replace(row.info, **newer))
         self._row = row
         self.notify()
 
     def have_policy(self, policy: NetworkPolicy) -> None:
         """Take note of a policy that is on record from now on."""
-        self._policy = policy
+        self._latest["network"] = policy
+        self.row = self._row
+
+    def have_ports(self, ports: Sequence[PublishedPort]) -> None:
+        """Take note of published ports that are on record from now on."""
+        self._latest["ports"] = list(ports)
         self.row = self._row
 
     @property

@@ -8,6 +8,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.models import SandboxSpec, SandboxState
+from hutch.networking import NetworkMode, NetworkPolicy, PublishedPort
 from hutch.service.registry import REMEMBERED, Entry, Registry
 from hutch.state.base import SandboxRow
 from tests.unit.service.world import expect
@@ -86,6 +87,22 @@ def test_names_are_reserved(registry: Registry) -> None:
         assert caught.value.code == "name_taken"
     with registry.reserve("new"), registry.reserve(None) as friendly:
         assert friendly != "new"
+
+
+def test_a_row_that_was_read_earlier_undoes_no_change_of_its_policy_or_ports() -> None:
+    entry = Entry(row("sb_1", "one"))
+    before = entry.row
+    policy, ports = NetworkPolicy(NetworkMode.DENY), [PublishedPort(80, 8080)]
+    entry.have_policy(policy)
+    entry.have_ports(ports)
+    assert (entry.info.network, entry.info.ports) == (policy, ports)
+    stopping = dataclasses.replace(before.info, state=SandboxState.STOPPING)
+    entry.row = dataclasses.replace(before, info=stopping)
+    assert entry.info.state is SandboxState.STOPPING
+    assert (entry.info.network, entry.info.ports) == (policy, ports)
+    entry.have_ports([])
+    entry.row = dataclasses.replace(before, info=stopping)
+    assert entry.info.ports == []
 
 
 async def test_waiting_for_rest() -> None:
