@@ -34,8 +34,10 @@ GATEWAY_SOCKET, GATEWAY_ID = "gateway.sock", "gateway.id"
 
 HELLO_TIME: Final = 20.0
 """Seconds in which a process answers at first: it may have to load its modules from a slow disk."""
-FOUND_TIME: Final = 10.0
-"""Seconds in which one that runs already answers; then it is ended, and replaced."""
+FOUND_TIME: Final = 3.0
+"""Seconds in which one that runs already answers; then it is killed, and replaced."""
+SLOW_TIME: Final = 5.0
+"""Seconds after which one that does not answer a call is asked whether it answers at all."""
 UP_TIME: Final = 30.0
 """Seconds that a caller waits for a process that is being started."""
 END_TIME: Final = 5.0
@@ -183,15 +185,30 @@ class Companion:
     ) -> tuple[Values, list[int]]:
         """Have it do something that may be done twice: if it dies meanwhile, its successor does it.
 
-        Raises network_failed, and what its handler or `met` raised.
+        So it is with one that hangs. Raises network_failed, and what its handler or `met` raised.
         """
         near = await self.channel()
+        loop = asyncio.get_running_loop()
+        doubt = loop.call_later(SLOW_TIME, lambda: self._scope.start("doubt", self._doubt(near)))
         try:
             return await near.call(method, values, fds)
         except HutchError:
             if near.open:
                 raise
+        finally:
+            doubt.cancel()
         return await (await self.channel()).call(method, values, fds)
+
+    async def _doubt(self, near: Channel) -> None:
+        """End the channel to one that hangs; that replaces it."""
+        try:
+            _, fds = await near.call("hello", timeout=FOUND_TIME)
+        except HutchError as cause:
+            log.error("%s: %s", self.name, cause.message)
+            await near.close()
+        else:
+            for fd in fds:
+                os.close(fd)
 
     async def _news(self) -> None:
         async with Scope(self.name) as scope:
@@ -267,6 +284,9 @@ class Companion:
                     found.kill(signal.SIGTERM)
             except HutchError as cause:
                 log.error("%s: %s", self.name, cause.message)
+                # One that still listens will not end by itself.
+                if near.open and (found := recall(self._identity)) is not None:
+                    found.kill()
             except asyncio.CancelledError:
                 await near.close()
                 raise

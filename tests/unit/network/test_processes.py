@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import hutch
 from hutch.errors import HutchError, error
 from hutch.network import processes
-from hutch.network.channel import Channel, Values
+from hutch.network.channel import Channel, Reply, Values
 from hutch.network.processes import Companion, Launch, dismiss, recall, remember
 from hutch.process import ProcessId
 from tests.unit.descriptors import descriptors
@@ -124,6 +125,48 @@ async def test_one_that_does_not_answer_is_killed_and_replaced(
     values, _ = await (await second.channel()).call("hello")
     assert values["pid"] != identity.pid
     assert not identity.alive()
+
+
+async def test_one_that_hangs_while_it_is_asked_is_replaced_and_its_successor_asked(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    companion = home.companion()
+    companion.open()
+    near = await companion.channel()
+    identity = home.identity()
+    assert identity is not None
+    identity.kill(signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "SLOW_TIME", 0.0)
+        patched.setattr(processes, "FOUND_TIME", 0.2)
+        values, _ = await companion.call("hello")
+    assert values["pid"] != identity.pid
+    assert not near.open
+    assert not identity.alive()
+
+
+async def test_one_that_is_slow_but_answers_otherwise_goes_on(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SLOW_TIME", 0.0)
+    answered = asyncio.Event()
+
+    async def hello(values: Values, fds: list[int]) -> Reply:
+        answered.set()
+        return Reply()
+
+    async def slow(values: Values, fds: list[int]) -> Reply:
+        await answered.wait()
+        return Reply({"done": True})
+
+    one, other = socket.socketpair()
+    near, far = Channel(one), Channel(other, {"hello": hello, "slow": slow})
+    companion = home.companion()
+    companion._channel = near
+    values, _ = await companion.call("slow")
+    assert values == {"done": True}
+    assert near.open
+    await far.close()
 
 
 async def _up(companion: Companion) -> Channel:
