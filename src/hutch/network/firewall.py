@@ -71,18 +71,25 @@ table ip6 hutch {
 """
 """For kernels that have IPv6; its sysctl turns it off, too."""
 
+_PER_TAP: Final = "type iface_index; size 65535; flags dynamic, timeout; timeout 1m;"
+
 RULES_FRAMES: Final = f"""
 table netdev hutch {{
-    set refused {{
-        type iface_index
-        size 65535
-        flags dynamic, timeout
-        timeout 1m
-    }}
+    set begun {{ {_PER_TAP} }}
+    set asked {{ {_PER_TAP} }}
+    set timed {{ {_PER_TAP} }}
+    set refused {{ {_PER_TAP} }}
     chain frames {{
         ether saddr != {GUEST_MAC} drop
         meta protocol arp accept
         meta protocol != ip drop
+        # More than any program wants: what a TAP may cost all others before anybody judges it.
+        ip protocol tcp tcp flags & (syn | ack) == syn \
+            update @begun {{ iif limit rate over 1000/second burst 2000 packets }} drop
+        ip protocol udp udp dport 53 \
+            update @asked {{ iif limit rate over 1000/second burst 2000 packets }} drop
+        ip protocol udp udp dport 123 \
+            update @timed {{ iif limit rate over 20/second burst 20 packets }} drop
         ip protocol udp udp dport != {{ 53, 123 }} goto unserved
         accept
     }}

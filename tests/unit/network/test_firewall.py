@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 
 from hutch import process
 from hutch.errors import HutchError
-from hutch.network import firewall
+from hutch.network import firewall, tap
+from hutch.network.firewall import RULES_FRAMES
+from hutch.network.nfnetlink import FrameFilter
+from hutch.network.rtnetlink import Netlink
 from hutch.network.tap import PORT
 from tests.unit.network.guest_frames import (
     ACK,
@@ -211,6 +215,50 @@ def test_refusals_are_limited(pair: tuple[Place, Place]) -> None:
     # A slow host may let some more through in the time that 400 take, never nearly all.
     assert 1 <= len(pair[0].guest.waiting()) < 300
     assert pair[0].untouched()
+
+
+def test_what_is_begun_and_asked_is_limited_for_each_tap() -> None:
+    """With so slow a rate that only the bursts get through, however slow the host is."""
+    rules, limited = re.subn(r"over \d+/second burst \d+", "over 1/hour burst 5", RULES_FRAMES)
+    assert limited == 4
+    counted = ("tcp flags & (syn | ack) == syn", "tcp flags ack", "udp dport 53", "udp dport 123")
+    chain = "".join(f"{what} counter drop\n" for what in counted)
+    seen = (
+        f"table ip seen {{ chain c {{ type filter hook prerouting priority -500;\n{chain} }}\n}}\n"
+    )
+    frames = [
+        ethernet(ipv4(tcp(OUTSIDE, 22, SYN), 6, OUTSIDE)),
+        ethernet(ipv4(tcp(OUTSIDE, 22, ACK), 6, OUTSIDE)),
+        ethernet(ipv4(udp(b"x", OUTSIDE, 53), 17, OUTSIDE)),
+        ethernet(ipv4(udp(b"x", OUTSIDE, 123), 17, OUTSIDE)),
+    ]
+
+    def passed() -> list[int]:
+        shown = subprocess.run(
+            ["nft", "list", "table", "ip", "seen"], check=True, capture_output=True, text=True
+        )
+        return [int(count) for count in re.findall(r"counter packets (\d+)", shown.stdout)]
+
+    def run() -> None:
+        subprocess.run(["nft", "-f", "-"], check=True, input=rules + seen, text=True)
+        with Netlink() as netlink:
+            filters = FrameFilter()
+            guests = []
+            for name in ("ht0", "ht1"):
+                guests.append(Guest(tap.open_tap(name, "sb", netlink)[0]))
+                filters.add(name)
+            for frame in frames:
+                for _ in range(12):
+                    guests[0].send(frame)
+            assert passed() == [5, 12, 5, 5]
+            for frame in frames:
+                guests[1].send(frame)
+            assert passed() == [6, 13, 6, 6]
+            for guest in guests:
+                guest.close()
+            filters.close()
+
+    in_namespace(run)
 
 
 def test_a_reset_goes_to_none_but_who_caused_it(pair: tuple[Place, Place]) -> None:
