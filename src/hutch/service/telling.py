@@ -17,7 +17,7 @@ from hutch.tasks import Scope
 
 log = logging.getLogger(__name__)
 
-WAIT_TIME: Final = 2.0
+WAIT_TIME: Final = 10.0
 """How long whoever changes a policy waits for the guest to take note of it."""
 
 
