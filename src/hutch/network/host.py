@@ -108,6 +108,7 @@ class HostNetwork:
             logs / "netd.log",
             launch=self._launch_netd,
             met=self._met_netd,
+            heir=self._inherit,
         )
         self._gateway = Companion(
             "the gateway",
@@ -181,6 +182,14 @@ class HostNetwork:
         """Tell whether there may be TAPs of VMs that an earlier daemon has left."""
         found = (recall(self._directory / name) for name in (NETD_ID, GATEWAY_ID))
         return any(found) or namespace.pinned(self._directory / NAMESPACE)
+
+    def _inherit(self, fds: list[int]) -> None:
+        """Keep the namespaces of a netd that is replaced, if nothing else does."""
+        if fds and not namespace.pinned(self._directory / NAMESPACE):
+            self._let_go()
+            self._namespaces = fds
+        else:
+            _close(fds)
 
     def _let_go(self) -> None:
         _close(self._namespaces)

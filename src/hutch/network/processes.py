@@ -96,13 +96,19 @@ def dismiss(socket: Path, identity: Path) -> None:
         found.kill(signal.SIGTERM)
 
 
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Companion:
     """One such process, seen from the daemon.
 
     `launch` returns what to start, given the descriptor of its listening socket; it may raise
     HutchError. `met` is awaited with each new channel, and what the process answered to `hello`
     (the descriptors are its to close), before anybody else gets the channel; what it raises ends
-    the channel.
+    the channel. `heir` takes the descriptors of one that is replaced for its version, to close
+    them.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Companion:
         *,
         launch: Callable[[int], Launch],
         met: Met,
+        heir: Callable[[list[int]], None] = _close,
         handlers: Mapping[str, Handler] | None = None,
     ) -> None:
         self.name = name
@@ -122,6 +129,7 @@ class Companion:
         self._log_file = log_file
         self._launch = launch
         self._met = met
+        self._heir = heir
         self._handlers = handlers
         self._channel: Channel | None = None
         self._up = asyncio.Event()
@@ -207,8 +215,7 @@ class Companion:
             log.error("%s: %s", self.name, cause.message)
             await near.close()
         else:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
 
     async def _news(self) -> None:
         async with Scope(self.name) as scope:
@@ -276,8 +283,7 @@ class Companion:
                 answer, fds = await near.call("hello", timeout=FOUND_TIME)
                 if answer.get("version") == hutch.__version__:
                     return near, answer, fds
-                for fd in fds:
-                    os.close(fd)
+                self._heir(fds)
                 log.info("%s is of version %s, and is replaced", self.name, answer.get("version"))
                 # Not told to end, which would be for good: what it keeps is its successor's.
                 if (found := recall(self._identity)) is not None:
@@ -317,8 +323,7 @@ class Companion:
             try:
                 self._child = self._spawned(launch, listener.fileno())
             finally:
-                for fd in launch.fds:
-                    os.close(fd)
+                _close(launch.fds)
         finally:
             listener.close()
         self.starts += 1

@@ -280,10 +280,13 @@ async def test_a_lost_namespace_is_told_and_new_sandboxes_have_another(
 
 
 @needs_taps
+@pytest.mark.parametrize("pinned", [True, False])
 async def test_a_daemon_of_another_version_replaces_both_and_keeps_the_taps(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
     first = await host.daemon()
+    if not pinned:  # as in many a container, or without root
+        namespace.unpin(host.directory / "run/network/ns")
     guest = await host.attach(first, "sb_one")
     processes = host.netd(), host.gateway()
     await first.close()
