@@ -356,7 +356,10 @@ class HostNetwork:
             await self._tidy(await self._netd.channel())
         except HutchError as cause:
             log.error("sandboxes' networks are not in order yet: %s", cause.message)
-        await self._serve()
+        if self._attached or self._gateway.up:
+            await self._serve()
+        else:  # nobody waits for it
+            self._scope.start("serve", self._serve())
 
     async def update(self, sandbox_id: str, policy: NetworkPolicy | None) -> int:
         """Put another policy in force."""

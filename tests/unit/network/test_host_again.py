@@ -121,3 +121,19 @@ async def test_a_netd_that_can_do_nothing_any_more_ends_no_network_of_those_that
     await second.adopt([host.attachment("sb_one")])
     assert host.gateway() == gateway
     assert answer(guest) == b"sb_one 93.184.215.14:22\n"
+
+
+@needs_taps
+async def test_nobody_waits_for_a_gateway_that_nobody_needs_yet(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "UP_TIME", 3600.0)
+    network = successor(host)
+    go_on = fail(network._gateway, 0)
+    async with asyncio.timeout(60):
+        await network.open()
+        await network.adopt([])
+    assert not network._gateway.up
+    go_on.set()
+    guest = await host.attach(network, "sb_one")
+    assert answer(guest) == b"sb_one 93.184.215.14:22\n"
