@@ -8,6 +8,7 @@ that comes of it also serves the raw round trip and the raw channel.
 import array
 import asyncio
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -34,9 +35,12 @@ from hutch.engine.qcow2 import create_overlay
 from hutch.images import disk
 from hutch.images.base import Image, Kernel
 from hutch.models import SandboxInfo
+from hutch.network import ability
+from hutch.network.tap import DEVICE, make
 from hutch.service.parts import TEMPLATE_DISK
 from hutch.settings import Settings
 from tests.bench.agent import AgentClient
+from tests.harness.namespaces import Namespace
 
 ROOT, DISK = "hutch-root", "hutch-disk"
 _BOOT_LIMIT = 90.0
@@ -91,8 +95,8 @@ class BareMachine:
 @contextmanager
 def boot(recipe: Recipe) -> Iterator[BareMachine]:
     """Boot by hand, for the length of the block. Disk and directory are made before the clock."""
-    with _scratch() as directory:
-        spec = machine_spec(recipe, directory)
+    with _scratch() as directory, _card() as tap:
+        spec = dataclasses.replace(machine_spec(recipe, directory), tap=tap)
         create_overlay(spec.drives[1].path, recipe.like.disk, _backing(spec))
         with _start(recipe, spec) as machine:
             yield machine
@@ -124,11 +128,11 @@ def template(directory: Path, like: SandboxInfo) -> Iterator[Template]:
 @contextmanager
 def clone(recipe: Recipe, template: Template) -> Iterator[BareMachine]:
     """Start a clone by hand, for the length of the block. Its disk is made before the clock."""
-    with _scratch() as directory:
+    with _scratch() as directory, _card() as tap:
         spec = machine_spec(recipe, directory)
         root, disk = spec.drives
         disk = dataclasses.replace(disk, layers=[template.disk])
-        spec = dataclasses.replace(spec, drives=[root, disk])
+        spec = dataclasses.replace(spec, drives=[root, disk], tap=tap)
         create_overlay(disk.path, recipe.like.disk, template.disk, "qcow2")
         with _start(recipe, spec, template) as machine:
             yield machine
@@ -141,6 +145,21 @@ def _scratch() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory)
+
+
+@contextmanager
+def _card() -> Iterator[int | None]:
+    """Make a TAP that leads nowhere, before the clock; None where the daemon has none either."""
+    if ability.lacking(DEVICE) is not None or os.geteuid() != 0:
+        yield None
+        return
+    with Namespace() as nowhere:
+        tap = nowhere.call(functools.partial(make, "ht0"))
+        try:
+            nowhere.run("ip", "link", "set", "ht0", "up")
+            yield tap
+        finally:
+            os.close(tap)
 
 
 @contextmanager
