@@ -99,7 +99,7 @@ class Gateway:
         self.told: list[Values] = []
 
     def handlers(self, channel: Channel) -> Mapping[str, Handler]:
-        methods = ("hello", "attach", "update", "detach", "list", "info", "connections", "records")
+        methods = ("hello", "attach", "update", "detach", "list", "info", "connections")
         own = ("reserve", "end", "tell")
         return {name: getattr(self, f"on_{name}") for name in (*methods, *own)} | {
             "records": self._records_of(channel)
@@ -115,9 +115,6 @@ class Gateway:
             return Reply({"records": found, "next": since + len(found), "more": more})
 
         return records
-
-    async def on_records(self, values: Values, fds: list[int]) -> Reply:
-        raise NotImplementedError
 
     async def on_reserve(self, values: Values, fds: list[int]) -> Reply:
         return Reply()

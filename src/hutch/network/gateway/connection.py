@@ -7,11 +7,11 @@ sockets and does nothing by itself.
 import asyncio
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Final
 
+from hutch.models import timestamp
 from hutch.network import names
 from hutch.network.addresses import Address, AddressKind
 from hutch.network.carry import Carry
@@ -65,7 +65,7 @@ class Connection:
         self.place = place
         self.name = name
         self.phase = Phase.RESOLVING
-        self.opened = datetime.now(UTC)
+        self.opened = timestamp()
         self.generation = 0
         self.candidates: tuple[tuple[Address, AddressKind], ...] = ()
         """Addresses that are being tried, then the one that it is connected to."""
@@ -181,7 +181,7 @@ class Connection:
             name=self.label,
             address=self.told_address or str(self.address),
             port=self.port,
-            opened_at=self.opened.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            opened_at=self.opened,
             sent=self.sent,
             received=self.received,
             rule=self.rule,

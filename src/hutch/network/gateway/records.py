@@ -8,10 +8,10 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Final
 
+from hutch.models import timestamp
 from hutch.networking import Decision, NetworkLayer, NetworkRecord, Reason
 
 KEPT: Final = 1024
@@ -99,7 +99,7 @@ class Records:
         self.number += 1
         record = NetworkRecord(
             number=self.number,
-            at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            at=timestamp(),
             sandbox_id=self._sandbox_id,
             layer=layer,
             allowed=decision.allowed,
